@@ -1,0 +1,34 @@
+"""steprule: write an optimizer's step rule once; run it everywhere with the same numbers."""
+
+from steprule.catalogue import Description as Description
+from steprule.catalogue import catalogue as catalogue
+from steprule.catalogue import describe as describe
+from steprule.declare import Elementwise as Elementwise
+from steprule.declare import decay as decay
+from steprule.declare import hyper as hyper
+from steprule.declare import scalar_slot as scalar_slot
+from steprule.declare import slot as slot
+from steprule.elementwise.adabelief import AdaBelief as AdaBelief
+from steprule.elementwise.adadelta import Adadelta as Adadelta
+from steprule.elementwise.adagrad import Adagrad as Adagrad
+from steprule.elementwise.adam import Adam as Adam
+from steprule.elementwise.adam import AMSGrad as AMSGrad
+from steprule.elementwise.adamax import Adamax as Adamax
+from steprule.elementwise.adamw import AdamW as AdamW
+from steprule.elementwise.asgd import ASGD as ASGD
+from steprule.elementwise.lion import Lion as Lion
+from steprule.elementwise.nadam import NAdam as NAdam
+from steprule.elementwise.radam import RAdam as RAdam
+from steprule.elementwise.rmsprop import RMSprop as RMSprop
+from steprule.elementwise.rprop import Rprop as Rprop
+from steprule.elementwise.sgd import SGD as SGD
+from steprule.elementwise.sophia import Sophia as Sophia
+from steprule.elementwise.sparse_adam import SparseAdam as SparseAdam
+from steprule.engine.optimizer import explain as explain
+from steprule.matrix.adafactor import Adafactor as Adafactor
+from steprule.matrix.muon import Muon as Muon
+from steprule.modifiers.decay import absolute as _absolute  # noqa: F401  registers the modes
+from steprule.template import GenericAdaptiveOptimizer as GenericAdaptiveOptimizer
+from steprule.template import WeightDecay as WeightDecay
+
+__version__ = "0.1.0"

@@ -1,0 +1,92 @@
+"""Every rule by name, and what each one says about itself."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+import steprule
+from steprule.engine.fields import Field
+from steprule.engine.optimizer import CheckedOptimizer
+
+
+@dataclass(frozen=True)
+class HyperParameter:
+    """One hyper-parameter, in words."""
+
+    name: str
+    type: str
+    default: Any
+    allowed: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a rule's own declarations and docstring say."""
+
+    name: str
+    summary: str
+    when: str
+    formula: str
+    state: str
+    source: str
+    hyperparameters: tuple[HyperParameter, ...]
+    slots: tuple[str, ...]
+    numbers_per_parameter: float
+
+
+def catalogue() -> dict[str, type[CheckedOptimizer]]:
+    """All rules by class name, in alphabetical order.
+
+    >>> sorted(catalogue())[:3]
+    ['ASGD', 'AdaBelief', 'Adadelta']
+    """
+    bases = ("Elementwise", "Matrix", "GenericAdaptiveOptimizer")
+    found = {
+        name: cast(type[CheckedOptimizer], value)
+        for name, value in vars(steprule).items()
+        if inspect.isclass(value) and issubclass(value, CheckedOptimizer) and name not in bases
+    }
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def describe(rule: type[CheckedOptimizer]) -> Description:
+    """What a rule is: its formula, hyper-parameters with ranges, state and source.
+
+    >>> describe(steprule.Adamax).slots
+    ('exp_avg', 'exp_inf')
+    """
+    text = inspect.cleandoc(rule.__doc__ or "")
+    summary, _, rest = text.partition("\n\n")
+    own = [slot for slot in rule.slots.values() if slot.when is None]
+    whole = [slot for slot in own if not slot.per_tensor and slot.shape is None]
+    return Description(
+        name=rule.__name__,
+        summary=" ".join(summary.split()),
+        when=_part(rest, "When"),
+        formula=_formula(rest),
+        state=_part(rest, "State"),
+        source=_part(rest, "Source"),
+        hyperparameters=tuple(_hyperparameter(field) for field in rule.fields.values()),
+        slots=tuple(slot.key for slot in rule.slots.values()),
+        numbers_per_parameter=float(len(whole)),
+    )
+
+
+def _hyperparameter(field: Field) -> HyperParameter:
+    return HyperParameter(field.name, field.type, field.default, field.allowed, field.meaning)
+
+
+def _part(text: str, head: str) -> str:
+    """The paragraph part that starts with `head:`, on one line."""
+    found = re.search(rf"^{head}: (.*?)(?=\n\n|\n[A-Z][a-z]+: |\Z)", text, re.DOTALL | re.MULTILINE)
+    return " ".join(found.group(1).split()) if found else ""
+
+
+def _formula(text: str) -> str:
+    """The first block that is indented by four."""
+    found = re.search(r"(?:^    .*\n?)+", text, re.MULTILINE)
+    return inspect.cleandoc(found.group(0)) if found else ""

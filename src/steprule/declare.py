@@ -1,0 +1,259 @@
+"""How a step rule is stated: hyper-parameters with a range, slots with a checkpoint key, and `update`.
+
+    class Lion(Elementwise):
+        lr: float = hyper(1e-4, at_least=0)
+        betas: tuple[float, float] = hyper((0.9, 0.99), at_least=0, below=1)
+        m = slot("exp_avg")
+
+        @staticmethod
+        def update(h, p, g, s, t):
+            beta1, beta2 = h.betas
+            change = -h.lr * sign(ema(s.m, g, beta1))
+            s.m = ema(s.m, g, beta2)
+            return change
+
+`update` is read as the paper writes it: `h` hyper-parameters, `p` parameter, `g` gradient, `s` slots, `t` the
+step count 1, 2, 3, …; one number each. It returns the change to add to the parameter (several, in a tuple,
+are added in order), or `becomes(new_value)`. The gradient and the parameter are never written to.
+
+A boolean hyper-parameter is decided when the program is built, so `if h.nesterov:` is fine. An `if` on
+anything else is an error: use `where(condition, a, b)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any, ClassVar, cast, dataclass_transform
+
+from steprule import errors
+from steprule.engine.compose import decay as decay_mode
+from steprule.engine.fields import Field, Shape, Slot
+from steprule.engine.optimizer import WeightDecay
+from steprule.engine.rule import FLAGS, RuleOptimizer, run_on_slots
+from steprule.words import Number
+
+__all__ = [
+    "Elementwise",
+    "Field",
+    "Matrix",
+    "Slot",
+    "WeightDecay",
+    "decay",
+    "decay_mode",
+    "errors",
+    "hyper",
+    "run_on_slots",
+    "scalar_slot",
+    "slot",
+]
+
+
+def hyper(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+    switch: bool = False,
+    kw_only: bool = False,
+    meaning: str = "",
+) -> Any:
+    """A hyper-parameter of a rule.
+
+    default: the value, whose kind (number, whole number, boolean, tuple) every value must have.
+    at_least, above, at_most, below: the range, checked in the constructor, in groups and on load.
+    choices: the allowed values, for a string. switch: zero means absent, so `if h.name:` may be asked.
+    kw_only: not accepted by position. meaning: half a sentence for `steprule show`.
+    """
+    return Field(
+        default,
+        at_least=at_least,
+        above=above,
+        at_most=at_most,
+        below=below,
+        choices=choices,
+        switch=switch,
+        positional=not kw_only,
+        meaning=meaning,
+    )
+
+
+def decay(default: float = 0.0, *, mode: str = "l2", kw_only: bool = False) -> Any:
+    """The field for `weight_decay`: a number (decayed by `mode`) or a `WeightDecay`."""
+    meaning = {
+        "l2": "λ, added to the gradient as λ·θ",
+        "decoupled": "λ, shrinks the parameter by lr·λ before the step",
+    }[mode]
+    return Field(default, at_least=0, positional=not kw_only, decay=mode, meaning=meaning)
+
+
+def slot(
+    key: str,
+    *,
+    when: str | None = None,
+    starts: float | str = 0.0,
+    shape: Shape | None = None,
+) -> Number:
+    """State with one number per entry of the parameter.
+
+    key: the name in checkpoints (torch's where torch has the slot). when: the option it exists for.
+    starts: its first value, or the name of the hyper-parameter that gives it. shape: for matrix rules, the
+    slot's shape as a function of the parameter's; None where the parameter has no such slot.
+    """
+    return cast(Number, Slot(key, when=when, starts=starts, shape=shape))
+
+
+def scalar_slot(key: str, *, starts: float | str = 0.0) -> float:
+    """State with one number per parameter tensor, such as a running product; a plain number in `update`."""
+    return cast(float, Slot(key, starts=starts, per_tensor=True))
+
+
+class _Rule(RuleOptimizer):
+    """Reads the declarations of a subclass and gives it a constructor with an explicit signature."""
+
+    summary: ClassVar[str] = ""
+
+    def __init_subclass__(cls, flags: str | None = None, positional: str = "", **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        body = dict(vars(cls))
+        fields = dict(cls.fields) | _declared_fields(cls, body)
+        cls.fields = dict(sorted(fields.items(), key=lambda item: item[0] in FLAGS))
+        cls.slots = dict(cls.slots) | {
+            letter: Slot(**{**vars(value), "letter": letter})
+            for letter, value in body.items()
+            if isinstance(value, Slot)
+        }
+        if flags is not None:
+            cls.torch_flags = tuple(flags.split())
+        if "update" not in body:
+            return
+        if not isinstance(body["update"], staticmethod):
+            fix = "Put @staticmethod above it."
+            raise errors.bad_statement(cls.__name__, "update must be a static method", fix)
+        _check_statement(cls)
+        cls.decay_default = next((f.decay for f in cls.fields.values() if f.decay), None)
+        cls.__init__ = _constructor(cls, positional.split())  # type: ignore[method-assign]
+
+
+def _declared_fields(cls: type, body: dict[str, Any]) -> dict[str, Field]:
+    declared = {name: value for name, value in body.items() if isinstance(value, Field)}
+    texts: dict[str, Any] = body.get("__annotations__", {})
+    try:
+        hints = typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
+    except (NameError, TypeError):
+        hints = {}
+    fields: dict[str, Field] = {}
+    for name, value in declared.items():
+        text = texts.get(name, hints.get(name))
+        if text is None:
+            kind = type(value.default).__name__
+            fix = f"Write `{name}: {kind} = hyper({value.default!r})`."
+            raise errors.bad_statement(cls.__name__, f"hyper-parameter '{name}' has no type", fix)
+        text = text if isinstance(text, str) else getattr(text, "__name__", str(text))
+        if isinstance(value.default, bool):
+            text = "bool"
+        fields[name] = value.named(name, text)
+    return fields
+
+
+def _check_statement(cls: type[_Rule]) -> None:
+    """Refuse rules whose names collide or whose `update` has other arguments."""
+    clashes = set(cls.fields) & set(cls.slots)
+    if clashes:
+        what = f"'{min(clashes)}' is both a hyper-parameter and a slot"
+        raise errors.bad_statement(cls.__name__, what, "Rename one of them.")
+    keys = [slot.key for slot in cls.slots.values()]
+    for key in keys:
+        if keys.count(key) > 1 or key == "step":
+            what = f"slot key '{key}' is taken"
+            raise errors.bad_statement(cls.__name__, what, "Give every slot a key of its own.")
+    for declared in cls.slots.values():
+        for name in (declared.when, declared.starts):
+            if isinstance(name, str) and name not in cls.fields:
+                what = f"slot '{declared.letter}' refers to '{name}', which is no hyper-parameter"
+                raise errors.bad_statement(cls.__name__, what, errors.nearest(name, cls.fields))
+    arguments = list(inspect.signature(cls.update).parameters)
+    if len(arguments) != 5:
+        what = f"update takes {len(arguments)} arguments ({', '.join(arguments)})"
+        raise errors.bad_statement(cls.__name__, what, "It must be update(h, p, g, s, t).")
+
+
+def _constructor(cls: type[_Rule], positional: list[str]) -> Callable[..., None]:
+    """`__init__(self, params, …)` with every hyper-parameter by name, type and default."""
+    kinds = inspect.Parameter
+    own = [f for f in cls.fields.values() if f.name not in FLAGS]
+    first = [f for f in own if f.positional] + [cls.fields[name] for name in positional]
+    rest = [f for f in own if not f.positional]
+    rest += [cls.fields[name] for name in FLAGS if name not in positional and name in cls.fields]
+    parameters = [
+        kinds("self", kinds.POSITIONAL_OR_KEYWORD),
+        kinds("params", kinds.POSITIONAL_OR_KEYWORD, annotation="ParamsT"),
+    ]
+    for fields, kind in ((first, kinds.POSITIONAL_OR_KEYWORD), (rest, kinds.KEYWORD_ONLY)):
+        parameters += [kinds(f.name, kind, default=f.default, annotation=f.type) for f in fields]
+    signature = inspect.Signature(parameters, return_annotation=None)
+
+    def __init__(self: _Rule, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in cls.fields and name != "params":
+                raise errors.unknown_hyperparameter(cls.__name__, name, cls.fields)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        values = {k: v for k, v in bound.arguments.items() if k not in ("self", "params")}
+        RuleOptimizer.__init__(self, bound.arguments["params"], values)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+    __init__.__doc__ = f"Create {cls.__name__}; see the class for what each hyper-parameter means."
+    return __init__
+
+
+def _flag(default: bool | None, *, kw_only: bool, meaning: str) -> Any:
+    kind = "bool" if isinstance(default, bool) else "bool | None"
+    return Field(default, type=kind, positional=not kw_only, meaning=meaning)
+
+
+@dataclass_transform(kw_only_default=False, field_specifiers=(hyper, decay, _flag))
+class Elementwise(_Rule):
+    """A rule that looks at one number at a time: subclass it, declare, and write `update`.
+
+    What a subclass gets: groups, checks, hooks, closures, schedulers, checkpoints, complex and half-precision
+    parameters, and every runner. `params` may be an iterable of tensors or of (name, tensor) pairs, a list
+    of groups, or a module.
+    """
+
+    maximize: bool = _flag(False, kw_only=True, meaning="climb instead of descend")
+    foreach: bool | None = _flag(
+        None, kw_only=True, meaning="True: the multi-tensor runner or an error; False: not that one"
+    )
+    capturable: bool = _flag(
+        False, kw_only=True, meaning="keep step counts on the device, for CUDA graphs"
+    )
+    differentiable: bool = _flag(False, kw_only=True, meaning="keep the step on autograd's tape")
+    fused: bool | None = _flag(
+        None, kw_only=True, meaning="True: one fused kernel or an error; False: not that one"
+    )
+
+    # Type checkers read the fields above as arguments of this constructor; subclasses get their own.
+    params: Any
+
+    @staticmethod
+    def update(h: Any, p: Number, g: Number, s: Any, t: float) -> Any:
+        """One step: set the slots, return the change to the parameter."""
+        raise NotImplementedError
+
+
+class Matrix(Elementwise):
+    """A rule that looks at whole matrices; its `update` may use `steprule.matrix.words` on tensors."""
+
+    traced = False
+
+    @staticmethod
+    def update(h: Any, p: Number, g: Number, s: Any, t: float) -> Any:
+        """One step: set the slots, return the change to the parameter."""
+        raise NotImplementedError

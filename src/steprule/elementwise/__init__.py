@@ -1,0 +1,1 @@
+"""Rules that look at one number at a time."""

@@ -1,0 +1,65 @@
+"""AdaBelief."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.elementwise.radam import rectification
+from steprule.words import Number, ema, ema_sq, larger, sqrt, where
+
+
+class AdaBelief(Elementwise):
+    """Adam that divides by how far gradients stray from their mean: bold where they agree.
+
+    When: Adam generalizes worse than SGD; few passes over little data, as in `steprule train`.
+
+        m ← β1·m + (1-β1)·g         s ← β2·s + (1-β2)·(g - m)²
+        θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ) · r · m / (√(s + ε) + ε)
+        optimized_update=False:  θ ← θ - lr/(1-β1ᵗ) · r · m / (√(s + ε)/√(1-β2ᵗ) + ε)
+        eps_in_state: s ← β2·s + (1-β2)·(g - m)² + ε, and √s for √(s + ε) (the paper)
+        rectify: r = RAdam's rₜ from ρₜ ≥ 5 on; before, θ ← θ - lr/(1-β1ᵗ)·m, or nothing with
+        degenerate_to_sgd=False.      rectify=False: r = 1
+        amsgrad: the largest s so far takes the place of s
+
+    State: 2 numbers per parameter (exp_avg, exp_avg_var); 3 with amsgrad (max_exp_avg_var).
+    Source: Zhuang, Tang, Ding, Tatikonda, Dvornek, Papademetris, Duncan 2020, "AdaBelief Optimizer",
+    algorithm 2; options and defaults as labml documents them. A number given as weight_decay is decoupled.
+    """
+
+    lr: float = hyper(1e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(
+        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of s"
+    )
+    eps: float = hyper(1e-16, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float = decay(0, mode="decoupled")
+    amsgrad: bool = hyper(False, meaning="divide by the largest s so far")
+    degenerate_to_sgd: bool = hyper(True, meaning="step along m̂ while s is too young")
+    rectify: bool = hyper(True, meaning="wait for s as RAdam waits for v")
+    optimized_update: bool = hyper(
+        True, kw_only=True, meaning="add ε before correcting the bias of s"
+    )
+    eps_in_state: bool = hyper(False, kw_only=True, meaning="let ε gather in s, as the paper does")
+
+    m = slot("exp_avg")
+    s = slot("exp_avg_var")
+    s_max = slot("max_exp_avg_var", when="amsgrad")
+
+    @staticmethod
+    def update(h: AdaBelief, p: Number, g: Number, s: AdaBelief, t: float) -> Number:
+        """One step."""
+        beta1, beta2 = h.betas
+        s.m = ema(s.m, g, beta1)
+        belief = ema_sq(s.s, g - s.m, beta2)
+        s.s = belief = belief + h.eps if h.eps_in_state else belief
+        if h.amsgrad:
+            s.s_max = belief = larger(s.s_max, belief)
+        root = sqrt(belief) if h.eps_in_state else sqrt(belief + h.eps)
+        rho, r = rectification(beta2, t) if h.rectify else (5.0, 1.0)
+        step = h.lr * r / (1 - beta1**t)
+        if h.optimized_update:
+            adaptive = -(step * sqrt(1 - beta2**t)) * s.m / (root + h.eps)
+        else:
+            adaptive = -step * s.m / (root / sqrt(1 - beta2**t) + h.eps)
+        if not h.rectify:
+            return adaptive
+        young = s.m * -(h.lr / (1 - beta1**t)) if h.degenerate_to_sgd else 0.0
+        return where(rho >= 5, adaptive, young)

@@ -1,0 +1,39 @@
+"""Adadelta."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.words import Number, ema_sq, sqrt
+
+
+class Adadelta(
+    Elementwise,
+    flags="maximize capturable foreach differentiable",
+    positional="foreach",
+):
+    """The gradient, in units of the parameter: divided by its own size, times the size of past steps.
+
+    When: no learning rate should be tuned.
+
+        v ← ρ·v + (1-ρ)·g²          Δ = √(a + ε) / √(v + ε) · g
+        a ← ρ·a + (1-ρ)·Δ²          θ ← θ - lr·Δ
+
+    State: 2 numbers per parameter (square_avg, acc_delta).
+    Source: Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method", algorithm 1 (there lr = 1).
+    """
+
+    lr: float = hyper(1.0, at_least=0, meaning="scales the step; 1 in the paper")
+    rho: float = hyper(0.9, at_least=0, at_most=1, meaning="ρ, decay of v and a")
+    eps: float = hyper(1e-6, at_least=0, meaning="ε, the size of the first step")
+    weight_decay: float = decay(0)
+
+    v = slot("square_avg")
+    a = slot("acc_delta")
+
+    @staticmethod
+    def update(h: Adadelta, p: Number, g: Number, s: Adadelta, t: float) -> Number:
+        """One step."""
+        s.v = ema_sq(s.v, g, h.rho)
+        delta = sqrt(s.a + h.eps) / sqrt(s.v + h.eps) * g
+        s.a = ema_sq(s.a, delta, h.rho)
+        return -h.lr * delta

@@ -1,0 +1,36 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.words import Number, sqrt
+
+
+class Adagrad(Elementwise, flags="foreach maximize differentiable fused", positional="foreach"):
+    """The gradient, divided by the root of all squared gradients so far.
+
+    When: sparse features and convex problems; its steps only ever shrink.
+
+        s ← s + g²
+        θ ← θ - lr/(1 + (t-1)·η) · g / (√s + ε)
+
+    State: 1 number per parameter (sum).
+    Source: Duchi, Hazan, Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic
+    Optimization", figure 1.
+    """
+
+    gradients = "rows"
+
+    lr: float = hyper(1e-2, at_least=0, meaning="step size")
+    lr_decay: float = hyper(0, at_least=0, meaning="η, shrinks lr with the step count")
+    weight_decay: float = decay(0)
+    initial_accumulator_value: float = hyper(0, at_least=0, meaning="where s starts")
+    eps: float = hyper(1e-10, at_least=0, meaning="ε, keeps the division finite")
+
+    s = slot("sum", starts="initial_accumulator_value")
+
+    @staticmethod
+    def update(h: Adagrad, p: Number, g: Number, s: Adagrad, t: float) -> Number:
+        """One step."""
+        s.s = s.s + g * g
+        return -(h.lr / (1 + (t - 1) * h.lr_decay)) * g / (sqrt(s.s) + h.eps)

@@ -1,0 +1,79 @@
+"""Adam, and AMSGrad."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.words import Number, ema, ema_sq, larger, sqrt
+
+
+class Adam(Elementwise):
+    """Adaptive moments: the mean gradient, divided by its root mean square.
+
+    When: the default for most networks when little is tuned; prefer AdamW when weights are decayed.
+
+        m ← β1·m + (1-β1)·g         v ← β2·v + (1-β2)·g²
+        θ ← θ - lr/(1-β1ᵗ) · m / (√v/√(1-β2ᵗ) + ε)
+        amsgrad: the largest v so far takes the place of v
+        optimized_update: θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ) · m / (√v + ε)
+
+    State: 2 numbers per parameter (exp_avg, exp_avg_sq); 3 with amsgrad (max_exp_avg_sq).
+    Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1 and the end of §2
+    (the optimized update); Reddi, Kale, Kumar 2018, "On the Convergence of Adam and Beyond" (amsgrad).
+    """
+
+    lr: float = hyper(1e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(
+        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
+    )
+    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float = decay(0)
+    amsgrad: bool = hyper(False, meaning="divide by the largest v so far")
+    decoupled_weight_decay: bool = hyper(False, kw_only=True, meaning="decay as AdamW does")
+    optimized_update: bool = hyper(
+        False, kw_only=True, meaning="add ε before correcting the bias of v"
+    )
+
+    m = slot("exp_avg")
+    v = slot("exp_avg_sq")
+    v_max = slot("max_exp_avg_sq", when="amsgrad")
+
+    @staticmethod
+    def update(h: Adam, p: Number, g: Number, s: Adam, t: float) -> Number:
+        """One step."""
+        beta1, beta2 = h.betas
+        s.m = ema(s.m, g, beta1)
+        s.v = v = ema_sq(s.v, g, beta2)
+        if h.amsgrad:
+            s.v_max = v = larger(s.v_max, v)
+        if h.optimized_update:
+            return -(h.lr * sqrt(1 - beta2**t) / (1 - beta1**t)) * s.m / (sqrt(v) + h.eps)
+        return -(h.lr / (1 - beta1**t)) * s.m / (sqrt(v) / sqrt(1 - beta2**t) + h.eps)
+
+
+class AMSGrad(Elementwise):
+    """Adam that divides by the largest second moment so far, so that its step size never grows back.
+
+    When: Adam's loss wanders late in training. The defaults are labml's; `Adam(amsgrad=True)` has torch's.
+
+        m ← β1·m + (1-β1)·g         v ← β2·v + (1-β2)·g²        v̄ ← max(v̄, v)
+        θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ) · m / (√v̄ + ε)
+
+    State: 3 numbers per parameter (exp_avg, exp_avg_sq, max_exp_avg_sq).
+    Source: Reddi, Kale, Kumar 2018, "On the Convergence of Adam and Beyond", algorithm 2. A number given as
+    weight_decay is decoupled; the maximum is of the uncorrected v, as in torch and labml.
+    """
+
+    lr: float = hyper(1e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(
+        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
+    )
+    eps: float = hyper(1e-16, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float = decay(0, mode="decoupled")
+    optimized_update: bool = hyper(True, meaning="add ε before correcting the bias of v")
+    amsgrad: bool = hyper(True, meaning="False: plain Adam")
+
+    m = slot("exp_avg")
+    v = slot("exp_avg_sq")
+    v_max = slot("max_exp_avg_sq", when="amsgrad")
+
+    update = staticmethod(Adam.update)

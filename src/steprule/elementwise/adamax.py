@@ -1,0 +1,37 @@
+"""Adamax."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.words import Number, ema, larger
+
+
+class Adamax(Elementwise, flags="foreach maximize differentiable capturable", positional="foreach"):
+    """Adam with the largest recent gradient as its yardstick.
+
+    When: gradients that are mostly zero, as in embeddings.
+
+        m ← β1·m + (1-β1)·g         u ← max(β2·u, |g| + ε)
+        θ ← θ - lr/(1-β1ᵗ) · m/u
+
+    State: 2 numbers per parameter (exp_avg, exp_inf).
+    Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", §7.1. The paper has no ε.
+    """
+
+    lr: float = hyper(2e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(
+        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of u"
+    )
+    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float = decay(0)
+
+    m = slot("exp_avg")
+    u = slot("exp_inf")
+
+    @staticmethod
+    def update(h: Adamax, p: Number, g: Number, s: Adamax, t: float) -> Number:
+        """One step."""
+        beta1, beta2 = h.betas
+        s.m = ema(s.m, g, beta1)
+        s.u = larger(s.u * beta2, abs(g) + h.eps)
+        return -(h.lr / (1 - beta1**t)) * s.m / s.u

@@ -1,0 +1,37 @@
+"""AdamW."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.elementwise.adam import Adam
+
+
+class AdamW(Elementwise):
+    """Adam with decoupled weight decay.
+
+    When: transformers, and wherever weights are decayed; the usual baseline.
+
+        θ ← θ·(1 - lr·λ)
+        m ← β1·m + (1-β1)·g         v ← β2·v + (1-β2)·g²
+        θ ← θ - lr/(1-β1ᵗ) · m / (√v/√(1-β2ᵗ) + ε)
+
+    State: 2 numbers per parameter (exp_avg, exp_avg_sq); 3 with amsgrad (max_exp_avg_sq).
+    Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
+    """
+
+    lr: float = hyper(1e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(
+        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
+    )
+    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float = decay(1e-2, mode="decoupled")
+    amsgrad: bool = hyper(False, meaning="divide by the largest v so far")
+    optimized_update: bool = hyper(
+        False, kw_only=True, meaning="add ε before correcting the bias of v"
+    )
+
+    m = slot("exp_avg")
+    v = slot("exp_avg_sq")
+    v_max = slot("max_exp_avg_sq", when="amsgrad")
+
+    update = staticmethod(Adam.update)

@@ -1,0 +1,44 @@
+"""Averaged SGD."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, hyper, scalar_slot, slot
+from steprule.words import Becomes, Number, becomes, larger, where
+
+
+class ASGD(
+    Elementwise,
+    flags="foreach maximize differentiable capturable",
+    positional="foreach maximize differentiable capturable",
+):
+    """SGD with a shrinking step that also keeps the average of its iterates, in the state `ax`.
+
+    When: convex problems; evaluate with `ax` from step t0 on.
+
+        θ ← θ·(1 - λ·η) - η·g
+        ax ← ax + μ·(θ - ax), or θ while μ = 1
+        η ← lr/(1 + λ·lr·t)^α       μ ← 1/max(1, t - t0)
+
+    State: 1 number per parameter (ax), 2 per tensor (eta, mu).
+    Source: Polyak, Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging"; the schedule is
+    Bottou's 2010, "Large-Scale Machine Learning with Stochastic Gradient Descent".
+    """
+
+    lr: float = hyper(1e-2, at_least=0, meaning="the first step size")
+    lambd: float = hyper(1e-4, meaning="λ, decay of θ and of the step size")
+    alpha: float = hyper(0.75, meaning="α, power of the step size")
+    t0: float = hyper(1e6, meaning="the step at which averaging starts")
+    weight_decay: float = decay(0)
+
+    ax = slot("ax")
+    eta = scalar_slot("eta", starts="lr")
+    mu = scalar_slot("mu", starts=1.0)
+
+    @staticmethod
+    def update(h: ASGD, p: Number, g: Number, s: ASGD, t: float) -> Becomes:
+        """One step."""
+        p = p * (1 - h.lambd * s.eta) - s.eta * g
+        s.ax = where(s.mu == 1, p, s.ax + (p - s.ax) * s.mu)
+        s.eta = h.lr / ((1 + h.lambd * h.lr * t) ** h.alpha)
+        s.mu = 1 / larger(t - h.t0, 1.0)
+        return becomes(p)

@@ -1,0 +1,36 @@
+"""Lion."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.words import Number, ema, sign
+
+
+class Lion(Elementwise):
+    """The sign of an interpolated momentum: every number moves by exactly lr.
+
+    When: large batches and large models; use a 3 to 10 times smaller lr and larger decay than AdamW's.
+
+        θ ← θ·(1 - lr·λ)
+        θ ← θ - lr·sign(β1·m + (1-β1)·g)
+        m ← β2·m + (1-β2)·g
+
+    State: 1 number per parameter (exp_avg).
+    Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", algorithm 2.
+    """
+
+    lr: float = hyper(1e-4, at_least=0, meaning="how far every number moves")
+    betas: tuple[float, float] = hyper(
+        (0.9, 0.99), at_least=0, below=1, meaning="of the step, of the momentum"
+    )
+    weight_decay: float = decay(0, mode="decoupled")
+
+    m = slot("exp_avg")
+
+    @staticmethod
+    def update(h: Lion, p: Number, g: Number, s: Lion, t: float) -> Number:
+        """One step."""
+        beta1, beta2 = h.betas
+        change = -h.lr * sign(ema(s.m, g, beta1))
+        s.m = ema(s.m, g, beta2)
+        return change

@@ -1,0 +1,48 @@
+"""NAdam."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, hyper, scalar_slot, slot
+from steprule.words import Number, ema, ema_sq, single, sqrt
+
+
+class NAdam(Elementwise, flags="maximize foreach capturable differentiable"):
+    """Adam with Nesterov momentum, and a momentum that warms up.
+
+    When: recurrent networks and other places where looking ahead helped SGD.
+
+        μₜ = β1·(1 - ½·0.96^(t·ψ))          Π ← Π·μₜ
+        m ← β1·m + (1-β1)·g                 v ← β2·v + (1-β2)·g²
+        θ ← θ - lr·[(1-μₜ)/(1-Π)·g + μₜ₊₁/(1-Π·μₜ₊₁)·m] / (√(v/(1-β2ᵗ)) + ε)
+
+    State: 2 numbers per parameter (exp_avg, exp_avg_sq), 1 per tensor (mu_product).
+    Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", algorithm 2.
+    """
+
+    lr: float = hyper(2e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(
+        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
+    )
+    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float = decay(0)
+    momentum_decay: float = hyper(4e-3, at_least=0, meaning="ψ, how fast μ warms up")
+    decoupled_weight_decay: bool = hyper(False, meaning="decay as AdamW does")
+
+    m = slot("exp_avg")
+    v = slot("exp_avg_sq")
+    mu_product = scalar_slot("mu_product", starts=1.0)
+
+    @staticmethod
+    def update(h: NAdam, p: Number, g: Number, s: NAdam, t: float) -> tuple[Number, Number]:
+        """One step, as two changes: one along the gradient, one along its mean."""
+        beta1, beta2 = h.betas
+        mu = beta1 * (1.0 - 0.5 * (0.96 ** (t * h.momentum_decay)))
+        mu_next = beta1 * (1.0 - 0.5 * (0.96 ** ((t + 1) * h.momentum_decay)))
+        # The product is stored in single precision, and torch rounds both of its factors there.
+        s.mu_product = single(s.mu_product * single(mu))
+        s.m = ema(s.m, g, beta1)
+        s.v = ema_sq(s.v, g, beta2)
+        denominator = sqrt(s.v / (1 - beta2**t)) + h.eps
+        along_g = -h.lr * (1.0 - mu) / (1.0 - s.mu_product)
+        along_m = -h.lr * mu_next / (1.0 - s.mu_product * mu_next)
+        return along_g * g / denominator, along_m * s.m / denominator

@@ -1,0 +1,58 @@
+"""RAdam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.words import Number, ema, ema_sq, larger, sqrt, where
+
+
+def rectification(beta2: float, t: float) -> tuple[Any, Any]:
+    """ρₜ, the number of gradients that v has seen, and rₜ, which is meaningful above ρₜ = 5."""
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * (beta2**t) / (1 - beta2**t)
+    # Below 5 neither value is used; without the floor the formula could divide by zero there.
+    top, now = larger(rho_inf, 5.0), larger(rho, 5.0)
+    return rho, sqrt((now - 4) * (now - 2) * top / ((top - 4) * (top - 2) * now))
+
+
+class RAdam(Elementwise, flags="maximize foreach capturable differentiable"):
+    """Adam that takes plain momentum steps until its second moment has seen enough gradients.
+
+    When: Adam without a warm-up schedule.
+
+        m ← β1·m + (1-β1)·g         v ← β2·v + (1-β2)·g²        m̂ = m/(1-β1ᵗ)
+        ρ∞ = 2/(1-β2) - 1           ρₜ = ρ∞ - 2t·β2ᵗ/(1-β2ᵗ)
+        ρₜ > 5:  θ ← θ - lr·m̂ · √(1-β2ᵗ)/(√v + ε) · rₜ
+                 rₜ = √[ (ρₜ-4)(ρₜ-2)ρ∞ / ((ρ∞-4)(ρ∞-2)ρₜ) ]
+        else:    θ ← θ - lr·m̂, or nothing with degenerate_to_sgd=False
+
+    State: 2 numbers per parameter (exp_avg, exp_avg_sq).
+    Source: Liu, Jiang, He, Chen, Liu, Gao, Han 2020, "On the Variance of the Adaptive Learning Rate and
+    Beyond", algorithm 2, with torch's threshold of 5 (the paper has 4).
+    """
+
+    lr: float = hyper(1e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(
+        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
+    )
+    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float = decay(0)
+    decoupled_weight_decay: bool = hyper(False, meaning="decay as AdamW does")
+    degenerate_to_sgd: bool = hyper(True, kw_only=True, meaning="step along m̂ while v is too young")
+
+    m = slot("exp_avg")
+    v = slot("exp_avg_sq")
+
+    @staticmethod
+    def update(h: RAdam, p: Number, g: Number, s: RAdam, t: float) -> Number:
+        """One step."""
+        beta1, beta2 = h.betas
+        s.m = ema(s.m, g, beta1)
+        s.v = ema_sq(s.v, g, beta2)
+        rho, r = rectification(beta2, t)
+        step = s.m / (1 - beta1**t) * h.lr
+        adaptive = step * (sqrt(1 - beta2**t) / (sqrt(s.v) + h.eps)) * r
+        young = step if h.degenerate_to_sgd else 0.0
+        return -where(rho > 5, adaptive, young)

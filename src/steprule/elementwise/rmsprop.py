@@ -1,0 +1,53 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.words import Number, ema, ema_sq, sqrt
+
+
+class RMSprop(
+    Elementwise,
+    flags="capturable foreach maximize differentiable",
+    positional="capturable foreach maximize differentiable",
+):
+    """The gradient, divided by its root mean square.
+
+    When: reinforcement learning and recurrent networks; one state less than Adam.
+
+        v ← α·v + (1-α)·g²
+        centered: ḡ ← α·ḡ + (1-α)·g, and v - ḡ² takes the place of v
+        d = g / (√v + ε)
+        momentum: b ← μ·b + d, θ ← θ - lr·b          else θ ← θ - lr·d
+
+    State: 1 number per parameter (square_avg); 1 more each for momentum (momentum_buffer) and centered
+    (grad_avg).
+    Source: Tieleman, Hinton 2012, "Lecture 6.5: rmsprop"; Graves 2013, "Generating Sequences With
+    Recurrent Neural Networks", eq. 40 (centered). ε is added outside the root, as in torch.
+    """
+
+    lr: float = hyper(1e-2, at_least=0, meaning="step size")
+    alpha: float = hyper(0.99, at_least=0, meaning="α, decay of v")
+    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float = decay(0)
+    momentum: float = hyper(
+        0, at_least=0, switch=True, meaning="μ, how much of the last step stays"
+    )
+    centered: bool = hyper(False, meaning="divide by the variance instead of the mean square")
+
+    v = slot("square_avg")
+    b = slot("momentum_buffer", when="momentum")
+    g_mean = slot("grad_avg", when="centered")
+
+    @staticmethod
+    def update(h: RMSprop, p: Number, g: Number, s: RMSprop, t: float) -> Number:
+        """One step."""
+        s.v = v = ema_sq(s.v, g, h.alpha)
+        if h.centered:
+            s.g_mean = ema(s.g_mean, g, h.alpha)
+            v = v - s.g_mean * s.g_mean
+        root = sqrt(v) + h.eps
+        if h.momentum:
+            s.b = s.b * h.momentum + g / root
+            return -h.lr * s.b
+        return -h.lr * g / root

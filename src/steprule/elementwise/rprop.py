@@ -1,0 +1,52 @@
+"""Rprop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steprule.declare import Elementwise, errors, hyper, slot
+from steprule.words import Number, clamp, sign, where
+
+
+class Rprop(Elementwise, flags="capturable foreach maximize differentiable"):
+    """Every number has its own step size, which grows while the gradient keeps its sign.
+
+    When: full batches; with mini-batches the signs are too noisy.
+
+        c = sign(g·g₋₁)
+        δ ← clip(δ·η⁺ if c > 0, δ·η⁻ if c < 0, else δ)      g ← 0 where c < 0
+        θ ← θ - sign(g)·δ           g₋₁ ← g
+
+    State: 2 numbers per parameter (prev, step_size); step_size starts at lr.
+    Source: Riedmiller, Braun 1993, "A Direct Adaptive Method for Faster Backpropagation Learning"; the
+    form without weight backtracking (iRprop-) of Igel, Hüsken 2000, as in torch.
+    """
+
+    lr: float = hyper(1e-2, at_least=0, meaning="the first step size")
+    etas: tuple[float, float] = hyper((0.5, 1.2), above=0, meaning="η⁻ below 1, η⁺ above 1")
+    step_sizes: tuple[float, float] = hyper(
+        (1e-6, 50), at_least=0, meaning="smallest and largest δ"
+    )
+
+    g_last = slot("prev")
+    delta = slot("step_size", starts="lr")
+
+    @staticmethod
+    def update(h: Rprop, p: Number, g: Number, s: Rprop, t: float) -> Number:
+        """One step."""
+        shrink, grow = h.etas
+        c = sign(g * s.g_last)
+        factor = where(c > 0, grow, where(c < 0, shrink, 1.0))
+        s.delta = clamp(s.delta * factor, *h.step_sizes)
+        s.g_last = g = where(c < 0, 0.0, g)
+        return -sign(g) * s.delta
+
+    def _check_combinations(self, group: dict[str, Any], index: int | None) -> None:
+        super()._check_combinations(group, index)
+        shrink, grow = group["etas"]
+        if not 0 < shrink < 1 < grow:
+            allowed = "the first above 0 and below 1, the second above 1"
+            raise errors.out_of_range("Rprop", "etas", group["etas"], allowed, index)
+        if group["step_sizes"][0] > group["step_sizes"][1]:
+            allowed = "the smallest first"
+            raise errors.out_of_range("Rprop", "step_sizes", group["step_sizes"], allowed, index)

@@ -1,0 +1,57 @@
+"""Stochastic gradient descent, with momentum."""
+
+from __future__ import annotations
+
+from steprule.declare import Elementwise, decay, errors, hyper, slot
+from steprule.words import Number, where
+
+
+class SGD(Elementwise, flags="maximize foreach differentiable fused"):
+    """Gradient descent, with heavy-ball or Nesterov momentum.
+
+    When: the rule for convolutional networks with a tuned schedule; no state without momentum.
+
+        b ← g at the first step, then μ·b + (1 - damp)·g
+        d = g + μ·b with Nesterov, else b      (d = g without momentum)
+        θ ← θ - lr·d
+
+    State: 1 number per parameter with momentum (momentum_buffer), else none.
+    Source: Polyak 1964; Sutskever, Martens, Dahl, Hinton 2013, "On the importance of initialization and
+    momentum in deep learning", with the buffer kept free of lr as torch does.
+    """
+
+    counts_steps = "dampening"
+    gradients = "rows"
+
+    lr: float = hyper(1e-3, at_least=0, meaning="step size")
+    momentum: float = hyper(
+        0, at_least=0, switch=True, meaning="μ, how much of the last step stays"
+    )
+    dampening: float = hyper(0, switch=True, meaning="keeps this part of g out of the buffer")
+    weight_decay: float = decay(0)
+    nesterov: bool = hyper(False, meaning="look ahead along the buffer")
+
+    # Starting at -0.0 makes the first μ·b + g exactly g, for g = -0.0 too.
+    b = slot("momentum_buffer", when="momentum", starts=-0.0)
+
+    @staticmethod
+    def update(h: SGD, p: Number, g: Number, s: SGD, t: float) -> Number:
+        """One step."""
+        if not h.momentum:
+            return -h.lr * g
+        if h.dampening:
+            s.b = where(t == 1, g, h.momentum * s.b + (1 - h.dampening) * g)
+        else:
+            s.b = h.momentum * s.b + 1.0 * g
+        d = g + h.momentum * s.b if h.nesterov else s.b
+        return -h.lr * d
+
+    def _check_combinations(self, group: dict[str, object], index: int | None) -> None:
+        super()._check_combinations(group, index)
+        if group.get("nesterov") and (not group["momentum"] or group["dampening"]):
+            raise errors.contradiction(
+                "SGD",
+                "nesterov=True",
+                f"momentum={group['momentum']}, dampening={group['dampening']}",
+                "Nesterov momentum requires a momentum and zero dampening.",
+            )

@@ -1,0 +1,65 @@
+"""Sophia."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from steprule.declare import Elementwise, decay, errors, hyper, run_on_slots, slot
+from steprule.words import Number, clamp, ema
+
+
+class Sophia(Elementwise):
+    """Momentum divided by an estimate of the curvature, each number clipped.
+
+    When: language models, with `update_hessian` called every few steps on a batch whose labels were
+    sampled from the model itself.
+
+        m ← β1·m + (1-β1)·g         h ← β2·h + (1-β2)·n·ĝ²   in update_hessian
+        θ ← θ - lr/ρ · clip(m/(h + ε), -ρ, ρ)
+
+    State: 2 numbers per parameter (exp_avg, hessian).
+    Source: Liu, Li, Hall, Liang, Ma 2023, "Sophia: A Scalable Stochastic Second-order Optimizer",
+    algorithm 3 with the Gauss-Newton-Bartlett estimator; lr is the largest move, as in labml. A number
+    given as weight_decay is decoupled.
+    """
+
+    lr: float = hyper(1e-4, at_least=0, meaning="the largest move of any number")
+    betas: tuple[float, float] = hyper((0.9, 0.95), at_least=0, below=1, meaning="decay of m, of h")
+    eps: float = hyper(1e-12, at_least=0, meaning="ε, keeps the division finite")
+    rho: float = hyper(0.03, above=0, meaning="ρ, where the ratio is clipped")
+    weight_decay: float = decay(0, mode="decoupled")
+
+    m = slot("exp_avg")
+    h = slot("hessian")
+
+    @staticmethod
+    def update(h: Sophia, p: Number, g: Number, s: Sophia, t: float) -> Number:
+        """One step."""
+        s.m = ema(s.m, g, h.betas[0])
+        return -(h.lr / h.rho) * clamp(s.m / (s.h + h.eps), -h.rho, h.rho)
+
+    @staticmethod
+    def estimate(h: Sophia, p: Number, g: Number, s: Sophia, n: float) -> Number:
+        """Fold one gradient of the sampled loss into the curvature; the parameter stays."""
+        beta2 = h.betas[1]
+        s.h = s.h * beta2 + ((1 - beta2) * n) * g * g
+        return 0.0 * g
+
+    def update_hessian(self, n_tokens_training_batch: float) -> None:
+        """Update the curvature from the current gradients.
+
+        Call it after the backward pass of the loss with labels sampled from the model, before `step`.
+        n_tokens_training_batch: the number of tokens or examples that the loss averages over.
+        """
+        for group in self.param_groups:
+            run_on_slots(self, Sophia.estimate, group, float(n_tokens_training_batch))
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        for param in group["params"]:
+            if param.grad is not None:
+                state = self.state_of(param, group)
+                if float(state["step"]) == 0 and not state["hessian"].any():
+                    warnings.warn(errors.sophia_without_hessian(self.name_of(param)), stacklevel=3)
+                break
+        super()._step_group(group)

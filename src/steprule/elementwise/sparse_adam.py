@@ -1,0 +1,53 @@
+"""Adam for sparse gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steprule.declare import Elementwise, errors, hyper, slot
+from steprule.words import Number, sqrt
+
+
+class SparseAdam(Elementwise, flags="maximize"):
+    """Adam that moves only the rows that a sparse gradient touches; moments of other rows rest.
+
+    When: large embeddings with `sparse=True`.
+
+        m ← m + (1-β1)·(g - m)      v ← v + (1-β2)·(g² - v)       on the touched rows
+        θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ) · m / (√v + ε)
+
+    State: 2 numbers per parameter (exp_avg, exp_avg_sq).
+    Source: Kingma, Ba 2015, the optimized update at the end of §2, row by row as in torch.
+    """
+
+    gradients = "rows only"
+    complex_error = ValueError
+
+    lr: float = hyper(1e-3, above=0, meaning="step size")
+    betas: tuple[float, float] = hyper(
+        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
+    )
+    eps: float = hyper(1e-8, above=0, meaning="ε, keeps the division finite")
+
+    m = slot("exp_avg")
+    v = slot("exp_avg_sq")
+
+    @staticmethod
+    def update(h: SparseAdam, p: Number, g: Number, s: SparseAdam, t: float) -> Number:
+        """One step on the touched rows."""
+        beta1, beta2 = h.betas
+        # torch adds the rounded change, so that is what must be stored; ema would round differently.
+        s.m = s.m + (g - s.m) * (1 - beta1)
+        s.v = s.v + (g**2 - s.v) * (1 - beta2)
+        step = h.lr * sqrt(1 - beta2**t) / (1 - beta1**t)
+        return s.m / (sqrt(s.v) + h.eps) * -step
+
+    def _check_parameters(self, group: dict[str, Any], index: int) -> None:
+        super()._check_parameters(group, index)
+        for place, param in enumerate(group["params"]):
+            if param.is_sparse:
+                raise errors.not_dense("SparseAdam", f"parameter {place} of group {index}")
+            if param.is_complex():
+                raise errors.complex_parameter(
+                    "SparseAdam", f"parameter {place} of group {index}", ValueError
+                )

@@ -1,0 +1,107 @@
+"""Runs the kernels of a program over a set of tensors: where each is, how the work is cut and shared.
+
+What depends on the tensors' sizes alone is made once; their addresses are handed in at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from steprule.engine import cpu_kernel, cpu_threads, kernel_cache
+from steprule.engine.program import Program
+
+# A chunk is long enough that its own cost vanishes and short enough to share tensors out evenly.
+CHUNK = 1 << 14
+
+
+class Launch:
+    """One program over tensors of these lengths and dtypes, ready to run.
+
+    dtypes: of 'p', 'g' and every slot letter. lengths: the number of entries of each tensor.
+    """
+
+    def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], lengths: Sequence[int]):
+        self.program = program
+        texts = cpu_kernel.sources(program, dtypes)
+        self.kernels = [kernel_cache.address_of(name, text) for name, text in texts]
+        self.reductions = [list(sweep.reductions) for sweep in program.passes()]
+        self.bytes = sum(lengths) * sum(dtypes[name].itemsize for name in program.inputs)
+        self._lengths = np.array(lengths, dtype=np.int64)
+        self._chunks = _chunks(self._lengths)
+        self._work = np.concatenate(([0], np.cumsum(self._chunks[:, 2])))
+        self._pointers = np.zeros((len(program.inputs), len(lengths)), dtype=np.int64)
+        self._rows = np.zeros(len(lengths), dtype=np.int64)
+        widest = max(len(words) for words in self.reductions)
+        self._partials = np.zeros((len(self._chunks), widest))
+        self._reduced = np.zeros((sum(len(words) for words in self.reductions), len(lengths)))
+        self._bounds = np.zeros(0, dtype=np.int64)
+        self._scalars = np.zeros((1, program.scalar_count))
+        self._job = np.zeros(len(cpu_threads.JOB), dtype=np.int64)
+        self._fill("chunks", self._chunks)
+        self._fill("pointers", self._pointers)
+        self._fill("rows", self._rows)
+        self._fill("partials", self._partials)
+        self._fill("reduced", self._reduced)
+        self._job[cpu_threads.JOB.index("tensors")] = len(lengths)
+
+    def run(
+        self,
+        addresses: Sequence[Sequence[int]],
+        scalars: Sequence[Sequence[float]],
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        """One step.
+
+        addresses: per input of the program and tensor, where its first entry is. scalars: rows of what
+        `Program.scalars` computes. rows: per tensor, which of those rows is its own; the first by default.
+        """
+        for place, column in enumerate(addresses):
+            self._pointers[place] = column
+        table = np.array(scalars, dtype=np.float64)
+        self._fill("scalars", table)
+        self._rows[:] = 0 if rows is None else np.multiply(rows, table.shape[1])
+        number = cpu_threads.threads(self.bytes)
+        self._share(number)
+        done = 0
+        for kernel, words in zip(self.kernels, self.reductions, strict=True):
+            cpu_threads.run(kernel, self._job, number)
+            for place, step in enumerate(words):
+                self._reduced[done] = self._combine(step.word, self._partials[:, place])
+                done += 1
+
+    def _fill(self, name: str, table: np.ndarray) -> None:
+        self._job[cpu_threads.JOB.index(name)] = table.ctypes.data
+
+    def _share(self, number: int) -> None:
+        """Split the chunks into as many shares as there are threads, of as equal work as can be."""
+        if len(self._bounds) == number + 1:
+            return
+        ends = np.linspace(0, self._work[-1], number + 1)
+        self._bounds = np.searchsorted(self._work, ends).astype(np.int64)
+        self._fill("bounds", self._bounds)
+        self._job[cpu_threads.JOB.index("shares")] = number
+        openmp = cpu_threads.openmp() if number > 1 else None
+        for name in ("thread_number", "thread_count"):
+            self._job[cpu_threads.JOB.index(name)] = getattr(openmp, name, 0)
+
+    def _combine(self, word: str, partials: np.ndarray) -> np.ndarray:
+        """What a reduction came to over each tensor, from what it came to over its chunks in order."""
+        counts = -(-self._lengths // CHUNK)
+        starts = (np.cumsum(counts) - counts)[counts > 0]
+        result = np.zeros(len(counts))
+        combine = np.maximum if word == "largest" else np.add
+        result[counts > 0] = combine.reduceat(partials, starts)
+        if word == "mean":
+            return result / np.maximum(self._lengths, 1)
+        return np.sqrt(result) if word == "norm" else result
+
+
+def _chunks(lengths: np.ndarray) -> np.ndarray:
+    """(tensor, first entry, number of entries) of each chunk, tensor after tensor."""
+    counts = -(-lengths // CHUNK)
+    tensors = np.repeat(np.arange(len(lengths)), counts)
+    starts = (np.arange(len(tensors)) - np.repeat(np.cumsum(counts) - counts, counts)) * CHUNK
+    return np.stack((tensors, starts, np.minimum(CHUNK, lengths[tensors] - starts)), axis=1)

@@ -1,0 +1,109 @@
+"""Runs a compiled kernel on the threads that torch's own kernels run on.
+
+A second thread pool beside torch's would fight it for the cores: torch's threads spin for a while after each
+of their kernels, and whoever comes next waits for a core. So a kernel is handed to `GOMP_parallel` of the
+OpenMP library that torch itself is bound to, with as many threads as torch uses. Where there is no such
+library (only Linux is looked at), and in a forked child, whose copy of the pool has no threads, the kernel
+runs on the calling thread alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+# What a kernel is handed: the address of one 64-bit integer for each of these, in this order.
+JOB = (
+    "thread_number",  # address of omp_get_thread_num, or 0
+    "thread_count",  # address of omp_get_num_threads, or 0
+    "shares",  # into how many shares the chunks are split
+    "bounds",  # address of shares + 1 chunk numbers, where each share begins and ends
+    "chunks",  # address of (tensor, first entry, number of entries) per chunk
+    "tensors",  # how many tensors there are
+    "pointers",  # address of one address per array and tensor
+    "scalars",  # address of the doubles computed on the host
+    "rows",  # address of one index per tensor: where its scalars begin
+    "partials",  # address of one double per reduction and chunk: what a reduction came to there
+    "reduced",  # address of one double per reduction and tensor: the finished reductions
+)
+
+# The work that is not worth waking the other threads for, in bytes; torch's own limit is 32,768 numbers.
+SMALL = 1 << 18
+
+_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class OpenMP(NamedTuple):
+    """The three functions of torch's OpenMP library that are needed here."""
+
+    parallel: Any
+    thread_number: int
+    thread_count: int
+
+
+@cache
+def openmp() -> OpenMP | None:
+    """Torch's OpenMP library, or None where it has none that is understood here."""
+    if sys.platform != "linux":
+        return None
+    # First what the whole process sees, as the loader did when it bound torch (LD_PRELOAD counts too);
+    # then what libtorch_cpu itself was linked with.
+    for name in (None, str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")):
+        try:
+            library = ctypes.CDLL(name)
+            parallel = library.GOMP_parallel
+            addresses = [
+                ctypes.cast(function, ctypes.c_void_p).value
+                for function in (library.omp_get_thread_num, library.omp_get_num_threads)
+            ]
+        except (OSError, AttributeError):
+            continue
+        parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        parallel.restype = None
+        return OpenMP(parallel, addresses[0] or 0, addresses[1] or 0)
+    return None
+
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def alone() -> str | None:
+    """Why a kernel would run on the calling thread alone, or None if it runs on torch's threads."""
+    if _forked:
+        return "this process was forked, and OpenMP's threads do not survive a fork"
+    if openmp() is None:
+        return "no OpenMP library shared with torch was found"
+    return None
+
+
+def threads(size: int) -> int:
+    """How many threads to use for work on so many bytes: all of torch's, or only the calling one."""
+    if _forked or size < SMALL or openmp() is None:
+        return 1
+    return torch.get_num_threads()
+
+
+def run(kernel: int, job: np.ndarray[Any, np.dtype[np.int64]], number: int) -> None:
+    """Run the kernel at this address on so many threads, with the GIL released; returns when all is done."""
+    if number == 1:
+        _KERNEL(kernel)(job.ctypes.data)
+        return
+    library = openmp()
+    assert library is not None, "threads() allows more than one thread only where OpenMP is"
+    library.parallel(kernel, job.ctypes.data, number, 0)

@@ -1,0 +1,172 @@
+"""What a rule declares: hyper-parameters with a range, slots with a checkpoint key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+
+from steprule import errors
+
+# Keys that schedulers, trainers and users put into groups; everything else must be a hyper-parameter.
+FOREIGN_KEYS = frozenset(
+    {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum"}
+    | {"max_momentum", "swa_lr", "weight_decay_mode"}
+)
+
+Shape = Callable[[torch.Size], tuple[int, ...] | None]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A hyper-parameter: its default, its range, what it means."""
+
+    default: Any
+    name: str = ""
+    type: str = "float"
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] | None = None
+    switch: bool = False
+    positional: bool = True
+    live: bool = False
+    decay: str | None = None
+    meaning: str = ""
+
+    @property
+    def static(self) -> bool:
+        """Whether `if h.name:` is decided when the program is built."""
+        return self.switch or isinstance(self.default, bool) or self.choices is not None
+
+    @property
+    def allowed(self) -> str:
+        """The range in words."""
+        if self.choices is not None:
+            return "one of " + ", ".join(repr(choice) for choice in self.choices)
+        if isinstance(self.default, bool):
+            return "True or False"
+        bounds = (
+            ("at least", self.at_least),
+            ("above", self.above),
+            ("at most", self.at_most),
+            ("below", self.below),
+        )
+        words = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
+        kind = {"int": "a whole number", "bool | None": "True, False or None"}.get(self.type, "")
+        return " and ".join(words) or kind or "a finite number"
+
+    def check(self, who: str, value: Any, group: int | None) -> Any:
+        """The value as it goes into the group, or an error that says what is allowed."""
+        if self.choices is not None:
+            if value not in self.choices:
+                raise errors.out_of_range(who, self.name, value, self.allowed, group)
+            return value
+        if self.type in ("bool", "bool | None"):
+            if isinstance(value, bool) or (value is None and self.type == "bool | None"):
+                return value
+            raise errors.wrong_type(who, self.name, value, self.allowed, group)
+        if value is None and ("None" in self.type or self.default is None):
+            return value
+        if isinstance(self.default, tuple):
+            return self._check_tuple(who, value, group)
+        return self._check_number(who, self.name, value, group)
+
+    def _check_tuple(self, who: str, value: Any, group: int | None) -> Any:
+        length = len(cast(tuple[Any, ...], self.default))
+        if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__"):
+            raise errors.wrong_type(who, self.name, value, f"{length} numbers", group)
+        entries: list[Any] = list(value)
+        if len(entries) != length:
+            raise errors.out_of_range(who, self.name, value, f"{length} numbers", group)
+        if len({isinstance(entry, torch.Tensor) for entry in entries}) > 1:
+            raise errors.mixed_betas(who, group)
+        defaults = cast(tuple[Any, ...], self.default)
+        return tuple(
+            entry
+            if entry is None and default is None
+            else self._check_number(who, f"{self.name}[{i}]", entry, group)
+            for i, (entry, default) in enumerate(zip(entries, defaults, strict=True))
+        )
+
+    def _check_number(self, who: str, what: str, value: Any, group: int | None) -> Any:
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                raise errors.tensor_not_one_element(who, what, value.shape, group)
+            if value.is_complex():
+                raise errors.wrong_type(who, what, value, "a real number", group)
+            number: float = value.item()
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            try:
+                value = number = float(value)  # numpy scalars and other number-likes
+            except (TypeError, ValueError):
+                raise errors.wrong_type(who, what, value, "a number", group) from None
+        else:
+            number = value
+        if self.type == "int" and number != int(number):
+            raise errors.wrong_type(who, what, value, "a whole number", group)
+        fine = (
+            math.isfinite(number)
+            and (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
+        if not fine:
+            raise errors.out_of_range(who, what, value, self.allowed, group)
+        return value
+
+    def named(self, name: str, type_text: str) -> Field:
+        """The field as the class body named it."""
+        return replace(self, name=name, type=type_text)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """State that a rule keeps: one number per entry of the parameter, or one per tensor."""
+
+    key: str
+    when: str | None = None
+    starts: float | str = 0.0
+    per_tensor: bool = False
+    shape: Shape | None = None
+    letter: str = ""
+
+    def exists(self, group: dict[str, Any]) -> bool:
+        """Whether the options of this group call for the slot."""
+        return self.when is None or bool(group[self.when])
+
+    def shape_for(self, param: torch.Tensor) -> tuple[int, ...] | None:
+        """The slot's shape for this parameter; None where the parameter has no such slot."""
+        if self.per_tensor:
+            return ()
+        return tuple(param.shape) if self.shape is None else self.shape(param.shape)
+
+    def start(self, group: dict[str, Any]) -> float:
+        """The value every entry starts at."""
+        return float(group[self.starts]) if isinstance(self.starts, str) else self.starts
+
+    def create(self, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor | None:
+        """The slot at its start."""
+        shape = self.shape_for(param)
+        if shape is None:
+            return None
+        start = self.start(group)
+        if self.per_tensor:
+            return torch.full((), start, dtype=scalar_dtype())
+        if self.shape is not None:
+            return param.new_full(shape, start)
+        state = torch.empty_like(param, memory_format=torch.preserve_format)
+        # A complex number counts as two real ones, so both parts start at the value.
+        (torch.view_as_real(state) if state.is_complex() else state).fill_(start)
+        return state
+
+
+def scalar_dtype() -> torch.dtype:
+    """The dtype of step counts and other per-tensor numbers, as in torch.optim."""
+    double = torch.get_default_dtype() == torch.float64
+    return torch.float64 if double else torch.float32

@@ -1,0 +1,209 @@
+"""Kernels, from their text to machine code, kept on disk so that only the first process compiles.
+
+The text goes through numba once; the object code that comes out is kept beside the text in a cache folder,
+under a name made from everything it depends on. A later process checks its digest and hands it to LLVM,
+without numba. What does not pass the check is compiled again; files appear by renaming, so no reader ever
+sees half of one, whoever else compiles at the same time or is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+import threading
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+ENTRY = "steprule_kernel"
+
+_lock = threading.Lock()
+_loaded: dict[str, tuple[int, Any]] = {}
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it at the fork
+
+
+def missing() -> str | None:
+    """Why no kernel can be compiled here, or None."""
+    if util.find_spec("numba") is None:
+        return "numba is not installed (pip install 'steprule[cpu]')"
+    return None
+
+
+def address_of(name: str, text: str) -> int:
+    """The address of the compiled kernel, which is a C function void(int64).
+
+    name: what the files are called. text: the kernel's source, as `cpu_kernel` writes it.
+    """
+    key = _key(text)
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = _obtain(f"{name}-{key[:16]}", key, text)
+        return _loaded[key][0]
+
+
+def _obtain(name: str, key: str, text: str) -> tuple[int, Any]:
+    folder = cache_folder()
+    code = None if folder is None else _read(folder / f"{name}.o", key)
+    if code is None:
+        code = _compile(text, name if folder is None else str(folder / f"{name}.py"))
+        if folder is not None:
+            # A full or read-only disk costs the next process a compilation, nothing else.
+            with contextlib.suppress(OSError):
+                _write(folder / f"{name}.py", text.encode())
+                _write(folder / f"{name}.o", _digest(key, code) + code)
+    return _link(code)
+
+
+# On disk
+
+
+@cache
+def cache_folder() -> Path | None:
+    """Where kernels are kept: $XDG_CACHE_HOME, else ~/.cache, else a temporary folder of this user's own."""
+    for folder in _candidates():
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return None
+
+
+def _candidates() -> list[Path]:
+    places: list[Path] = []
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):
+        places.append(Path(given) / "steprule")
+    else:
+        with contextlib.suppress(RuntimeError):
+            places.append(Path.home() / ".cache" / "steprule")
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    temporary = Path(tempfile.gettempdir()) / f"steprule-{user}"
+    if _private(temporary):
+        places.append(temporary)
+    return places
+
+
+def _private(folder: Path) -> bool:
+    """Whether the folder is this user's own: anyone may have made one of that name in a shared place."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return False
+    own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return own and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
+
+
+def _digest(key: str, code: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + code).digest()
+
+
+def _read(file: Path, key: str) -> bytes | None:
+    """The object code, or None if the file is missing, cut short, changed or another kernel's."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    size = hashlib.sha256().digest_size
+    code = content[size:]
+    return code if code and content[:size] == _digest(key, code) else None
+
+
+def _write(file: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".unfinished-")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.replace(name, file)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+# Compiling
+
+
+@cache
+def _machine() -> Any:
+    """The code generator for this very processor."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="pic",
+        codemodel="default",
+    )
+
+
+@cache
+def _surroundings() -> str:
+    """Everything but its text that a kernel's machine code depends on."""
+    words = Path(__file__).with_name("cpu_words.py").read_bytes()
+    parts = (
+        metadata.version("numba"),
+        metadata.version("llvmlite"),
+        llvm.get_default_triple(),
+        llvm.get_host_cpu_name(),
+        llvm.get_host_cpu_features().flatten(),
+        hashlib.sha256(words).hexdigest(),
+    )
+    return "\n".join(parts)
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(f"{_surroundings()}\n{text}".encode()).hexdigest()
+
+
+def _compile(text: str, file: str) -> bytes:
+    """Object code with one C function, ENTRY, from a text that defines `kernel(job)`."""
+    import numba
+
+    scope: dict[str, Any] = {}
+    exec(compile(text, file, "exec"), scope)
+    options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled: Any = numba.njit(numba.void(numba.int64), **options)(scope["kernel"])  # pyright: ignore
+    (signature,) = compiled.signatures
+    intermediate: str = compiled.inspect_llvm(signature)
+    module: Any = llvm.parse_assembly(intermediate + _entry_text(intermediate))
+    module.verify()
+    return _machine().emit_object(module)
+
+
+def _entry_text(intermediate: str) -> str:
+    """A C function around numba's own: numba passes addresses for a result and for an error as well."""
+    parsed: Any = llvm.parse_assembly(intermediate)
+    (name,) = (f.name for f in parsed.functions if not f.is_declaration and "kernel" in f.name)
+    return f"""
+define void @{ENTRY}(i64 %job) {{
+  %result = alloca ptr
+  %error = alloca ptr
+  %status = call i32 @{name}(ptr %result, ptr %error, i64 %job)
+  ret void
+}}
+"""
+
+
+def _link(code: bytes) -> tuple[int, Any]:
+    """The entry's address, and the engine that keeps its memory."""
+    engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine.get_function_address(ENTRY), engine

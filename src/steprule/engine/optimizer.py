@@ -1,0 +1,311 @@
+"""What every optimizer here is: a `torch.optim.Optimizer` that checks its groups and keeps torch's contract."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from steprule import errors
+from steprule.engine import checkpoint
+from steprule.engine.fields import FOREIGN_KEYS, Field, Slot, scalar_dtype
+
+DECAY_MODES = ("l2", "decoupled", "absolute")
+
+
+class WeightDecay:
+    """How much weight decay and which kind; accepted wherever `weight_decay=` takes a number.
+
+    weight_decay: λ, at least 0. weight_decouple: shrink the parameter itself (True) or add λ·θ to the
+    gradient (False). absolute: a decoupled decay of λ per step rather than lr·λ.
+
+    Called as `decay(param, grad, group)` inside `step_param`, it decays and returns the gradient to use;
+    the group's own `weight_decay` and mode win over the object's, so they survive a checkpoint.
+    """
+
+    def __init__(
+        self, weight_decay: float = 0.0, weight_decouple: bool = True, absolute: bool = False
+    ):
+        check = Field(0.0, name="weight_decay", at_least=0).check
+        self.weight_decay: float = check("WeightDecay", weight_decay, None)
+        self.weight_decouple = weight_decouple
+        self.absolute = absolute
+        if absolute and not weight_decouple:
+            raise errors.contradiction(
+                "WeightDecay",
+                "absolute=True",
+                "weight_decouple=False",
+                "L2 decay goes through the gradient and always scales with lr.",
+            )
+
+    @property
+    def mode(self) -> str:
+        """`l2`, `decoupled` or `absolute`."""
+        return "l2" if not self.weight_decouple else "absolute" if self.absolute else "decoupled"
+
+    def defaults(self) -> dict[str, Any]:
+        """What goes into the parameter group."""
+        return {"weight_decay": self.weight_decay}
+
+    def __call__(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
+        """Decay `param` in place, or return a new gradient that includes the decay."""
+        strength = group.get("weight_decay", self.weight_decay)
+        if strength == 0:
+            return grad
+        mode = group.get("weight_decay_mode", self.mode)
+        with torch.no_grad():
+            if mode == "l2":
+                return grad.add(param, alpha=float(strength))
+            scale = group["lr"] * strength if mode == "decoupled" else strength
+            param.mul_(1.0 - float(scale))
+        return grad
+
+    def __repr__(self) -> str:
+        return (
+            f"WeightDecay({self.weight_decay}, weight_decouple={self.weight_decouple}, "
+            f"absolute={self.absolute})"
+        )
+
+
+class CheckedOptimizer(torch.optim.Optimizer):
+    """The contract: parameters in, groups checked, `step` with closure and hooks, safe checkpoints.
+
+    Subclasses say what one group does in `_step_group`.
+    """
+
+    fields: ClassVar[dict[str, Field]] = {}
+    slots: ClassVar[dict[str, Slot]] = {}
+    decay_default: ClassVar[str | None] = None
+
+    def __init__(self, params: Any, defaults: dict[str, Any]):
+        who = type(self).__name__
+        defaults = self._normalize(dict(defaults), None)
+        super().__init__(_as_groups(who, params), defaults)
+
+    # Groups
+
+    def _known_keys(self) -> set[str]:
+        return set(self.fields) | set(self.defaults)
+
+    def _normalize(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
+        """Check every hyper-parameter in a group or in the defaults, and spell decay objects out."""
+        who = type(self).__name__
+        decay = group.get("weight_decay")
+        if isinstance(decay, WeightDecay):
+            group.update(decay.defaults())
+            group["weight_decay_mode"] = decay.mode
+            if "decoupled_weight_decay" in self.fields:
+                group["decoupled_weight_decay"] = decay.weight_decouple
+        if group.get("weight_decay_mode", DECAY_MODES[0]) not in DECAY_MODES:
+            given = group["weight_decay_mode"]
+            allowed = "one of " + ", ".join(DECAY_MODES)
+            raise errors.out_of_range(who, "weight_decay_mode", given, allowed, index)
+        for name, field in self.fields.items():
+            if name in group:
+                group[name] = field.check(who, group[name], index)
+        self._check_combinations(group, index)
+        return group
+
+    def _check_combinations(self, group: dict[str, Any], index: int | None) -> None:
+        """Refuse options that exclude each other; rules add their own."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, before or in the middle of training.
+
+        Raises: TypeError or ValueError as torch does, and ValueError for unknown or out-of-range
+        hyper-parameters. Nothing is added when it raises.
+        """
+        who, index = type(self).__name__, len(self.param_groups)
+        if not isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise errors.group_not_dict(who, type(param_group).__name__)
+        group = dict(param_group)
+        if "params" not in group:
+            raise errors.group_without_params(who, index)
+        tensors, names = _tensors_and_names(who, group["params"], index)
+        if names:
+            group["param_names"] = names
+        for key in group:
+            if key not in FOREIGN_KEYS and key not in self._known_keys():
+                raise errors.unknown_hyperparameter(who, key, self._known_keys(), index)
+        group = self._normalize({**self.defaults, **group}, index)
+        differentiable = bool(group.get("differentiable"))
+        for place, tensor in enumerate(tensors):
+            if not differentiable and not (tensor.is_leaf or tensor.retains_grad):
+                raise errors.not_a_leaf(who, _name(names, place), index)
+        named = "param_names" in group
+        for other in self.param_groups:
+            if ("param_names" in other) != named:
+                raise errors.groups_named_differently(who, index, named)
+        taken = {id(p) for other in self.param_groups for p in other["params"]}
+        shared = [_name(names, i) for i, p in enumerate(tensors) if id(p) in taken]
+        if shared:
+            raise errors.in_two_groups(who, ", ".join(shared), index)
+        unique = _without_duplicates(who, tensors, names, index)
+        group["params"] = [tensors[i] for i in unique]
+        if named:
+            group["param_names"] = [group["param_names"][i] for i in unique]
+        self._check_parameters(group, index)
+        self.param_groups.append(group)
+
+    def _check_parameters(self, group: dict[str, Any], index: int) -> None:
+        """Refuse parameters that the rule can never step; rules add their own."""
+
+    def name_of(self, param: Tensor) -> str:
+        """How messages call a parameter: its name, or its place among all parameters."""
+        place = 0
+        for group in self.param_groups:
+            for i, candidate in enumerate(group["params"]):
+                if candidate is param:
+                    names = group.get("param_names")
+                    return f"'{names[i]}'" if names else f"parameter {place + i}"
+            place += len(group["params"])
+        return "a parameter of another optimizer"
+
+    # Stepping
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step on every parameter that has a gradient.
+
+        closure: recomputes the loss and its gradients; it runs with gradients enabled and its value is
+        returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            with torch.set_grad_enabled(bool(group.get("differentiable"))):
+                self._step_group(group)
+        return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> CheckedOptimizer:
+        """Switch to training weights. Only averaging optimizers do anything here."""
+        return self
+
+    def eval(self) -> CheckedOptimizer:
+        """Switch to evaluation weights. Only averaging optimizers do anything here."""
+        return self
+
+    # Checkpoints
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer, or of the torch.optim class of the same name.
+
+        Tensors are copied, follow their parameter's device and keep their dtype. When anything does not
+        fit, ValueError names it and nothing is changed.
+        """
+        state_dict = state_dict.copy()
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        loaded = checkpoint.fit(self, state_dict)
+        self.__setstate__(loaded)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    # Reading
+
+    def explain(self) -> str:
+        """What each group does: rule, parameters, state, runner and why."""
+        lines: list[str] = []
+        for index, group in enumerate(self.param_groups):
+            params: list[Tensor] = group["params"]
+            count = sum(p.numel() for p in params)
+            size = sum(_state_bytes(self.state.get(p, {})) for p in params)
+            lines.append(
+                f"group {index}: {type(self).__name__}, {len(params)} parameters, {count:,} numbers, "
+                f"{size:,} bytes of state"
+            )
+            lines += [f"    {line}" for line in self._explain_group(group)]
+        return "\n".join(lines)
+
+    def _explain_group(self, group: dict[str, Any]) -> list[str]:
+        return []
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for index, group in enumerate(self.param_groups):
+            count = sum(p.numel() for p in group["params"])
+            lines.append(f"  group {index}: {len(group['params'])} parameters, {count:,} numbers")
+            shown = ((k, v) for k, v in group.items() if k not in ("params", "param_names"))
+            lines += [f"    {key}: {value}" for key, value in shown if value is not None]
+        return "\n".join([*lines, ")"])
+
+
+def explain(optimizer: CheckedOptimizer) -> str:
+    """What each group of the optimizer does: rule, parameters, state, runner and why."""
+    return optimizer.explain()
+
+
+def make_step_counter() -> Tensor:
+    """A step count at zero, on the CPU as in torch.optim."""
+    return torch.zeros((), dtype=scalar_dtype())
+
+
+def _state_bytes(state: dict[str, Any]) -> int:
+    return sum(v.numel() * v.element_size() for v in state.values() if isinstance(v, Tensor))
+
+
+def _as_groups(who: str, params: Any) -> Any:
+    if isinstance(params, nn.Module):
+        params = params.named_parameters()
+    if isinstance(params, Tensor):
+        raise errors.bare_tensor(who, type(params).__name__)
+    if isinstance(params, (set, frozenset)):
+        raise errors.unordered_params(who)
+    if isinstance(params, (str, bytes, dict)) or not hasattr(cast(Any, params), "__iter__"):
+        raise errors.bare_tensor(who, type(cast(Any, params)).__name__)
+    groups = list(cast(Iterable[Any], params))
+    if not groups:
+        raise errors.no_parameters(who)
+    if isinstance(groups[0], dict):
+        return groups
+    return [{"params": groups}]
+
+
+def _tensors_and_names(who: str, params: Any, group: int) -> tuple[list[Tensor], list[str]]:
+    if isinstance(params, Tensor):
+        params = [params]
+    elif isinstance(params, nn.Module):
+        params = params.named_parameters()
+    if isinstance(params, (set, frozenset)):
+        raise errors.unordered_params(who)
+    entries: list[Any] = list(params)
+    names = [cast(str, entry[0]) for entry in entries if isinstance(entry, tuple)]
+    tensors: list[Any] = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
+    if names and len(names) != len(entries):
+        raise errors.names_missing(who, group)
+    for place, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise errors.not_a_tensor(who, type(tensor).__name__, place, group)
+    return tensors, names
+
+
+def _name(names: list[str], place: int) -> str:
+    return f"'{names[place]}'" if names else f"parameter {place}"
+
+
+def _without_duplicates(who: str, tensors: list[Tensor], names: list[str], group: int) -> list[int]:
+    seen: set[int] = set()
+    unique: list[int] = []
+    twice: list[str] = []
+    for place, tensor in enumerate(tensors):
+        if id(tensor) in seen:
+            twice.append(_name(names, place))
+        else:
+            seen.add(id(tensor))
+            unique.append(place)
+    if twice:
+        warnings.warn(errors.duplicate_parameters(who, ", ".join(twice), group), stacklevel=4)
+    return unique

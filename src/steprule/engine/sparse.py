@@ -1,0 +1,49 @@
+"""Sparse gradients: the same `update`, on the rows that the gradient touches and on nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steprule import errors
+from steprule.engine import reference
+from steprule.engine.compose import Update, Worn
+
+
+def run(
+    optimizer: Any,
+    update: Update,
+    worn: Worn,
+    group: dict[str, Any],
+    param: Tensor,
+    gradient: Tensor,
+    state: dict[str, Any],
+) -> None:
+    """One step on the rows of `param` that a sparse gradient touches. Other rows and slots rest."""
+    who = type(optimizer).__name__
+    if worn.decay is not None:
+        raise errors.sparse_with_option(who, "weight_decay", optimizer.name_of(param))
+    gradient = gradient.coalesce()
+    touched = gradient._indices()
+    if optimizer.gradients == "rows" and group.get("momentum"):
+        # Momentum moves every row, so the zeros of the gradient count.
+        gradient = gradient.to_dense()
+    if "step" in state:
+        state["step"] += 1
+    t = state["step"].item() if "step" in state else None
+    if not gradient.is_sparse:
+        reference.run(type(optimizer), update, worn, group, param, gradient, state, t)
+        return
+    if touched.numel() == 0:
+        return
+    where = tuple(touched)
+    rows = {k: v[where] if v.shape == param.shape else v for k, v in state.items()}
+    values = param[where].clone()
+    reference.run(type(optimizer), update, worn, group, values, gradient._values(), rows, t)
+    for key, value in rows.items():
+        if state[key].shape == param.shape:
+            state[key][where] = value
+    with torch.no_grad():
+        param[where] = values

@@ -1,0 +1,257 @@
+"""Every message a user can see, on one page: who, what was given, what is allowed, what to do, where."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """A closing sentence: the nearest right name, or all of them."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(name, allowed, 1)
+    if near:
+        return f"Did you mean '{near[0]}'?"
+    return f"Allowed are: {', '.join(allowed)}." if allowed else ""
+
+
+def in_group(group: int | None) -> str:
+    """Where: nothing for the constructor's own arguments, else the parameter group."""
+    return "" if group is None else f" (parameter group {group})"
+
+
+# Hyper-parameters
+
+
+def unknown_hyperparameter(who: str, name: str, allowed: Iterable[str], group: int | None = None):
+    """A misspelt hyper-parameter, in the constructor or in a group."""
+    error = TypeError if group is None else ValueError
+    return error(
+        f"{who} has no hyper-parameter '{name}'{in_group(group)}. {nearest(name, allowed)}".rstrip()
+    )
+
+
+def out_of_range(who: str, what: str, given: object, allowed: str, group: int | None = None):
+    """A hyper-parameter outside its range."""
+    return ValueError(f"{who}: {what} = {given!r}, must be {allowed}{in_group(group)}.")
+
+
+def wrong_type(who: str, what: str, given: object, allowed: str, group: int | None = None):
+    """A hyper-parameter of the wrong type."""
+    return TypeError(f"{who}: {what} = {given!r}, must be {allowed}{in_group(group)}.")
+
+
+def tensor_not_one_element(who: str, what: str, shape: object, group: int | None = None):
+    """A tensor hyper-parameter with more than one entry."""
+    return ValueError(
+        f"{who}: Tensor {what} must be 1-element, got shape {tuple(shape)}"  # type: ignore[call-overload]
+        f"{in_group(group)}. Give one number per parameter group."
+    )
+
+
+def mixed_betas(who: str, group: int | None = None):
+    """One beta a float, the other a tensor."""
+    return ValueError(f"{who}: betas must be either both floats or both Tensors{in_group(group)}.")
+
+
+def contradiction(who: str, first: str, second: str, fix: str, error: type[Exception] = ValueError):
+    """Two arguments that exclude each other."""
+    return error(f"{who}: {first} does not go with {second}. {fix}")
+
+
+# Parameters and groups
+
+
+def bare_tensor(who: str, kind: str):
+    """`Adam(weight)` in place of `Adam([weight])`."""
+    return TypeError(
+        f"{who}: params must be an iterable of tensors, (name, tensor) pairs or dicts, or a module, "
+        f"got one {kind}. Put it in a list: {who}([weight])."
+    )
+
+
+def no_parameters(who: str):
+    """An empty parameter list."""
+    return ValueError(
+        f"{who} got an empty parameter list. Was a generator used up before, is everything frozen, "
+        "or are the parentheses of model.parameters() missing?"
+    )
+
+
+def group_not_dict(who: str, kind: str):
+    """A parameter group that is not a dict."""
+    return TypeError(f"{who}: a parameter group must be a dict with 'params', got {kind}.")
+
+
+def group_without_params(who: str, group: int):
+    """A parameter group without its parameters."""
+    return ValueError(f"{who}: parameter group {group} has no 'params'.")
+
+
+def unordered_params(who: str):
+    """A set of parameters, whose order changes from run to run."""
+    return TypeError(
+        f"{who}: params is a set, whose order changes between runs, so that a checkpoint could not be "
+        "matched. Use a list."
+    )
+
+
+def not_a_tensor(who: str, kind: str, place: int, group: int):
+    """Something among the parameters that is not a tensor."""
+    return TypeError(
+        f"{who} can only optimize tensors, but parameter {place} is {kind} (parameter group {group})."
+    )
+
+
+def not_a_leaf(who: str, name: str, group: int):
+    """A computed tensor among the parameters."""
+    return ValueError(
+        f"{who} can't optimize a non-leaf Tensor: {name} (parameter group {group}) is the result of an "
+        "operation. Pass the parameter itself; wrap a single one in a list."
+    )
+
+
+def names_missing(who: str, group: int):
+    """Some parameters with names, some without."""
+    return ValueError(
+        f"{who}: some parameters of parameter group {group} have names and some have not. Name all of "
+        "them, as named_parameters() does, or none."
+    )
+
+
+def groups_named_differently(who: str, group: int, named: bool):
+    """One group with names, another without."""
+    this, others = ("with", "without") if named else ("without", "with")
+    return ValueError(
+        f"{who}: parameter group {group} comes {this} names, the others {others}. Name the parameters "
+        "of all groups or of none."
+    )
+
+
+def in_two_groups(who: str, names: str, group: int):
+    """A parameter that another group already holds."""
+    return ValueError(
+        f"{who}: some parameters appear in more than one parameter group: {names} "
+        f"(parameter group {group}). Tied weights belong to one group only."
+    )
+
+
+def duplicate_parameters(who: str, names: str, group: int) -> str:
+    """The warning for a parameter that stands twice in one group."""
+    return (
+        f"{who}: a parameter group with duplicate parameters: {names} (parameter group {group}). "
+        "Each is updated once per step."
+    )
+
+
+# Gradients and steps
+
+
+def sparse_gradient(who: str, name: str, alternative: str = "SparseAdam"):
+    """A rule without a sparse form met a sparse gradient."""
+    return RuntimeError(
+        f"{who} needs dense gradients, got a sparse one for {name}. Use {alternative} for that "
+        "parameter, or Embedding(sparse=False)."
+    )
+
+
+def sparse_with_option(who: str, option: str, name: str):
+    """An option that has no meaning for the rows a sparse gradient leaves out."""
+    return RuntimeError(
+        f"{who}: {option} is not compatible with the sparse gradient of {name}: it would have to touch "
+        f"every row. Set {option}=0 for that group, or use Embedding(sparse=False)."
+    )
+
+
+def dense_gradient(who: str, name: str):
+    """A rule for sparse gradients met a dense one."""
+    return RuntimeError(
+        f"{who} needs sparse gradients, got a dense one for {name}. Use Adam for that parameter, or "
+        "Embedding(sparse=True)."
+    )
+
+
+def complex_parameter(who: str, name: str, error: type[Exception] = RuntimeError):
+    """A rule without a complex form met a complex parameter."""
+    return error(
+        f"{who} does not support complex parameters, got one: {name}. Optimize torch.view_as_real(x)."
+    )
+
+
+def closure_missing(who: str):
+    """A rule that calls the loss again, without a closure."""
+    return TypeError(
+        f"{who}.step needs a closure that computes the loss and its gradients:\n"
+        "    def closure():\n"
+        "        optimizer.zero_grad(); loss = loss_fn(); loss.backward(); return loss\n"
+        "    optimizer.step(closure)"
+    )
+
+
+# Rules, as they are stated
+
+
+def no_such_slot(rule: str, name: str, slots: Iterable[str]):
+    """A misspelt slot in a rule."""
+    return AttributeError(f"{rule}.update: no slot '{name}'. {nearest(name, slots)}".rstrip())
+
+
+def slot_switched_off(rule: str, name: str, switch: str):
+    """A slot used although the option it exists for is off."""
+    return AttributeError(
+        f"{rule}.update: slot '{name}' exists only when {switch} is on; use it inside 'if h.{switch}:'."
+    )
+
+
+def no_such_hyperparameter_in_rule(rule: str, name: str, fields: Iterable[str]):
+    """A misspelt hyper-parameter in a rule."""
+    return AttributeError(
+        f"{rule}.update: no hyper-parameter 'h.{name}'. {nearest(name, fields)}".rstrip()
+    )
+
+
+def bad_statement(rule: str, what: str, fix: str):
+    """A rule that is not stated as rules are."""
+    return TypeError(f"{rule}: {what}. {fix}")
+
+
+# Runners
+
+
+def runner_unavailable(who: str, asked: str, reason: str):
+    """A runner asked for by name that cannot run here."""
+    return RuntimeError(f"{who}: {asked} was asked for, but {reason}.")
+
+
+# Checkpoints
+
+
+def checkpoint(who: str, problem: str, fix: str = ""):
+    """A checkpoint that does not fit; nothing was changed."""
+    return ValueError(f"{who}.load_state_dict: {problem}. {fix}".rstrip())
+
+
+# Single rules
+
+
+def not_dense(who: str, name: str):
+    """A sparse tensor as a parameter."""
+    return ValueError(
+        f"{who} requires dense parameter tensors (only gradients may be sparse), but {name} is sparse."
+    )
+
+
+def sophia_without_hessian(name: str) -> str:
+    """The warning for Sophia's first step when the curvature was never estimated."""
+    return (
+        f"Sophia: update_hessian was never called for {name}, so the curvature is 0 and every number moves "
+        "by lr. Call update_hessian(n) after a backward pass with labels sampled from the model."
+    )
+
+
+def not_a_matrix(who: str, name: str, shape: tuple[int, ...], group: int):
+    """A vector or a higher-dimensional tensor for a rule on matrices."""
+    return ValueError(
+        f"{who} only supports 2D parameters, but {name} has shape {shape} (parameter group {group}). Give "
+        "vectors and embeddings to AdamW, and reshape convolutions to matrices."
+    )

@@ -1,0 +1,51 @@
+"""What goes wrong in a user's input, said in one line.
+
+Every wrong input raises `LabError`; the command line prints its text on one line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sysconfig
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["LabError", "Stopped", "did_you_mean", "told"]
+
+
+class LabError(Exception):
+    """A wrong input, a folder that cannot be used, or a run that cannot go on."""
+
+    exit_code = 2
+
+
+class Stopped(LabError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """The nearest right name as a sentence to add to a message, or every name if none is near.
+
+    Case does not count: `adm` is as near to `Adam` as `Adm` is.
+    """
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
+    if near:
+        return f"Did you mean '{by_lower[near[0]]}'?"
+    return f"There is {', '.join(by_lower.values()) or 'none'}."
+
+
+def told(error: BaseException) -> str:
+    """Kind and text of an error that a user's own code raised, and the line of theirs it came from."""
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    not_theirs = (*installed, str(Path(__file__).parents[1]), "<")
+    theirs = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(not_theirs)
+    ]
+    place = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {str(error).rstrip('.')}{place}"

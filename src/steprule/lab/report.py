@@ -1,0 +1,76 @@
+"""What is told about a run: at its start, and when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from steprule.lab.run_folder import RunConfig, RunFolder
+from steprule.lab.train import Training
+
+__all__ = ["Line", "final_lines", "hyperparameter_text", "print_header", "print_results"]
+
+Line = Mapping[str, Any]
+
+
+def hyperparameter_text(config: RunConfig) -> str:
+    """The settings that say something: those that are neither off nor left to the rule."""
+    values = {
+        name: value
+        for name, value in config.hyperparameters.items()
+        if value is not None and value is not False
+    }
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def print_header(console: Console, training: Training, folder: RunFolder) -> None:
+    """Say what is going to be trained, on how much, and where it is kept."""
+    config = training.config
+    count = sum(parameter.numel() for parameter in training.model.parameters())
+    sizes = ", ".join(f"{len(data):,} {name}" for name, data in training.splits().items())
+    rows = {
+        "task": f"{config.task}: {count:,} parameters; items: {sizes}",
+        "optimizer": f"{config.optimizer}({hyperparameter_text(config)})",
+        "length": f"{config.epochs} epochs of {training.steps_per_epoch} steps of "
+        f"{config.batch_size} items, schedule {config.schedule}, seed {config.seed}",
+        "folder": str(folder.path),
+    }
+    if training.step:
+        rows["resumed"] = f"after step {training.step} of {training.steps}"
+    grid = Table.grid(padding=(0, 2))
+    for name, text in rows.items():
+        grid.add_row(Text(name, style="dim"), Text(text, overflow="fold"))
+    console.print(grid)
+
+
+def print_results(
+    console: Console, training: Training, lines: Sequence[Line], folder: RunFolder
+) -> None:
+    """The final table: loss and score on each part of the data, time, and what was written."""
+    score = training.task.score
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("", "items", "loss", *([f"{score.name} ({score.unit})"] if score else [])):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, line in final_lines(lines).items():
+        items = f"{len(training.splits()[name]):,}"
+        note = " (while learning, last epoch)" if name == "train" else ""
+        numbers = [f"{line['loss']:.4f}"] + ([f"{line[score.name]:.2f}"] if score else [])
+        table.add_row(name + note, items, *numbers)
+    console.print()
+    console.print(table)
+    pace = training.step / training.seconds if training.seconds else 0.0
+    console.print(f"\n{training.step} steps in {training.seconds:.1f} s ({pace:.0f} steps/s)")
+    written = ", ".join(sorted(entry.name for entry in folder.path.iterdir()))
+    console.print(Text(f"in {folder.path}: {written}", overflow="fold"))
+
+
+def final_lines(lines: Sequence[Line]) -> dict[str, Line]:
+    """The last result on each part; for `train` the mean over the last epoch's steps."""
+    last = {line["split"]: line for line in lines}
+    steps = [x for x in lines if x["split"] == "train" and x["epoch"] == last["train"]["epoch"]]
+    keys = [key for key, value in last["train"].items() if isinstance(value, float)]
+    return {**last, "train": {key: sum(x[key] for x in steps) / len(steps) for key in keys}}

@@ -1,0 +1,229 @@
+"""The folder of one run: its configuration, its metrics, and a checkpoint that no kill can damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from steprule.lab.errors import LabError
+
+__all__ = ["RunConfig", "RunFolder", "find_run", "new_run_folder"]
+
+RUNS = Path("runs")
+CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
+METRICS_BYTES = "metrics_bytes"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes, and by what its data are recognised."""
+
+    task: str
+    optimizer: str
+    hyperparameters: Mapping[str, Any]
+    schedule: str
+    epochs: int
+    batch_size: int
+    seed: int
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def task_label(self) -> str:
+        """The task's name without the path of its file."""
+        file, _, name = self.task.rpartition(":")
+        return f"{Path(file).stem}-{name}" if file else name
+
+    @property
+    def label(self) -> str:
+        """Task and optimizer as a part of a folder's name."""
+        return f"{self.task_label}-{self.optimizer.lower()}"
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: IO[bytes] | None = None
+
+    def save_config(self, config: RunConfig) -> None:
+        """Write `config.json`."""
+        text = json.dumps(asdict(config), indent=2, ensure_ascii=False) + "\n"
+        _replace(self.path / CONFIG, lambda stream: stream.write(text.encode()))
+
+    def load_config(self) -> RunConfig:
+        """Read `config.json`. Raises `LabError` if it is missing or is none."""
+        file = self.path / CONFIG
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            config = RunConfig(**values)
+            if not all(
+                type(getattr(config, name)) is int for name in ("epochs", "batch_size", "seed")
+            ):
+                raise TypeError("epochs, batch_size and seed must be whole numbers")
+            settings = {
+                name: tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+                for name, value in config.hyperparameters.items()
+            }
+        except FileNotFoundError:
+            raise LabError(f"'{self.path}' holds no run: it has no {CONFIG}.") from None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise LabError(f"{file} cannot be read as a run's configuration: {error}.") from error
+        return RunConfig(**{**values, "hyperparameters": settings})
+
+    def open(self) -> None:
+        """Open the metrics for writing and keep other processes out until `close`."""
+        file = self.path / METRICS
+        try:
+            self._metrics = open(file, "ab", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise LabError(f"cannot write {file}: {error.strerror}.") from error
+        _lock(self._metrics, self.path)
+
+    def close(self) -> None:
+        """Let go of the folder, so that another process may resume the run."""
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def add_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one line to `metrics.jsonl`."""
+        try:
+            self._opened().write(json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            raise LabError(f"cannot write {self.path / METRICS}: {error.strerror}.") from error
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All lines of `metrics.jsonl`."""
+        text = (self.path / METRICS).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint by this state and the metrics so far, or leave it as it was."""
+        metrics = self._opened()
+        os.fsync(metrics.fileno())
+        full = {**state, METRICS_BYTES: metrics.seek(0, os.SEEK_END)}
+        _replace(self.path / CHECKPOINT, lambda stream: torch.save(full, stream))
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """Read the checkpoint, checking every byte and running no code in it; nothing is written.
+
+        Raises `LabError` if it is missing or damaged, or the metrics do not reach as far.
+        """
+        file = self.path / CHECKPOINT
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} is not what was written")
+            state = cast("dict[str, Any]", torch.load(file, weights_only=True))
+            metrics_bytes = int(state[METRICS_BYTES])
+        except FileNotFoundError:
+            raise LabError(f"'{self.path}' has no {CHECKPOINT} to resume from.") from None
+        except Exception as error:  # whatever a damaged file makes the readers raise
+            raise LabError(
+                f"{file} is damaged or no checkpoint ({type(error).__name__}); it cannot be resumed."
+            ) from error
+        if self._opened().seek(0, os.SEEK_END) < metrics_bytes:
+            raise LabError(
+                f"{self.path / METRICS} has lost lines that its checkpoint counts; the run cannot be "
+                "resumed."
+            )
+        return state
+
+    def cut_metrics(self, state: Mapping[str, Any]) -> None:
+        """Drop the lines of `metrics.jsonl` that were written after this checkpoint."""
+        self._opened().truncate(state[METRICS_BYTES])
+
+    def _opened(self) -> IO[bytes]:
+        if self._metrics is None:
+            raise RuntimeError("RunFolder.open() comes before reading or writing a run.")
+        return self._metrics
+
+
+def new_run_folder(out: Path | None, label: str) -> RunFolder:
+    """Make the folder `out`, or the next free `runs/LABEL-1`, `-2` …, for a new run.
+
+    Raises `LabError` if `out` already holds something or cannot be written.
+    """
+    try:
+        if out is None:
+            return RunFolder(_next_numbered(label))
+        out.mkdir(parents=True, exist_ok=True)
+        held = sorted(entry.name for entry in out.iterdir())
+    except OSError as error:
+        raise LabError(f"cannot make the folder '{out or RUNS}': {error.strerror}.") from error
+    if CONFIG in held:
+        raise LabError(
+            f"'{out}' already holds a run. Continue it with --resume, or give another --out."
+        )
+    if held:
+        raise LabError(f"'{out}' is not empty (it holds {held[0]}). Give another --out.")
+    return RunFolder(out)
+
+
+def _next_numbered(label: str) -> Path:
+    RUNS.mkdir(exist_ok=True)
+    number = 1
+    while True:
+        path = RUNS / f"{label}-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def find_run(out: Path | None, fits: Callable[[RunConfig], bool]) -> RunFolder:
+    """The run to resume: the one in `out`, or the newest in `runs/` whose configuration fits."""
+    if out is not None:
+        return RunFolder(out)
+    checkpoints = sorted(RUNS.glob(f"*/{CHECKPOINT}"), key=lambda file: -file.stat().st_mtime_ns)
+    for checkpoint in checkpoints:
+        folder = RunFolder(checkpoint.parent)
+        if fits(folder.load_config()):
+            return folder
+    raise LabError(
+        f"no run in '{RUNS}/' fits these options, so there is none to resume. "
+        "Leave out --resume to start one, or name its folder with --out."
+    )
+
+
+def _replace(file: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that at any moment, power failure included, the old or the new one is there."""
+    temporary = file.with_name(file.name + ".tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+        if os.name == "posix":  # elsewhere a folder cannot be opened to be synced
+            folder = os.open(file.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
+        temporary.unlink(missing_ok=True)
+        raise LabError(f"cannot write {file}: {error}. What was there before is kept.") from error
+
+
+def _lock(stream: IO[bytes], path: Path) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise LabError(f"another process is training in '{path}' now.") from None

@@ -1,0 +1,62 @@
+"""Muon."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from steprule.declare import Matrix, decay, errors, hyper, slot
+from steprule.matrix.words import orthogonalize
+from steprule.words import Number, ema, lerp
+
+
+class Muon(Matrix, flags=""):
+    """Momentum whose every singular direction gets the same length.
+
+    When: the hidden matrices of transformers; embeddings, heads, biases and norms go to AdamW.
+
+        M ← μ·M + (1-μ)·G           U = (1-μ)·G + μ·M with Nesterov, else M
+        θ ← θ·(1 - lr·λ) - lr·s·orthogonalize(U)
+        s = √max(1, rows/columns), or 0.2·√max(rows, columns) with adjust_lr_fn="match_rms_adamw"
+
+    State: 1 number per parameter (momentum_buffer). Parameters must be matrices.
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, "Muon is
+    Scalable for LLM Training", §2.2 (match_rms_adamw).
+    """
+
+    counts_steps = False
+    complex_error = RuntimeError
+
+    lr: float = hyper(1e-3, at_least=0, meaning="step size")
+    weight_decay: float = decay(0.1, mode="decoupled")
+    momentum: float = hyper(0.95, at_least=0, meaning="μ, how much of the past stays")
+    nesterov: bool = hyper(True, meaning="look ahead along the momentum")
+    ns_coefficients: tuple[float, float, float] = hyper(
+        (3.4445, -4.775, 2.0315), meaning="a, b, c of the iteration"
+    )
+    eps: float = hyper(1e-7, at_least=0, meaning="ε, smallest norm to divide by")
+    ns_steps: int = hyper(5, at_least=0, below=100, meaning="how often to iterate")
+    adjust_lr_fn: str | None = hyper(
+        None, choices=(None, "original", "match_rms_adamw"), meaning="how lr depends on the shape"
+    )
+
+    m = slot("momentum_buffer")
+
+    @staticmethod
+    def update(h: Muon, p: Number, g: Number, s: Muon, t: float) -> Number:
+        """One step."""
+        s.m = ema(s.m, g, h.momentum)
+        u = lerp(g, s.m, h.momentum) if h.nesterov else s.m
+        rows, columns = p.handle.shape
+        scale = math.sqrt(max(1, rows / columns))
+        if h.adjust_lr_fn == "match_rms_adamw":
+            scale = 0.2 * math.sqrt(max(rows, columns))
+        return -(h.lr * scale) * orthogonalize(u, h.ns_coefficients, h.ns_steps, h.eps)
+
+    def _check_parameters(self, group: dict[str, Any], index: int) -> None:
+        super()._check_parameters(group, index)
+        names = group.get("param_names")
+        for place, param in enumerate(group["params"]):
+            if param.ndim != 2:
+                name = f"'{names[place]}'" if names else f"parameter {place}"
+                raise errors.not_a_matrix("Muon", name, tuple(param.shape), index)

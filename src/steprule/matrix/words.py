@@ -1,0 +1,55 @@
+"""Words on whole matrices. Unlike the words for single numbers, they may use torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steprule.words import Number
+
+
+def rms(x: Number) -> float:
+    """‖x‖ / √n, the root mean square over the whole tensor, as a plain number."""
+    tensor: Tensor = x.handle
+    return tensor.norm(2).item() / (tensor.numel() ** 0.5)
+
+
+def mean_square(x: Number, dim: int) -> Number:
+    """The mean of x² along one dimension, which stays with length 1."""
+    tensor: Tensor = x.handle
+    length = tensor.size(dim)
+    return Number(x.machine, torch.norm(tensor, dim=dim, keepdim=True).square_().div_(length))
+
+
+def rank_one(rows: Number, columns: Number, floor: float) -> Number:
+    """Rows · columns / mean(rows): the rank-one matrix with these row and column means."""
+    row, column = rows.handle, columns.handle
+    scale = row.mean(dim=-2, keepdim=True).clamp_(min=floor)
+    return Number(rows.machine, torch.matmul(row, column).div_(scale))
+
+
+def inverse_root(x: Number, floor: float) -> Number:
+    """1/√max(x, floor)."""
+    return Number(x.machine, x.handle.clamp(min=floor).rsqrt_())
+
+
+def orthogonalize(
+    x: Number, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Number:
+    """Almost UVᵀ of x = USVᵀ: all singular values pushed towards 1 by a quintic iteration in bfloat16.
+
+    X ← x / max(‖x‖, ε), then `steps` times A = XXᵀ, X ← a·X + (b·A + c·A²)X. The coefficients make small
+    singular values grow as fast as they can, so they end between about 0.5 and 1.5 rather than at 1.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon
+    """
+    a, b, c = coefficients
+    given: Tensor = x.handle
+    tall = given.size(-2) > given.size(-1)
+    matrix = (given.mT if tall else given).to(torch.bfloat16)
+    matrix = matrix / matrix.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = matrix @ matrix.mT
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        matrix = torch.addmm(matrix, polynomial, matrix, beta=a)
+    return Number(x.machine, matrix.mT if tall else matrix)

@@ -1,0 +1,1 @@
+"""Habits that any rule can wear."""

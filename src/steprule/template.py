@@ -1,0 +1,74 @@
+"""The other door: write `init_state` and `step_param` by hand, with any torch code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from steprule import errors
+from steprule.engine.fields import Field
+from steprule.engine.optimizer import CheckedOptimizer, WeightDecay
+
+__all__ = ["GenericAdaptiveOptimizer", "WeightDecay"]
+
+
+class GenericAdaptiveOptimizer(CheckedOptimizer):
+    """An optimizer from two methods that a subclass overrides.
+
+    When: a rule needs more than mathematics on single numbers; otherwise declare it as `Elementwise`, which
+    also makes it fast. A subclass gets groups, checks, closures, hooks, refusal of sparse gradients and
+    checkpoints.
+
+        class MyOptimizer(GenericAdaptiveOptimizer):
+            def init_state(self, state, group, param):
+                state["exp_avg"] = torch.zeros_like(param)
+
+            def step_param(self, state, group, grad, param):
+                state["exp_avg"].lerp_(grad, 1 - group["betas"][0])
+                param.add_(state["exp_avg"], alpha=-group["lr"])
+
+    params: as for every optimizer here. defaults: further hyper-parameters of a group; not changed. lr, eps:
+    at least 0. betas: at least 0 and below 1.
+
+    Raises: ValueError for a hyper-parameter out of range or unknown, RuntimeError for a sparse gradient.
+    Source: the template of labml.ai's annotated optimizers.
+    """
+
+    fields = {
+        "lr": Field(1e-3, name="lr", at_least=0, meaning="step size"),
+        "betas": Field((0.9, 0.999), name="betas", type="tuple", at_least=0, below=1),
+        "eps": Field(1e-8, name="eps", at_least=0, meaning="keeps divisions finite"),
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any] | None = None,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
+        super().__init__(params, {**(defaults or {}), "lr": lr, "betas": betas, "eps": eps})
+
+    def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
+        """Fill the empty `state` of a parameter, before its first step."""
+
+    def step_param(
+        self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor
+    ) -> None:
+        """Change `param` in place. `grad` belongs to the user: do not write to it."""
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            if param.grad.is_sparse:
+                raise errors.sparse_gradient(type(self).__name__, self.name_of(param))
+            state = self.state[param]
+            if not state:
+                self.init_state(state, group, param)
+            self.step_param(state, group, param.grad, param)
+
+    def _explain_group(self, group: dict[str, Any]) -> list[str]:
+        return ["runner: step_param, written by hand, one parameter at a time"]
