@@ -137,8 +137,7 @@ def problem(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, list[np.
     theta = np.asarray(random.normal(size=shape) * 10 ** random.uniform(-4, 0, size=shape))
     sizes = 10 ** random.uniform(-9, 1, size=shape)
     gradients = [
-        np.asarray(sizes * random.normal(size=shape) * (random.random(size=shape) < 0.9))
-        for _ in range(STEPS)
+        np.asarray(sizes * random.normal(size=shape) * (random.random(size=shape) < 0.9)) for _ in range(STEPS)
     ]
     return theta, gradients
 
@@ -385,9 +384,7 @@ def test_lbfgs_equals_torch(function, steps, options):
 
 
 @pytest.mark.parametrize("lr", [1e-3, 1.0, 3.0, 20.0, 100.0])
-@pytest.mark.parametrize(
-    ("function", "size"), [(rosenbrock, 2), (ripples, 1), (cliff, 1), (cusp, 2)]
-)
+@pytest.mark.parametrize(("function", "size"), [(rosenbrock, 2), (ripples, 1), (cliff, 1), (cusp, 2)])
 def test_strong_wolfe_equals_torch(function, size, lr):
     """One search from each of 15 starts, which together go every way through it."""
     for seed in range(15):

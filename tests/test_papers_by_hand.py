@@ -17,7 +17,7 @@ def close(actual, expected, atol=1e-15):
 
 def test_documented_defaults():
     decay = {"weight_decay": 0, "maximize": False}
-    belief = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "optimized_update": False}
+    belief = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "optimized_update": True}
     options = {"amsgrad": False, "rectify": True, "degenerate_to_sgd": True, "eps_in_state": False}
     curvature = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-12, "rho": 0.03}
     sign = {"lr": 1e-4, "betas": (0.9, 0.99)}
@@ -60,7 +60,13 @@ def test_radam_without_degeneration_waits_for_the_rectification():
 
 def test_adabelief_by_hand():
     """β = (½, ¾), ε = 0.01, lr = 1, g = 1 then -1, without rectification."""
-    options = {"lr": 1.0, "betas": (0.5, 0.75), "eps": 0.01, "rectify": False}
+    options = {
+        "lr": 1.0,
+        "betas": (0.5, 0.75),
+        "eps": 0.01,
+        "optimized_update": False,
+        "rectify": False,
+    }
     state = adabelief.init(np.zeros(1))
     # m = ½;  g - m = ½;  s = ¼·¼ = 1/16;  m̂ = ½/½ = 1;  ŝ = (1/16 + 0.01)/(1 - ¾) = 0.29
     theta = adabelief.step(np.zeros(1), np.array([1.0]), state, 1, **options)
@@ -77,7 +83,13 @@ def test_adabelief_by_hand():
 
 def test_adabelief_with_the_papers_eps_by_hand():
     """As above, but the 0.01 stays in s: 1/16 + 0.01, then ¾·(1/16 + 0.01) + 9/64 + 0.01."""
-    options = {"lr": 1.0, "betas": (0.5, 0.75), "eps": 0.01, "rectify": False}
+    options = {
+        "lr": 1.0,
+        "betas": (0.5, 0.75),
+        "eps": 0.01,
+        "optimized_update": False,
+        "rectify": False,
+    }
     state = adabelief.init(np.zeros(1))
     theta = adabelief.step(np.zeros(1), np.array([1.0]), state, 1, eps_in_state=True, **options)
     close(state["exp_avg_var"], [0.0725])
@@ -99,9 +111,7 @@ def belief_of_a_constant(t: int, beta1: float, beta2: float) -> float:
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("optimized_update", [False, True])
 @pytest.mark.parametrize("rectify", [False, True])
-def test_adabelief_on_a_constant_gradient(
-    degenerate_to_sgd, eps_in_state, amsgrad, optimized_update, rectify
-):
+def test_adabelief_on_a_constant_gradient(degenerate_to_sgd, eps_in_state, amsgrad, optimized_update, rectify):
     """g = 1 gives m̂ = 1 and s in closed form, so each of 60 steps is known in every option."""
     lr, beta1, beta2, eps = 0.1, 0.9, 0.99, 1e-3
     rho_end = 2 / (1 - beta2) - 1

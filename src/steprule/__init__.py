@@ -27,7 +27,7 @@ from steprule.elementwise.sparse_adam import SparseAdam as SparseAdam
 from steprule.engine.optimizer import explain as explain
 from steprule.matrix.adafactor import Adafactor as Adafactor
 from steprule.matrix.muon import Muon as Muon
-from steprule.modifiers.decay import absolute as _absolute  # noqa: F401  registers the modes
+from steprule.modifiers import decay as _decay_modes  # pyright: ignore[reportUnusedImport]
 from steprule.template import GenericAdaptiveOptimizer as GenericAdaptiveOptimizer
 from steprule.template import WeightDecay as WeightDecay
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import steprule
 from steprule.engine.fields import Field
@@ -46,7 +46,7 @@ def catalogue() -> dict[str, type[CheckedOptimizer]]:
     """
     bases = ("Elementwise", "Matrix", "GenericAdaptiveOptimizer")
     found = {
-        name: cast(type[CheckedOptimizer], value)
+        name: value
         for name, value in vars(steprule).items()
         if inspect.isclass(value) and issubclass(value, CheckedOptimizer) and name not in bases
     }

@@ -26,6 +26,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, cast, dataclass_transform
 
 from steprule import errors
@@ -124,9 +125,7 @@ class _Rule(RuleOptimizer):
         fields = dict(cls.fields) | _declared_fields(cls, body)
         cls.fields = dict(sorted(fields.items(), key=lambda item: item[0] in FLAGS))
         cls.slots = dict(cls.slots) | {
-            letter: Slot(**{**vars(value), "letter": letter})
-            for letter, value in body.items()
-            if isinstance(value, Slot)
+            letter: replace(value, letter=letter) for letter, value in body.items() if isinstance(value, Slot)
         }
         if flags is not None:
             cls.torch_flags = tuple(flags.split())
@@ -231,9 +230,7 @@ class Elementwise(_Rule):
     foreach: bool | None = _flag(
         None, kw_only=True, meaning="True: the multi-tensor runner or an error; False: not that one"
     )
-    capturable: bool = _flag(
-        False, kw_only=True, meaning="keep step counts on the device, for CUDA graphs"
-    )
+    capturable: bool = _flag(False, kw_only=True, meaning="keep step counts on the device, for CUDA graphs")
     differentiable: bool = _flag(False, kw_only=True, meaning="keep the step on autograd's tape")
     fused: bool | None = _flag(
         None, kw_only=True, meaning="True: one fused kernel or an error; False: not that one"

@@ -26,9 +26,7 @@ def in_group(group: int | None) -> str:
 def unknown_hyperparameter(who: str, name: str, allowed: Iterable[str], group: int | None = None):
     """A misspelt hyper-parameter, in the constructor or in a group."""
     error = TypeError if group is None else ValueError
-    return error(
-        f"{who} has no hyper-parameter '{name}'{in_group(group)}. {nearest(name, allowed)}".rstrip()
-    )
+    return error(f"{who} has no hyper-parameter '{name}'{in_group(group)}. {nearest(name, allowed)}".rstrip())
 
 
 def out_of_range(who: str, what: str, given: object, allowed: str, group: int | None = None):
@@ -173,9 +171,7 @@ def dense_gradient(who: str, name: str):
 
 def complex_parameter(who: str, name: str, error: type[Exception] = RuntimeError):
     """A rule without a complex form met a complex parameter."""
-    return error(
-        f"{who} does not support complex parameters, got one: {name}. Optimize torch.view_as_real(x)."
-    )
+    return error(f"{who} does not support complex parameters, got one: {name}. Optimize torch.view_as_real(x).")
 
 
 def closure_missing(who: str):
@@ -205,9 +201,7 @@ def slot_switched_off(rule: str, name: str, switch: str):
 
 def no_such_hyperparameter_in_rule(rule: str, name: str, fields: Iterable[str]):
     """A misspelt hyper-parameter in a rule."""
-    return AttributeError(
-        f"{rule}.update: no hyper-parameter 'h.{name}'. {nearest(name, fields)}".rstrip()
-    )
+    return AttributeError(f"{rule}.update: no hyper-parameter 'h.{name}'. {nearest(name, fields)}".rstrip())
 
 
 def bad_statement(rule: str, what: str, fix: str):

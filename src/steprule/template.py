@@ -54,9 +54,7 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
     def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
         """Fill the empty `state` of a parameter, before its first step."""
 
-    def step_param(
-        self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor
-    ) -> None:
+    def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
         """Change `param` in place. `grad` belongs to the user: do not write to it."""
 
     def _step_group(self, group: dict[str, Any]) -> None:

@@ -151,9 +151,7 @@ class Number:
         return self._compare("not_equal", other)
 
     def __bool__(self) -> NoReturn:
-        raise TypeError(
-            f"{self.machine.rule}.update: 'if' on a per-number value; use where(condition, a, b)."
-        )
+        raise TypeError(f"{self.machine.rule}.update: 'if' on a per-number value; use where(condition, a, b).")
 
 
 class Symbol:
@@ -274,15 +272,27 @@ def _scalar_sign(x: float) -> float:
     return float((x > 0) - (x < 0)) if x == x else x
 
 
+def _scalar_log(x: float) -> float:
+    return math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan)
+
+
+def _scalar_single(x: float) -> float:
+    return struct.unpack("f", struct.pack("f", x))[0]
+
+
+def _scalar_select(condition: Any, a: Any, b: Any) -> Any:
+    return a if condition else b
+
+
 SCALAR_WORDS: dict[str, Callable[..., float]] = {
     "sqrt": _scalar_sqrt,
     "exp": math.exp,
-    "log": lambda x: math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan),
+    "log": _scalar_log,
     "sign": _scalar_sign,
     "larger": _scalar_larger,
     "smaller": _scalar_smaller,
-    "single": lambda x: struct.unpack("f", struct.pack("f", x))[0],
-    "select": lambda condition, a, b: a if condition else b,
+    "single": _scalar_single,
+    "select": _scalar_select,
 }
 
 

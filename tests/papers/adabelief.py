@@ -5,7 +5,8 @@
     ŝ = (s + ε)/(1-β2ᵗ)                 this ε does not stay in the state
     θ ← θ - lr·m̂/(√ŝ + ε)
     amsgrad             s in the last two lines is the largest s so far
-    optimized_update    θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ)·m/(√(s + ε) + ε)
+    optimized_update    θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ)·m/(√(s + ε) + ε), on by default: it differs
+                        from the line above where √s is near ε only
     rectify             RAdam's r multiplies the step while ρₜ ≥ 5; before that the step is
                         θ ← θ - lr·m̂, or nothing when degenerate_to_sgd is False
     eps_in_state        the paper: s ← β2·s + (1-β2)·(g-m)² + ε, ŝ = s/(1-β2ᵗ)
@@ -42,16 +43,14 @@ def step(
     eps: float = 1e-16,
     weight_decay: float | WeightDecay = 0.0,
     amsgrad: bool = False,
-    optimized_update: bool = False,
+    optimized_update: bool = True,
     rectify: bool = True,
     degenerate_to_sgd: bool = True,
     eps_in_state: bool = False,
     maximize: bool = False,
 ) -> np.ndarray:
     beta1, beta2 = betas
-    theta, g = prepare(
-        theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize, decoupled=True
-    )
+    theta, g = prepare(theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize, decoupled=True)
     m = state["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * g
     s = beta2 * state["exp_avg_var"] + (1 - beta2) * (g - m) ** 2
     if eps_in_state:

@@ -44,9 +44,7 @@ def step(
 ) -> np.ndarray:
     eps1 = float(np.finfo(np.float64).eps) if eps[0] is None else eps[0]
     length = max(eps[1], rms(theta)) * min(lr, 1 / np.sqrt(t))
-    theta, g = prepare(
-        theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize, decoupled=True
-    )
+    theta, g = prepare(theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize, decoupled=True)
     fresh = t**beta2_decay
     if g.ndim < 2:
         v = state["variance"] = (1 - fresh) * state["variance"] + fresh * g**2

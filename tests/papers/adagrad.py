@@ -14,9 +14,7 @@ import numpy as np
 from .decay import WeightDecay, prepare
 
 
-def init(
-    theta: np.ndarray, *, initial_accumulator_value: float = 0.0, **hyper: Any
-) -> dict[str, Any]:
+def init(theta: np.ndarray, *, initial_accumulator_value: float = 0.0, **hyper: Any) -> dict[str, Any]:
     return {"sum": np.full_like(theta, initial_accumulator_value)}
 
 

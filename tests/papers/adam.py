@@ -6,7 +6,7 @@
     amsgrad             v in the last line is the largest v so far, taken before its correction
     optimized_update    θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ)·m/(√v + ε): ε is not corrected with v
 
-AdamW is `decoupled_weight_decay=True` with λ = 0.01.
+AdamW is `decoupled_weight_decay=True` with λ = 0.01; labml's AMSGrad is both options with ε = 1e-16.
 Source: Kingma & Ba 2015, alg. 1 and the last lines of sec. 2 (optimized_update),
 https://arxiv.org/abs/1412.6980; Loshchilov & Hutter 2019, alg. 2, https://arxiv.org/abs/1711.05101;
 Reddi, Kale & Kumar 2018, alg. 2, https://arxiv.org/abs/1904.09237 (the paper has no correction,

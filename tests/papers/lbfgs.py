@@ -152,9 +152,7 @@ def strong_wolfe(
 
     before, here = start, look(t)
     for trial in range(budget):
-        if here.value > start.value + C1 * here.t * start.slope or (
-            trial > 1 and here.value >= before.value
-        ):
+        if here.value > start.value + C1 * here.t * start.slope or (trial > 1 and here.value >= before.value):
             break
         if abs(here.slope) <= -C2 * start.slope:
             return here

@@ -30,9 +30,7 @@ def step(
     maximize: bool = False,
 ) -> np.ndarray:
     beta1, beta2 = betas
-    theta, g = prepare(
-        theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize, decoupled=True
-    )
+    theta, g = prepare(theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize, decoupled=True)
     change = -lr * np.sign(beta1 * state["exp_avg"] + (1 - beta1) * g)
     state["exp_avg"] = beta2 * state["exp_avg"] + (1 - beta2) * g
     return theta + change

@@ -54,9 +54,7 @@ def step(
     adjust_lr_fn: str | None = None,
     maximize: bool = False,
 ) -> np.ndarray:
-    theta, g = prepare(
-        theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize, decoupled=True
-    )
+    theta, g = prepare(theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize, decoupled=True)
     m = state["momentum_buffer"] = momentum * state["momentum_buffer"] + (1 - momentum) * g
     u = momentum * m + (1 - momentum) * g if nesterov else m
     x = newton_schulz(u, ns_coefficients, ns_steps, eps)

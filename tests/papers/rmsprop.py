@@ -18,9 +18,7 @@ import numpy as np
 from .decay import WeightDecay, prepare
 
 
-def init(
-    theta: np.ndarray, *, momentum: float = 0.0, centered: bool = False, **hyper: Any
-) -> dict[str, Any]:
+def init(theta: np.ndarray, *, momentum: float = 0.0, centered: bool = False, **hyper: Any) -> dict[str, Any]:
     state = {"square_avg": np.zeros_like(theta)}
     if momentum > 0:
         state["momentum_buffer"] = np.zeros_like(theta)

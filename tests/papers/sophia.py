@@ -48,8 +48,6 @@ def step(
     maximize: bool = False,
 ) -> np.ndarray:
     beta1 = betas[0]
-    theta, g = prepare(
-        theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize, decoupled=True
-    )
+    theta, g = prepare(theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize, decoupled=True)
     m = state["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * g
     return theta - lr / rho * np.clip(m / (state["hessian"] + eps), -rho, rho)

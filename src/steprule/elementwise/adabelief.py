@@ -26,17 +26,13 @@ class AdaBelief(Elementwise):
     """
 
     lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper(
-        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of s"
-    )
+    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of s")
     eps: float = hyper(1e-16, at_least=0, meaning="ε, keeps the division finite")
     weight_decay: float = decay(0, mode="decoupled")
     amsgrad: bool = hyper(False, meaning="divide by the largest s so far")
     degenerate_to_sgd: bool = hyper(True, meaning="step along m̂ while s is too young")
     rectify: bool = hyper(True, meaning="wait for s as RAdam waits for v")
-    optimized_update: bool = hyper(
-        True, kw_only=True, meaning="add ε before correcting the bias of s"
-    )
+    optimized_update: bool = hyper(True, kw_only=True, meaning="add ε before correcting the bias of s")
     eps_in_state: bool = hyper(False, kw_only=True, meaning="let ε gather in s, as the paper does")
 
     m = slot("exp_avg")

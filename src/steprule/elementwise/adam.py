@@ -22,16 +22,12 @@ class Adam(Elementwise):
     """
 
     lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper(
-        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
-    )
+    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
     weight_decay: float = decay(0)
     amsgrad: bool = hyper(False, meaning="divide by the largest v so far")
     decoupled_weight_decay: bool = hyper(False, kw_only=True, meaning="decay as AdamW does")
-    optimized_update: bool = hyper(
-        False, kw_only=True, meaning="add ε before correcting the bias of v"
-    )
+    optimized_update: bool = hyper(False, kw_only=True, meaning="add ε before correcting the bias of v")
 
     m = slot("exp_avg")
     v = slot("exp_avg_sq")
@@ -64,9 +60,7 @@ class AMSGrad(Elementwise):
     """
 
     lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper(
-        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
-    )
+    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(1e-16, at_least=0, meaning="ε, keeps the division finite")
     weight_decay: float = decay(0, mode="decoupled")
     optimized_update: bool = hyper(True, meaning="add ε before correcting the bias of v")

@@ -19,9 +19,7 @@ class Adamax(Elementwise, flags="foreach maximize differentiable capturable", po
     """
 
     lr: float = hyper(2e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper(
-        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of u"
-    )
+    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of u")
     eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
     weight_decay: float = decay(0)
 

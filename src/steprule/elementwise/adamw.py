@@ -20,15 +20,11 @@ class AdamW(Elementwise):
     """
 
     lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper(
-        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
-    )
+    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
     weight_decay: float = decay(1e-2, mode="decoupled")
     amsgrad: bool = hyper(False, meaning="divide by the largest v so far")
-    optimized_update: bool = hyper(
-        False, kw_only=True, meaning="add ε before correcting the bias of v"
-    )
+    optimized_update: bool = hyper(False, kw_only=True, meaning="add ε before correcting the bias of v")
 
     m = slot("exp_avg")
     v = slot("exp_avg_sq")

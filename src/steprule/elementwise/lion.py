@@ -20,9 +20,7 @@ class Lion(Elementwise):
     """
 
     lr: float = hyper(1e-4, at_least=0, meaning="how far every number moves")
-    betas: tuple[float, float] = hyper(
-        (0.9, 0.99), at_least=0, below=1, meaning="of the step, of the momentum"
-    )
+    betas: tuple[float, float] = hyper((0.9, 0.99), at_least=0, below=1, meaning="of the step, of the momentum")
     weight_decay: float = decay(0, mode="decoupled")
 
     m = slot("exp_avg")

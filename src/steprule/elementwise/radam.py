@@ -34,9 +34,7 @@ class RAdam(Elementwise, flags="maximize foreach capturable differentiable"):
     """
 
     lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper(
-        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
-    )
+    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
     weight_decay: float = decay(0)
     decoupled_weight_decay: bool = hyper(False, meaning="decay as AdamW does")

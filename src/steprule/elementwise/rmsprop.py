@@ -30,9 +30,7 @@ class RMSprop(
     alpha: float = hyper(0.99, at_least=0, meaning="α, decay of v")
     eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
     weight_decay: float = decay(0)
-    momentum: float = hyper(
-        0, at_least=0, switch=True, meaning="μ, how much of the last step stays"
-    )
+    momentum: float = hyper(0, at_least=0, switch=True, meaning="μ, how much of the last step stays")
     centered: bool = hyper(False, meaning="divide by the variance instead of the mean square")
 
     v = slot("square_avg")

@@ -24,9 +24,7 @@ class Rprop(Elementwise, flags="capturable foreach maximize differentiable"):
 
     lr: float = hyper(1e-2, at_least=0, meaning="the first step size")
     etas: tuple[float, float] = hyper((0.5, 1.2), above=0, meaning="η⁻ below 1, η⁺ above 1")
-    step_sizes: tuple[float, float] = hyper(
-        (1e-6, 50), at_least=0, meaning="smallest and largest δ"
-    )
+    step_sizes: tuple[float, float] = hyper((1e-6, 50), at_least=0, meaning="smallest and largest δ")
 
     g_last = slot("prev")
     delta = slot("step_size", starts="lr")

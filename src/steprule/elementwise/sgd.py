@@ -24,9 +24,7 @@ class SGD(Elementwise, flags="maximize foreach differentiable fused"):
     gradients = "rows"
 
     lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    momentum: float = hyper(
-        0, at_least=0, switch=True, meaning="μ, how much of the last step stays"
-    )
+    momentum: float = hyper(0, at_least=0, switch=True, meaning="μ, how much of the last step stays")
     dampening: float = hyper(0, switch=True, meaning="keeps this part of g out of the buffer")
     weight_decay: float = decay(0)
     nesterov: bool = hyper(False, meaning="look ahead along the buffer")

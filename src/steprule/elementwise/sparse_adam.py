@@ -24,9 +24,7 @@ class SparseAdam(Elementwise, flags="maximize"):
     complex_error = ValueError
 
     lr: float = hyper(1e-3, above=0, meaning="step size")
-    betas: tuple[float, float] = hyper(
-        (0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v"
-    )
+    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(1e-8, above=0, meaning="ε, keeps the division finite")
 
     m = slot("exp_avg")
@@ -48,6 +46,4 @@ class SparseAdam(Elementwise, flags="maximize"):
             if param.is_sparse:
                 raise errors.not_dense("SparseAdam", f"parameter {place} of group {index}")
             if param.is_complex():
-                raise errors.complex_parameter(
-                    "SparseAdam", f"parameter {place} of group {index}", ValueError
-                )
+                raise errors.complex_parameter("SparseAdam", f"parameter {place} of group {index}", ValueError)

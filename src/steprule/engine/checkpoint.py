@@ -48,17 +48,13 @@ def fit(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     state: defaultdict[Any, Any] = defaultdict(dict)
     for key, saved_state in state_dict["state"].items():
         if key not in by_id:
-            raise errors.checkpoint(
-                who, f"it holds state for parameter {key!r}, which is in no group"
-            )
+            raise errors.checkpoint(who, f"it holds state for parameter {key!r}, which is in no group")
         param = by_id[key]
         state[param] = _fit_state(optimizer, param, saved_state)
     return {"state": state, "param_groups": param_groups}
 
 
-def _fit_group(
-    optimizer: Any, saved: dict[str, Any], group: dict[str, Any], index: int
-) -> dict[str, Any]:
+def _fit_group(optimizer: Any, saved: dict[str, Any], group: dict[str, Any], index: int) -> dict[str, Any]:
     who = type(optimizer).__name__
     known = optimizer._known_keys() | set(group)
     for key in saved:

@@ -102,9 +102,10 @@ def one_step(update: Update, worn: Worn, h: Any, p: Number, g: Number, s: Any, t
             g = DECAYS[worn.decay](h, p, g)
         else:
             p = DECAYS[worn.decay](h, p)
-    change = update(h, p if worn.decays_first else before, g, s, t)
+    change: Any = update(h, p if worn.decays_first else before, g, s, t)
     if isinstance(change, Becomes):
         return change.value
-    for part in change if isinstance(change, tuple) else (change,):
+    parts: tuple[Any, ...] = change if isinstance(change, tuple) else (change,)
+    for part in parts:
         p = p + part
     return p

@@ -140,9 +140,7 @@ class _Printer:
     def _before(self) -> list[str]:
         """What is the same for all entries of a tensor."""
         arrays = list(self.program.inputs)
-        touched = [
-            name for name in arrays if name in self.sweep.inputs or name in self.sweep.outputs
-        ]
+        touched = [name for name in arrays if name in self.sweep.inputs or name in self.sweep.outputs]
         lines = ["tensor, start = tensor_of(job, chunk), start_of(job, chunk)"]
         for name in touched:
             place = f"job, {arrays.index(name)}, tensor, start"
@@ -176,10 +174,7 @@ class _Printer:
         """What the reductions came to over the chunk."""
         first, count = len(self.reductions), len(self.sweep.reductions)
         del first
-        return [
-            f"keep_partial(job, {count}, {place}, chunk, float64(total{place}))"
-            for place in range(count)
-        ]
+        return [f"keep_partial(job, {count}, {place}, chunk, float64(total{place}))" for place in range(count)]
 
     def _line(self, step: Instruction) -> str:
         return f"{step.out} = {self._expression(step)}"

@@ -24,7 +24,7 @@ class Launch:
     """
 
     def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], lengths: Sequence[int]):
-        self.program = program
+        self._inputs = list(program.inputs)
         texts = cpu_kernel.sources(program, dtypes)
         self.kernels = [kernel_cache.address_of(name, text) for name, text in texts]
         self.reductions = [list(sweep.reductions) for sweep in program.passes()]
@@ -38,7 +38,6 @@ class Launch:
         self._partials = np.zeros((len(self._chunks), widest))
         self._reduced = np.zeros((sum(len(words) for words in self.reductions), len(lengths)))
         self._bounds = np.zeros(0, dtype=np.int64)
-        self._scalars = np.zeros((1, program.scalar_count))
         self._job = np.zeros(len(cpu_threads.JOB), dtype=np.int64)
         self._fill("chunks", self._chunks)
         self._fill("pointers", self._pointers)
@@ -47,22 +46,18 @@ class Launch:
         self._fill("reduced", self._reduced)
         self._job[cpu_threads.JOB.index("tensors")] = len(lengths)
 
-    def run(
-        self,
-        addresses: Sequence[Sequence[int]],
-        scalars: Sequence[Sequence[float]],
-        rows: Sequence[int] | None = None,
-    ) -> None:
+    def place(self, name: str, addresses: Sequence[int]) -> None:
+        """Say where the first entry of each tensor is, for one input of the program."""
+        self._pointers[self._inputs.index(name)] = addresses
+
+    def run(self, scalars: Sequence[Sequence[float]], rows: np.ndarray) -> None:
         """One step.
 
-        addresses: per input of the program and tensor, where its first entry is. scalars: rows of what
-        `Program.scalars` computes. rows: per tensor, which of those rows is its own; the first by default.
+        scalars: rows of what `Program.scalars` computes. rows: which of them is each tensor's own.
         """
-        for place, column in enumerate(addresses):
-            self._pointers[place] = column
         table = np.array(scalars, dtype=np.float64)
         self._fill("scalars", table)
-        self._rows[:] = 0 if rows is None else np.multiply(rows, table.shape[1])
+        np.multiply(rows, table.shape[1], out=self._rows)
         number = cpu_threads.threads(self.bytes)
         self._share(number)
         done = 0

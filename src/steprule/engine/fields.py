@@ -80,7 +80,7 @@ class Field:
         length = len(cast(tuple[Any, ...], self.default))
         if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__"):
             raise errors.wrong_type(who, self.name, value, f"{length} numbers", group)
-        entries: list[Any] = list(value)
+        entries = list(cast(tuple[Any, ...], value))
         if len(entries) != length:
             raise errors.out_of_range(who, self.name, value, f"{length} numbers", group)
         if len({isinstance(entry, torch.Tensor) for entry in entries}) > 1:

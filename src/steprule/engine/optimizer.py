@@ -26,9 +26,7 @@ class WeightDecay:
     the group's own `weight_decay` and mode win over the object's, so they survive a checkpoint.
     """
 
-    def __init__(
-        self, weight_decay: float = 0.0, weight_decouple: bool = True, absolute: bool = False
-    ):
+    def __init__(self, weight_decay: float = 0.0, weight_decouple: bool = True, absolute: bool = False):
         check = Field(0.0, name="weight_decay", at_least=0).check
         self.weight_decay: float = check("WeightDecay", weight_decay, None)
         self.weight_decouple = weight_decouple
@@ -166,6 +164,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     # Stepping
 
+    @torch.compiler.disable  # a compiled training step calls the same kernels, and never compiles for an lr
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take one step on every parameter that has a gradient.
 
@@ -264,8 +263,8 @@ def _as_groups(who: str, params: Any) -> Any:
         raise errors.bare_tensor(who, type(params).__name__)
     if isinstance(params, (set, frozenset)):
         raise errors.unordered_params(who)
-    if isinstance(params, (str, bytes, dict)) or not hasattr(cast(Any, params), "__iter__"):
-        raise errors.bare_tensor(who, type(cast(Any, params)).__name__)
+    if isinstance(params, (str, bytes, dict)) or not hasattr(params, "__iter__"):
+        raise errors.bare_tensor(who, type(params).__name__)
     groups = list(cast(Iterable[Any], params))
     if not groups:
         raise errors.no_parameters(who)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from steprule.engine.compose import Hyper, Slots, Update, Worn, one_step
 from steprule.engine.fields import Field, Slot
@@ -100,17 +100,13 @@ class Program:
         """The sweeps over memory, in order; only the last one stores. One, if nothing is reduced."""
         level = {register.index: 0 for register in self.inputs.values()}
         for step in self.instructions:
-            below = max(
-                (level[x.index] for x in step.operands if isinstance(x, Register)), default=0
-            )
+            below = max((level[x.index] for x in step.operands if isinstance(x, Register)), default=0)
             level[step.out.index] = below + (step.word in REDUCTIONS)
         last = max((level[r.index] for r in self.outputs.values()), default=0)
         sweeps: list[Pass] = []
         for number in range(last + 1):
             reductions = tuple(
-                x
-                for x in self.instructions
-                if x.word in REDUCTIONS and level[x.out.index] == number + 1
+                x for x in self.instructions if x.word in REDUCTIONS and level[x.out.index] == number + 1
             )
             outputs = self.outputs if number == last else {}
             reductions = () if number == last else reductions
@@ -191,8 +187,8 @@ def _symbolic(memory: _Memory, name: str, fld: Field, value: Any) -> Any:
     if isinstance(value, str):
         return value
     if isinstance(value, tuple):
-        entries: tuple[Any, ...] = value
-        return tuple(memory.symbol(f"h[{name!r}][{i}]") for i in range(len(entries)))
+        count = len(cast(tuple[Any, ...], value))
+        return tuple(memory.symbol(f"h[{name!r}][{i}]") for i in range(count))
     if fld.switch:
         return _Switch(memory, memory.name(f"h[{name!r}]"), bool(value))
     return memory.symbol(f"h[{name!r}]")
@@ -254,9 +250,7 @@ def _trace(rule: Any, update: Update, worn: Worn, group: Mapping[str, Any]) -> P
     new = one_step(update, worn, h, Number(tracer, inputs["p"]), Number(tracer, inputs["g"]), s, t)
 
     outputs = {"p": new.handle}
-    for letter in slots:
-        if letter in s.written:
-            outputs[letter] = _as_register(tracer, s.numbers[letter])
+    outputs |= {x: _as_register(tracer, s.numbers[x]) for x in slots if x in s.written}
     scalar_written = tuple(letter for letter in scalar_slots if letter in s.written)
     scalar_texts = [spell(s.numbers[letter]) for letter in scalar_written]
     instructions, used = _live(tracer.instructions, outputs)

@@ -25,6 +25,14 @@ def _addcmul(a: Tensor, b: Tensor, c: Tensor, w: Any) -> Tensor:
     return torch.addcmul(a, b, c, value=w)
 
 
+def _exponential(x: Tensor, w: Any) -> Tensor:
+    return torch.pow(w, x)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.square().sum().sqrt()
+
+
 def _larger(a: Tensor, b: Any) -> Tensor:
     return torch.maximum(a, b) if isinstance(b, Tensor) else torch.clamp(a, min=b)
 
@@ -45,7 +53,7 @@ WORDS: dict[str, Callable[..., Any]] = {
     "scale": torch.mul,
     "divide": torch.div,
     "power": torch.pow,
-    "exponential": lambda x, w: torch.pow(w, x),
+    "exponential": _exponential,
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,
@@ -63,7 +71,7 @@ WORDS: dict[str, Callable[..., Any]] = {
     "equal": torch.eq,
     "not_equal": torch.ne,
     "mean": torch.mean,
-    "norm": torch.linalg.vector_norm,
+    "norm": _norm,
     "largest": torch.amax,
 }
 
@@ -88,10 +96,7 @@ class Eager:
         if not isinstance(condition, Tensor):
             return a if condition else b
         # torch would give two plain numbers its default dtype.
-        a, b = (
-            x if isinstance(x, Tensor) else condition.new_tensor(x, dtype=self.dtype)
-            for x in (a, b)
-        )
+        a, b = (x if isinstance(x, Tensor) else condition.new_tensor(x, dtype=self.dtype) for x in (a, b))
         return torch.where(condition, a, b)
 
 
@@ -128,7 +133,7 @@ def run(
     """One step of `update` on one parameter, in place."""
     dtype = compute_dtype(param)
     machine = Eager(rule.__name__, dtype)
-    live = bool(group.get("differentiable")) or torch.compiler.is_compiling()
+    live = bool(group.get("differentiable"))
     h = Hyper(
         machine.rule,
         rule.fields,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine import program, reference, sparse
+from steprule.engine import foreach, program, reference, runners, sparse
 from steprule.engine.compose import Update, Worn
 from steprule.engine.optimizer import CheckedOptimizer, make_step_counter
 
@@ -18,7 +18,11 @@ FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
 class RuleOptimizer(CheckedOptimizer):
     """A rule's class attributes say what it is; its instances are optimizers."""
 
-    update: ClassVar[Any]
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        """One step of the rule, in words."""
+        raise NotImplementedError
+
     counts_steps: ClassVar[bool | str] = True
     gradients: ClassVar[str] = "dense"
     complex_error: ClassVar[type[Exception] | None] = None
@@ -50,10 +54,9 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.contradiction(who, "`fused`", "`foreach`", fix, RuntimeError)
         if group.get("foreach") and not group.get("capturable"):
             for name in ("lr", "betas"):
-                value = group.get(name)
-                if any(
-                    isinstance(x, Tensor) for x in (value if isinstance(value, tuple) else (value,))
-                ):
+                value: Any = group.get(name)
+                entries: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+                if any(isinstance(entry, Tensor) for entry in entries):
                     raise errors.contradiction(
                         who,
                         f"{name} as a Tensor",
@@ -115,20 +118,50 @@ class RuleOptimizer(CheckedOptimizer):
     # Stepping
 
     def _step_group(self, group: dict[str, Any]) -> None:
+        runner = runners.choose(type(self), group).runner
+        left: list[Tensor] = group["params"]
+        if runner == "cpu_kernel":
+            from steprule.engine import fused  # numba's runtime is optional
+
+            left = fused.step(self, group)
+            if left and group.get("fused"):
+                name, reason = next(iter(fused.reasons(self, group).items()))
+                raise errors.runner_unavailable(type(self).__name__, "fused=True", f"{name}: {reason}")
+        elif runner == "foreach":
+            left = self._step_lists(group)
         worn = self.worn(group)
+        for param in left:
+            if param.grad is not None:
+                self._step_alone(param, param.grad, worn, group)
+
+    def _step_alone(self, param: Tensor, gradient: Tensor, worn: Worn, group: dict[str, Any]) -> None:
+        self.check_gradient(param, gradient, group)
+        state = self.state_of(param, group)
+        if gradient.is_sparse:
+            sparse.run(self, type(self).update, worn, group, param, gradient, state)
+        else:
+            t = next_step(state)
+            reference.run(type(self), type(self).update, worn, group, param, gradient, state, t)
+
+    def _step_lists(self, group: dict[str, Any]) -> list[Tensor]:
+        """One step by foreach; returns the parameters whose gradients are sparse."""
+        work: list[tuple[Tensor, Tensor, dict[str, Any], Any]] = []
+        left: list[Tensor] = []
         for param in group["params"]:
             gradient = param.grad
             if gradient is None:
                 continue
-            self._check_gradient(param, gradient, group)
-            state = self.state_of(param, group)
             if gradient.is_sparse:
-                sparse.run(self, type(self).update, worn, group, param, gradient, state)
-            else:
-                t = next_step(state)
-                reference.run(type(self), type(self).update, worn, group, param, gradient, state, t)
+                left.append(param)
+                continue
+            self.check_gradient(param, gradient, group)
+            state = self.state_of(param, group)
+            work.append((param, gradient, state, next_step(state)))
+        foreach.step(type(self), self.program(group), group, work)
+        return left
 
-    def _check_gradient(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def check_gradient(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Refuse a gradient that the rule cannot use, by the parameter's name."""
         who = type(self).__name__
         if gradient.is_sparse and self.gradients == "dense":
             raise errors.sparse_gradient(who, self.name_of(param))
@@ -139,24 +172,31 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
         worn = self.worn(group)
-        habits = [worn.decay and f"{worn.decay} weight decay", worn.maximize and "maximize"]
-        wears = ", ".join(x for x in habits if x) or "nothing"
-        return [f"runner: reference; wears: {wears}"]
+        habits = [f"{worn.decay} weight decay"] if worn.decay else []
+        habits += ["maximize"] if worn.maximize else []
+        wears = ", ".join(habits) or "nothing"
+        choice = runners.choose(type(self), group)
+        lines = [f"runner: {choice.runner}; wears: {wears}"]
+        lines += [f"not {runner}: {reason}" for runner, reason in choice.passed_over.items()]
+        if choice.runner == "cpu_kernel":
+            from steprule.engine import fused
+
+            left = fused.reasons(self, group).items()
+            lines += [f"{name} by the reference: {reason}" for name, reason in left]
+        return lines
 
 
 def next_step(state: dict[str, Any]) -> Any:
-    """Count one step; the new count as a plain number, or as a tensor while a compiler traces."""
+    """Count one step, and return the new count."""
     if "step" not in state:
         return None
     if not isinstance(state["step"], Tensor):
         state["step"] = make_step_counter().fill_(state["step"])
     state["step"] += 1
-    return state["step"] if torch.compiler.is_compiling() else state["step"].item()
+    return state["step"].item()
 
 
-def run_on_slots(
-    optimizer: RuleOptimizer, update: Update, group: dict[str, Any], extra: Any
-) -> None:
+def run_on_slots(optimizer: RuleOptimizer, update: Update, group: dict[str, Any], extra: Any) -> None:
     """Run words that only change slots, such as a curvature estimate, on every gradient of a group."""
     for param in group["params"]:
         if param.grad is not None:

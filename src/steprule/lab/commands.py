@@ -24,14 +24,10 @@ def train(
     optimizer: Annotated[
         str | None, typer.Option(help="a rule of `steprule list`", show_default="adabelief")
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="learning rate", show_default="the rule's")
-    ] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate", show_default="the rule's")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="a hyper-parameter, as in --set betas=0.9,0.95"
-        ),
+        typer.Option("--set", metavar="NAME=VALUE", help="a hyper-parameter, as in --set betas=0.9,0.95"),
     ] = None,
     schedule: Annotated[
         str | None,
@@ -57,9 +53,7 @@ def train(
 
 @app.command("list")
 def list_rules(
-    pattern: Annotated[
-        str, typer.Argument(help="part of a name, or a pattern such as 'ada*'")
-    ] = "",
+    pattern: Annotated[str, typer.Argument(help="part of a name, or a pattern such as 'ada*'")] = "",
 ) -> None:
     """List the rules, in a line each."""
     from steprule.lab.rules import print_list

@@ -49,9 +49,7 @@ def draw_curves(file: Path, training: Training, lines: Sequence[Line]) -> None:
         panels["lr"] = "learning rate"
     with pyplot.rc_context(STYLE):
         size = (4.8 * len(panels) + 0.4, 4.2)
-        figure, axes = pyplot.subplots(
-            1, len(panels), figsize=size, layout="constrained", squeeze=False
-        )
+        figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
         for axis, (key, label) in zip(axes[0], panels.items(), strict=True):
             _draw_panel(axis, key, label, training.steps_per_epoch, lines)
         if len(panels) == 1:
@@ -72,16 +70,10 @@ def draw_curves(file: Path, training: Training, lines: Sequence[Line]) -> None:
         pyplot.close(figure)
 
 
-def _draw_panel(
-    axis: Any, key: str, label: str, steps_per_epoch: int, lines: Sequence[Line]
-) -> None:
+def _draw_panel(axis: Any, key: str, label: str, steps_per_epoch: int, lines: Sequence[Line]) -> None:
     """One quantity: steps in the colour of training, validation as dots, test as a level."""
     points = {
-        split: [
-            (x["step"] / steps_per_epoch, float(x[key]))
-            for x in lines
-            if x["split"] == split and key in x
-        ]
+        split: [(x["step"] / steps_per_epoch, float(x[key])) for x in lines if x["split"] == split and key in x]
         for split in ("train", "validation", "test")
     }
     bins = _binned(points["train"])
@@ -125,9 +117,7 @@ def _binned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, f
         values = sorted(value for _, value in part)
         last = len(values) - 1
         mean = sum(values) / len(values)
-        bins.append(
-            (part[len(part) // 2][0], values[round(0.1 * last)], mean, values[round(0.9 * last)])
-        )
+        bins.append((part[len(part) // 2][0], values[round(0.1 * last)], mean, values[round(0.9 * last)]))
     return bins
 
 

@@ -46,9 +46,7 @@ def as_batches(name: str, data: Data) -> Batches:
         x, y = cast("tuple[Any, Any]", data)
         if len(x) != len(y):
             raise LabError(f"{name} is (X, y) with {len(x)} inputs but {len(y)} targets.")
-        batches = Batches(
-            len(x), lambda index: (_as_input(x[index], leading=1), _as_target(y[index]))
-        )
+        batches = Batches(len(x), lambda index: (_as_input(x[index], leading=1), _as_target(y[index])))
     elif hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         items = cast(Items, data)
         batches = Batches(len(items), lambda index: _read(name, items, index.tolist()))
@@ -91,9 +89,7 @@ def _input_and_target(name: str, item: Any) -> tuple[Any, Any]:
         if len(parts) == 2:
             return parts[0], parts[1]
         raise LabError(f"an item of {name} has {len(parts)} parts; it needs (input, target).")
-    raise LabError(
-        f"an item of {name} is a {type(item).__name__}; it must be (input, target) or a dict."
-    )
+    raise LabError(f"an item of {name} is a {type(item).__name__}; it must be (input, target) or a dict.")
 
 
 def _as_input(value: Any, leading: int = 0) -> Tensor:

@@ -64,9 +64,7 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def build_optimizer(
-    rule: type[Optimizer], model: nn.Module, settings: Mapping[str, Any]
-) -> Optimizer:
+def build_optimizer(rule: type[Optimizer], model: nn.Module, settings: Mapping[str, Any]) -> Optimizer:
     """The rule on the model's parameters. Raises `LabError` with the rule's own message."""
     if "params" in settings:
         raise LabError(f"{rule.__name__} gets its params from the task; --set cannot change them.")

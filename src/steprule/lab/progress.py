@@ -21,9 +21,7 @@ class LiveBar:
 
     def __init__(self, progress: Progress, training: Training) -> None:
         self._progress = progress
-        self._bar = progress.add_task(
-            "", total=training.steps, completed=training.step, epoch="", numbers=""
-        )
+        self._bar = progress.add_task("", total=training.steps, completed=training.step, epoch="", numbers="")
         self._epochs = training.config.epochs
         self._validation = ""
 

@@ -47,9 +47,7 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
     console.print(grid)
 
 
-def print_results(
-    console: Console, training: Training, lines: Sequence[Line], folder: RunFolder
-) -> None:
+def print_results(console: Console, training: Training, lines: Sequence[Line], folder: RunFolder) -> None:
     """The final table: loss and score on each part of the data, time, and what was written."""
     score = training.task.score
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")

@@ -20,9 +20,7 @@ def print_list(pattern: str) -> None:
     """Print one line for every rule whose name holds the pattern or matches it."""
     rules = steprule.catalogue()
     wanted = pattern.lower()
-    names = [
-        name for name in rules if wanted in name.lower() or fnmatch.fnmatch(name.lower(), wanted)
-    ]
+    names = [name for name in rules if wanted in name.lower() or fnmatch.fnmatch(name.lower(), wanted)]
     if not names:
         raise LabError(f"no rule matches '{pattern}'. {did_you_mean(pattern, rules)}")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -34,9 +32,7 @@ def print_list(pattern: str) -> None:
         table.add_row(name, f"{about.numbers_per_parameter:g}", about.summary)
     console = Console()
     console.print(table)
-    console.print(
-        Text("state: numbers kept per parameter. `steprule show RULE` shows one.", style="dim")
-    )
+    console.print(Text("state: numbers kept per parameter. `steprule show RULE` shows one.", style="dim"))
 
 
 def print_rule(name: str) -> None:

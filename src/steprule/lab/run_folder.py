@@ -65,9 +65,7 @@ class RunFolder:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             config = RunConfig(**values)
-            if not all(
-                type(getattr(config, name)) is int for name in ("epochs", "batch_size", "seed")
-            ):
+            if not all(type(getattr(config, name)) is int for name in ("epochs", "batch_size", "seed")):
                 raise TypeError("epochs, batch_size and seed must be whole numbers")
             settings = {
                 name: tuple(cast("list[Any]", value)) if isinstance(value, list) else value
@@ -133,8 +131,7 @@ class RunFolder:
             ) from error
         if self._opened().seek(0, os.SEEK_END) < metrics_bytes:
             raise LabError(
-                f"{self.path / METRICS} has lost lines that its checkpoint counts; the run cannot be "
-                "resumed."
+                f"{self.path / METRICS} has lost lines that its checkpoint counts; the run cannot be resumed."
             )
         return state
 
@@ -161,9 +158,7 @@ def new_run_folder(out: Path | None, label: str) -> RunFolder:
     except OSError as error:
         raise LabError(f"cannot make the folder '{out or RUNS}': {error.strerror}.") from error
     if CONFIG in held:
-        raise LabError(
-            f"'{out}' already holds a run. Continue it with --resume, or give another --out."
-        )
+        raise LabError(f"'{out}' already holds a run. Continue it with --resume, or give another --out.")
     if held:
         raise LabError(f"'{out}' is not empty (it holds {held[0]}). Give another --out.")
     return RunFolder(out)

@@ -18,9 +18,7 @@ __all__ = ["CURVATURE_EVERY", "estimate_curvature", "step_on"]
 CURVATURE_EVERY = 10
 
 
-def step_on(
-    task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Batch
-) -> tuple[float, float]:
+def step_on(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Batch) -> tuple[float, float]:
     """Make one step; the loss and the score on the batch as they were before it.
 
     A closure serves every rule: one that needs the loss again calls it again, the others once.
@@ -48,9 +46,7 @@ def step_on(
     return float(loss), score
 
 
-def estimate_curvature(
-    task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Batch
-) -> None:
+def estimate_curvature(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Batch) -> None:
     """Give Sophia the gradient of the loss with labels drawn from the model; no-op for other rules.
 
     Raises `LabError` if the targets are not classes, one for each last dimension of the output.

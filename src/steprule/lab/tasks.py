@@ -89,8 +89,7 @@ def load_task(name: str) -> Task:
         if name.endswith(".py"):
             raise LabError(f"--task {name} does not say which function: give {name}:FUNCTION.")
         raise LabError(
-            f"no task '{name}'. {did_you_mean(name, BUILT_IN)} "
-            "A task of your own is given as FILE.py:FUNCTION."
+            f"no task '{name}'. {did_you_mean(name, BUILT_IN)} A task of your own is given as FILE.py:FUNCTION."
         )
     return _load_own(Path(file), function)
 
@@ -108,9 +107,7 @@ def _load_own(file: Path, function: str) -> Task:
     make = getattr(module, function, None)
     if not callable(make):
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise LabError(
-            f"{file.name} has no function '{function}'. {did_you_mean(function, functions)}"
-        )
+        raise LabError(f"{file.name} has no function '{function}'. {did_you_mean(function, functions)}")
     try:
         task = make()
     except Exception as error:  # as above

@@ -88,9 +88,7 @@ class Block(nn.Module):
         self.query_key_value = nn.Linear(WIDTH, 3 * WIDTH)
         self.mix = nn.Linear(WIDTH, WIDTH)
         self.norm_network = nn.LayerNorm(WIDTH)
-        self.network = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
-        )
+        self.network = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Same shape out as in: (batch, time, width)."""

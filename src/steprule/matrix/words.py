@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
 from steprule.words import Number
 
 
+def _norm(tensor: Tensor, **options: Any) -> Tensor:
+    # Not linalg.vector_norm, which rounds differently: the numbers must be torch.optim's.
+    return cast(Any, torch.norm)(tensor, **options)
+
+
 def rms(x: Number) -> float:
     """‖x‖ / √n, the root mean square over the whole tensor, as a plain number."""
     tensor: Tensor = x.handle
-    return tensor.norm(2).item() / (tensor.numel() ** 0.5)
+    return float(_norm(tensor)) / (tensor.numel() ** 0.5)
 
 
 def mean_square(x: Number, dim: int) -> Number:
     """The mean of x² along one dimension, which stays with length 1."""
     tensor: Tensor = x.handle
     length = tensor.size(dim)
-    return Number(x.machine, torch.norm(tensor, dim=dim, keepdim=True).square_().div_(length))
+    return Number(x.machine, _norm(tensor, dim=dim, keepdim=True).square_().div_(length))
 
 
 def rank_one(rows: Number, columns: Number, floor: float) -> Number:
@@ -33,9 +40,7 @@ def inverse_root(x: Number, floor: float) -> Number:
     return Number(x.machine, x.handle.clamp(min=floor).rsqrt_())
 
 
-def orthogonalize(
-    x: Number, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> Number:
+def orthogonalize(x: Number, coefficients: tuple[float, float, float], steps: int, eps: float) -> Number:
     """Almost UVᵀ of x = USVᵀ: all singular values pushed towards 1 by a quintic iteration in bfloat16.
 
     X ← x / max(‖x‖, ε), then `steps` times A = XXᵀ, X ← a·X + (b·A + c·A²)X. The coefficients make small
@@ -46,8 +51,8 @@ def orthogonalize(
     a, b, c = coefficients
     given: Tensor = x.handle
     tall = given.size(-2) > given.size(-1)
-    matrix = (given.mT if tall else given).to(torch.bfloat16)
-    matrix = matrix / matrix.norm().clamp(min=eps)
+    matrix: Tensor = (given.mT if tall else given).to(torch.bfloat16)
+    matrix = matrix / _norm(matrix).clamp(min=eps)
     for _ in range(steps):
         gram = matrix @ matrix.mT
         polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)

@@ -1,0 +1,1 @@
+"""Rules that call the loss again."""

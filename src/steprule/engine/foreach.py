@@ -1,0 +1,197 @@
+"""A program over lists of tensors: one `torch._foreach_*` call per word, for many tensors at once.
+
+Tensors are taken in buckets whose temporaries stay below `BUCKET_BYTES`; a large tensor is cut into views.
+Within a bucket, a temporary is reused as soon as nothing needs it any more. The numbers are those of the
+reference, bit for bit: the words are the same ATen operations, on the same values.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steprule.engine.program import REDUCTIONS, Instruction, Program, Register, Scalar
+from steprule.engine.reference import Eager, compute_dtype, real
+
+BUCKET_BYTES = 64 * 2**20
+
+Tensors = list[Tensor]
+UNARY = ("neg", "abs", "sqrt", "sign", "exp", "log", "reciprocal")
+BINARY = {
+    "shift": "add",
+    "scale": "mul",
+    "divide": "div",
+    "add": "add",
+    "sub": "sub",
+    "mul": "mul",
+    "div": "div",
+    "lerp": "lerp",
+    "add_scaled": "add",
+    "addcmul": "addcmul",
+}
+
+
+def _listed(word: str, in_place: bool) -> Callable[..., Any] | None:
+    """torch's call for a word on lists of tensors, or None where there is none."""
+    name = word if word in UNARY else BINARY.get(word)
+    if name is None:
+        return None
+    call: Callable[..., Any] = getattr(torch, f"_foreach_{name}{'_' if in_place else ''}")
+    keyword = {"add_scaled": "alpha", "addcmul": "value"}.get(word)
+    if keyword is None:
+        return call
+
+    def with_scale(*operands: Any) -> Any:
+        return call(*operands[:-1], **{keyword: operands[-1]})
+
+    return with_scale
+
+
+LISTS = {word: _listed(word, in_place=False) for word in (*UNARY, *BINARY)}
+IN_PLACE = {word: _listed(word, in_place=True) for word in (*UNARY, *BINARY)}
+_copy: Callable[[Tensors, Tensors], None] = getattr(torch, "_foreach_copy_")  # noqa: B009
+
+
+def run(program: Program, scalars: tuple[Any, ...], columns: dict[str, Tensors], dtype: torch.dtype) -> None:
+    """One step of tensors that share their scalars. `columns` holds a list for 'p', 'g' and every slot."""
+    live = _most_alive(program)
+    for bucket in _buckets(columns, live, dtype, cut=not _reduces(program)):
+        _run_bucket(program, scalars, bucket, dtype)
+
+
+def _run_bucket(
+    program: Program, scalars: tuple[Any, ...], columns: dict[str, Tensors], dtype: torch.dtype
+) -> None:
+    machine = Eager(program.rule, dtype)
+    values: dict[int, Tensors] = {}
+    owned: set[int] = set()
+    goal = {register.index: name for name, register in program.outputs.items()}
+    home: dict[int, str] = {}
+    for name, register in program.inputs.items():
+        stored = columns[name]
+        loaded = stored if stored[0].dtype == dtype else [x.to(dtype) for x in stored]
+        values[register.index] = loaded
+        if loaded is not stored:
+            owned.add(register.index)
+        elif name != "g":
+            home[register.index] = name
+    for step, dying in zip(program.instructions, _deaths(program), strict=True):
+        first = step.operands[0]
+        index = first.index if isinstance(first, Register) else -1
+        # In place: on a temporary that dies here, or on a slot that this very word replaces.
+        mine = index in owned or (index in home and goal.get(step.out.index) == home[index])
+        reuse = mine and index in dying and step.word in IN_PLACE and _once(step, index)
+        values[step.out.index] = _carry_out(machine, step, values, scalars, reuse)
+        if reuse and index in home:
+            home[step.out.index] = home[index]
+        else:
+            owned.add(step.out.index)
+        for dead in dying - {step.out.index}:
+            values.pop(dead, None)
+    for name, register in program.outputs.items():
+        if home.get(register.index) != name:
+            _copy(columns[name], values[register.index])
+
+
+def _carry_out(
+    machine: Eager,
+    step: Instruction,
+    values: dict[int, Tensors],
+    scalars: tuple[Any, ...],
+    reuse: bool,
+) -> Tensors:
+    operands = [
+        values[x.index] if isinstance(x, Register) else scalars[x.index] if isinstance(x, Scalar) else x
+        for x in step.operands
+    ]
+    call = (IN_PLACE if reuse else LISTS).get(step.word)
+    if call is not None:
+        made = call(*operands)
+        return operands[0] if reuse else list(made)
+    count = len(next(x for x in operands if isinstance(x, list)))
+    rows = ([x[i] if isinstance(x, list) else x for x in operands] for i in range(count))
+    return [machine.emit(step.word, *row) for row in rows]
+
+
+def _once(step: Instruction, index: int) -> bool:
+    return sum(isinstance(x, Register) and x.index == index for x in step.operands) == 1
+
+
+def _reduces(program: Program) -> bool:
+    return any(step.word in REDUCTIONS for step in program.instructions)
+
+
+def _deaths(program: Program) -> list[set[int]]:
+    """For every instruction, the registers that nothing after it needs."""
+    alive = {register.index for register in program.outputs.values()}
+    deaths: list[set[int]] = []
+    for step in reversed(program.instructions):
+        used = {x.index for x in step.operands if isinstance(x, Register)}
+        deaths.append(used - alive)
+        alive |= used
+    return deaths[::-1]
+
+
+def _most_alive(program: Program) -> int:
+    """The largest number of temporaries that exist at once."""
+    inputs = {register.index for register in program.inputs.values()}
+    alive: set[int] = set()
+    most = 1
+    for step, dying in zip(program.instructions, _deaths(program), strict=True):
+        alive.add(step.out.index)
+        most = max(most, len(alive - inputs))
+        alive -= dying
+    return most
+
+
+def _buckets(
+    columns: dict[str, Tensors], live: int, dtype: torch.dtype, cut: bool
+) -> Iterator[dict[str, Tensors]]:
+    """Rows of `columns`, a few at a time; long dense tensors are cut into views."""
+    room = max(1, BUCKET_BYTES // (live * dtype.itemsize))
+    bucket: dict[str, Tensors] = defaultdict(list)
+    filled = 0
+    for row in zip(*columns.values(), strict=True):
+        dense = cut and all(x.is_contiguous() and x.numel() == row[0].numel() for x in row)
+        size = row[0].numel()
+        pieces = [row]
+        if dense and size > room:
+            flat = [x.view(-1) for x in row]
+            pieces = list(zip(*(x.split(room) for x in flat), strict=True))
+        for piece in pieces:
+            if filled and filled + piece[0].numel() > room:
+                yield bucket
+                bucket, filled = defaultdict(list), 0
+            for name, tensor in zip(columns, piece, strict=True):
+                bucket[name].append(tensor)
+            filled += piece[0].numel()
+    if bucket:
+        yield bucket
+
+
+def step(rule: Any, program: Program, group: dict[str, Any], work: list[Any]) -> None:
+    """One step of (parameter, gradient, state, t) tuples, those with equal scalars together."""
+    together: dict[Any, dict[str, Tensors]] = {}
+    known: dict[Any, tuple[Any, Any]] = {}
+    for param, gradient, state, t in work:
+        numbers = {x: state[slot.key].item() for x, slot in program.scalar_slots.items()}
+        seen = (t, *numbers.values())
+        if seen not in known:
+            known[seen] = program.scalars(group, t, numbers)
+        updated = known[seen][1]
+        for letter, value in zip(program.scalar_outputs, updated, strict=True):
+            state[program.scalar_slots[letter].key].fill_(value)
+        dtypes = tuple(state[slot.key].dtype for slot in program.slots.values())
+        key = (seen, param.dtype, param.device, gradient.dtype, dtypes)
+        columns = together.setdefault(key, defaultdict(list))
+        columns["p"].append(real(param))
+        columns["g"].append(real(gradient))
+        for letter, slot in program.slots.items():
+            columns[letter].append(real(state[slot.key]))
+    for (seen, *_), columns in together.items():
+        plain = tuple(x.item() if isinstance(x, Tensor) else x for x in known[seen][0])
+        run(program, plain, columns, compute_dtype(columns["p"][0]))

@@ -1,0 +1,284 @@
+"""One fused kernel for all parameters of a group: what is remembered between steps, and what may not be.
+
+A plan remembers which tensors step together and how their work is cut up. At every step it is held against
+what the group holds now: the parameters, which of them have gradients, the slots, and where all of them lie
+in memory. If anything differs (a loaded state, a swapped parameter, a moved device), the plan is made anew.
+It keeps no gradient alive, goes into no checkpoint, and is not copied with its optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import is_
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steprule.engine import cpu_kernel
+from steprule.engine.cpu_launch import Launch
+from steprule.engine.program import Program
+from steprule.engine.reference import as_plain
+
+PLAIN = {Tensor, torch.nn.Parameter}
+
+_address: Callable[[Tensor], int] = Tensor.data_ptr
+_contiguous: Callable[[Tensor], bool] = Tensor.is_contiguous
+_numel: Callable[[Tensor], int] = Tensor.numel
+
+
+def step(optimizer: Any, group: dict[str, Any]) -> list[Tensor]:
+    """One step of every parameter of the group that the kernel can take.
+
+    Returns the others that have gradients, untouched: they are for the reference runner.
+    """
+    program: Program = optimizer.program(group)
+    gradients: list[Tensor | None] = [param.grad for param in group["params"]]
+    plans = _plans.setdefault(optimizer, [])
+    plan = next((plan for plan in plans if plan.group is group), None)
+    if plan is None or not plan.holds(optimizer.state, program, gradients):
+        groups = optimizer.param_groups
+        plans[:] = [x for x in plans if x is not plan and any(x.group is y for y in groups)]
+        plan = Plan(optimizer, group, program, gradients)
+        plans.append(plan)
+    fields = type(optimizer).fields
+    values = {name: as_plain(group[name], None, False) for name in fields if name in group}
+    for batch in plan.batches:
+        batch.step(values)
+    return plan.others
+
+
+def reasons(optimizer: Any, group: dict[str, Any]) -> dict[str, str]:
+    """Of the last step: why which parameters were left to the reference runner, by name."""
+    plan = next((plan for plan in _plans.get(optimizer, []) if plan.group is group), None)
+    return {} if plan is None else {optimizer.name_of(p): why for p, why in plan.refused}
+
+
+def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str | None:
+    """Why the kernel cannot step this parameter with this gradient and these slots, or None."""
+    tensors = {"the parameter": param, "its gradient": gradient}
+    tensors |= {f"its state '{key}'": value for key, value in slots.items()}
+    for name, tensor in tensors.items():
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return f"{name} is a {type(tensor).__name__}"
+        if tensor.layout != torch.strided:
+            return f"{name} is sparse"
+        if tensor.device.type != "cpu":
+            return f"{name} is on {tensor.device}"
+        if tensor.shape != param.shape:
+            return f"{name} has another shape than the parameter"
+        if tensor.stride() != param.stride() if not _both_contiguous(tensor, param) else False:
+            return f"{name} lies in memory in another order than the parameter"
+        if tensor.numel() and not tensor.data_ptr():
+            return f"{name} has no memory of its own"
+    if not _dense(param):
+        return "the parameter's entries have gaps between them in memory"
+    return cpu_kernel.why_not({name: tensor.dtype for name, tensor in tensors.items()})
+
+
+def _both_contiguous(a: Tensor, b: Tensor) -> bool:
+    return a.is_contiguous() and b.is_contiguous()
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the entries fill one block of memory, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True
+
+
+class Plan:
+    """Which parameters of a group step together, and which the kernel leaves to the reference runner."""
+
+    def __init__(
+        self,
+        optimizer: Any,
+        group: dict[str, Any],
+        program: Program,
+        gradients: Sequence[Tensor | None],
+    ):
+        self.group = group
+        self.program = program
+        self.params: list[Tensor] = list(group["params"])
+        self.absent = [gradient is None for gradient in gradients]
+        self.refused: list[tuple[Tensor, str]] = []
+        together: dict[Any, list[int]] = {}
+        for place, (param, gradient) in enumerate(zip(self.params, gradients, strict=True)):
+            if gradient is None:
+                continue
+            optimizer.check_gradient(param, gradient, group)
+            state = optimizer.state_of(param, group)
+            slots = self._slots(state)
+            reason = why_not(param, gradient, slots)
+            if reason is not None:
+                self.refused.append((param, reason))
+                continue
+            tensors = (param, gradient, *slots.values(), *(state[x] for x in _counters(program, state)))
+            together.setdefault(tuple(x.dtype for x in tensors), []).append(place)
+        self.others = [param for param, _ in self.refused]
+        self.states = [optimizer.state.get(param) for param in self.params]
+        self.batches = [
+            Batch(program, places, self.params, gradients, self.states) for places in together.values()
+        ]
+
+    def holds(self, state: Mapping[Tensor, Any], program: Program, gradients: Sequence[Tensor | None]) -> bool:
+        """Whether all is as it was when the plan was made. Notes down where the gradients are."""
+        params: list[Tensor] = self.group["params"]
+        return (
+            program is self.program
+            and len(params) == len(self.params)
+            and all(map(is_, params, self.params))
+            and all(map(is_, map(state.get, params), self.states))
+            and [gradient is None for gradient in gradients] == self.absent
+            and all(batch.holds(gradients) for batch in self.batches)
+            and not any(self._acceptable(param, state[param]) for param in self.others)
+        )
+
+    def _acceptable(self, param: Tensor, state: dict[str, Any]) -> bool:
+        """Whether what once was refused could be taken now."""
+        try:
+            return param.grad is not None and why_not(param, param.grad, self._slots(state)) is None
+        except KeyError:
+            return True
+
+    def _slots(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        return {slot.key: state[slot.key] for slot in self.program.slots.values()}
+
+
+_plans: WeakKeyDictionary[Any, list[Plan]] = WeakKeyDictionary()
+
+
+def _counters(program: Program, state: Mapping[str, Any]) -> list[str]:
+    """The keys of what is kept once per tensor: the step count, then the rule's own."""
+    keys = [slot.key for slot in program.scalar_slots.values()]
+    return ["step", *keys] if "step" in state else keys
+
+
+class Batch:
+    """Parameters of one group whose tensors have the same dtypes: one launch of the kernel."""
+
+    def __init__(
+        self,
+        program: Program,
+        places: list[int],
+        params: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        states: Sequence[Any],
+    ):
+        self.program = program
+        self.places = places
+        self.states: list[dict[str, Any]] = [states[i] for i in places]
+        self.params = [params[i] for i in places]
+        self.keys = {letter: slot.key for letter, slot in program.slots.items()}
+        self.columns = {"p": self.params}
+        self.columns |= {x: [state[key] for state in self.states] for x, key in self.keys.items()}
+        dtypes = {letter: column[0].dtype for letter, column in self.columns.items()}
+        self.dtype = gradients[places[0]].dtype  # type: ignore[union-attr]
+        self.lengths = list(map(_numel, self.params))
+        self.contiguous = list(map(_contiguous, self.params))
+        self.strides = {i: x.stride() for i, x in enumerate(self.params) if not self.contiguous[i]}
+        self.launch = Launch(program, dtypes | {"g": self.dtype}, self.lengths)
+        self.addresses = {x: list(map(_address, column)) for x, column in self.columns.items()}
+        for letter, addresses in self.addresses.items():
+            self.launch.place(letter, addresses)
+        self.written = [x for name in program.outputs for x in self.columns[name]]
+        self.counters = Counters(program, _counters(program, self.states[0]), self.states)
+        if not self._take(gradients):
+            raise AssertionError("a new plan must fit the gradients it was made for")
+
+    def holds(self, gradients: Sequence[Tensor | None]) -> bool:
+        """Whether slots, memory and the gradients' form are as they were."""
+        try:
+            for letter, key in self.keys.items():
+                now = [state[key] for state in self.states]
+                if not all(map(is_, now, self.columns[letter])):
+                    return False
+            if not self.counters.hold(self.states):
+                return False
+        except KeyError:
+            return False
+        for letter, column in self.columns.items():
+            if list(map(_address, column)) != self.addresses[letter]:
+                return False
+        return self._take(gradients)
+
+    def _take(self, gradients: Sequence[Tensor | None]) -> bool:
+        """Note down where the gradients are, if all have the form that the kernel expects."""
+        own: list[Any] = [gradients[i] for i in self.places]
+        if not PLAIN.issuperset(map(type, own)):
+            if any(type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ for x in own):
+                return False
+        try:
+            addresses = list(map(_address, own))
+            same = list(map(_contiguous, own)) == self.contiguous
+        except RuntimeError:  # a sparse tensor has neither
+            return False
+        if not (same and list(map(_numel, own)) == self.lengths):
+            return False
+        if {gradient.dtype for gradient in own} != {self.dtype}:
+            return False
+        if any(own[i].stride() != stride for i, stride in self.strides.items()):
+            return False
+        self.launch.place("g", addresses)
+        return True
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        """Run the kernel, with these hyper-parameters."""
+        scalars, rows, after = self.counters.next(values)
+        torch.autograd.graph.increment_version(self.written)
+        self.launch.run(scalars, rows)
+        self.counters.advance(after)
+
+
+class Counters:
+    """What is kept once per tensor, step counts above all: one table each, of which the states hold views.
+
+    Tensors with equal counts share one row of scalars.
+    """
+
+    def __init__(self, program: Program, keys: list[str], states: Sequence[dict[str, Any]]):
+        self.program = program
+        self.keys = keys
+        self.tables = [torch.stack([state[key].reshape(()) for state in states]) for key in keys]
+        self.entries = [list(table.unbind()) for table in self.tables]
+        for key, entries in zip(keys, self.entries, strict=True):
+            for state, entry in zip(states, entries, strict=True):
+                state[key] = entry
+        self._letters = list(program.scalar_slots)
+        self._counts_steps = "step" in keys
+        self._first = np.zeros(1, dtype=np.int64)
+        self._row_of = np.zeros(len(states), dtype=np.int64)
+
+    def hold(self, states: Sequence[dict[str, Any]]) -> bool:
+        """Whether the states still hold the views."""
+        pairs = zip(self.keys, self.entries, strict=True)
+        return all(all(map(is_, [s[key] for s in states], entries)) for key, entries in pairs)
+
+    def next(self, values: Mapping[str, Any]) -> tuple[list[list[float]], Any, list[Any]]:
+        """The rows of scalars of the coming step, the row of each tensor, and the rows of new counts."""
+        counts = np.array([table.numpy() for table in self.tables], dtype=np.float64)
+        if len(counts) and not np.array_equal(counts, counts[:, self._first[self._row_of]]):
+            _, self._first, inverse = np.unique(counts, axis=1, return_index=True, return_inverse=True)
+            self._row_of = inverse.reshape(-1)
+        rows: list[list[float]] = []
+        after: list[Any] = []
+        for column in counts[:, self._first].T.tolist() if len(counts) else [[]]:
+            t = column.pop(0) + 1 if self._counts_steps else None
+            own = dict(zip(self._letters, column, strict=True))
+            operands, new = self.program.scalars(values, t, own)  # type: ignore[arg-type]
+            rows.append([float(x) for x in operands])
+            after.append([float(x) for x in new])
+        return rows, self._row_of, after
+
+    def advance(self, after: list[Any]) -> None:
+        """Count the step, and store the new values of the rule's own counts."""
+        if self._counts_steps:
+            self.tables[0] += 1
+        for place, letter in enumerate(self.program.scalar_outputs):
+            new = np.array([row[place] for row in after])[self._row_of]
+            self.tables[self.keys.index(self.program.scalar_slots[letter].key)].copy_(torch.from_numpy(new))

@@ -1,0 +1,88 @@
+"""Which runner steps a group, and why not the others.
+
+`fused=None, foreach=None` takes the first runner that can: a fused kernel, else lists of tensors, else the
+reference. torch's switches are spellings of the choice: `fused=True` and `foreach=True` ask for a runner by
+name and raise if it cannot run, `fused=False` passes the kernels over, and `foreach=False` alone means the
+for-loop, which is the reference.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steprule import errors
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Choice(NamedTuple):
+    """The runner of a group and, for each better one, why it was passed over."""
+
+    runner: str
+    passed_over: dict[str, str]
+
+
+def choose(rule: Any, group: dict[str, Any]) -> Choice:
+    """The runner for this group as it is now.
+
+    Raises: RuntimeError if `fused=True` or `foreach=True` names a runner that cannot run here.
+    """
+    fused, foreach = group.get("fused"), group.get("foreach")
+    passed: dict[str, str] = {}
+    always = _never_listed(rule, group)
+    kernel = "gpu_kernel" if _device(group["params"]).type != "cpu" else "cpu_kernel"
+    for runner, asked, reason in (
+        (kernel, fused, always or _no_kernel(kernel, group["params"])),
+        ("foreach", foreach, always),
+    ):
+        flag = "fused" if runner == kernel else "foreach"
+        other = "foreach" if runner == kernel else "fused"
+        if asked and reason is not None:
+            raise errors.runner_unavailable(rule.__name__, f"{flag}=True", reason)
+        if asked is False:
+            reason = f"{flag}=False"
+        elif not asked and group.get(other):
+            reason = f"{other}=True"
+        elif runner == kernel and foreach is False and not asked:
+            reason = "foreach=False asks for the for-loop"
+        if reason is None:
+            return Choice(runner, passed)
+        passed[runner] = reason
+    return Choice("reference", passed)
+
+
+def _never_listed(rule: Any, group: dict[str, Any]) -> str | None:
+    """Why only the reference can run this, whatever the device."""
+    if not rule.traced:
+        return f"{rule.__name__} looks at whole matrices"
+    if rule.gradients == "rows only":
+        return f"{rule.__name__} steps single rows"
+    if group.get("differentiable"):
+        return "differentiable=True needs autograd's tape"
+    lr = group.get("lr")
+    if isinstance(lr, Tensor) and lr.requires_grad:
+        return "lr requires a gradient"
+    return None
+
+
+def _device(params: list[Tensor]) -> torch.device:
+    return params[0].device if params else torch.device("cpu")
+
+
+def _no_kernel(kernel: str, params: list[Tensor]) -> str | None:
+    if kernel == "gpu_kernel":
+        return f"there is no kernel for {_device(params)}"
+    odd = next((p for p in params if p.dtype not in FLOATS), None)
+    if odd is not None:
+        return f"the kernel computes fp32, fp64, fp16 and bf16, and a parameter is {odd.dtype}"
+    return None if _numba() else "numba is not installed (pip install 'steprule[cpu]')"
+
+
+@cache
+def _numba() -> bool:
+    return find_spec("numba") is not None

@@ -1,0 +1,259 @@
+"""How the tests build every rule and feed it.
+
+`CASES` holds each rule of `steprule.catalogue()` with its defaults, and once more with every option on that
+brings state or decay with it. A rule that no table here names gets the ordinary treatment, so a new rule is
+held to every promise without a line in this file.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import steprule
+from steprule import Elementwise, decay, hyper, slot
+from steprule.declare import Matrix
+from steprule.words import ema, sign
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class SignedMomentum(Elementwise):
+    """A rule that a user states in a script: the sign of an interpolated momentum.
+
+    When: the tests want to know whether a stranger's rule gets what the built-in ones get.
+
+        θ ← θ - lr·sign(β1·m + (1-β1)·g)
+        m ← β2·m + (1-β2)·g
+
+    State: 1 number per parameter (exp_avg).
+    Source: Chen et al. 2023, algorithm 2.
+    """
+
+    lr: float = hyper(1e-4, at_least=0, meaning="how far every number moves")
+    betas: tuple[float, float] = hyper((0.9, 0.99), at_least=0, below=1, meaning="of step, of m")
+    weight_decay: float = decay(0, mode="decoupled")
+
+    m = slot("exp_avg")
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        beta1, beta2 = h.betas
+        change = -h.lr * sign(ema(s.m, g, beta1))
+        s.m = ema(s.m, g, beta2)
+        return change
+
+
+RULES: dict[str, Any] = {**steprule.catalogue(), "SignedMomentum": SignedMomentum}
+
+ORDINARY_SHAPES: Shapes = ((4, 3), (5,), (), (2, 3, 2, 2))
+SHAPES: dict[str, Shapes] = {"Muon": ((4, 3), (3, 5), (2, 2)), "SparseAdam": ((6, 3), (5, 2))}
+
+# These read the whole loss again and again, so they are handed a closure rather than a gradient.
+NEED_A_CLOSURE = {"LBFGS"}
+ONE_GROUP_ONLY = {"LBFGS"}
+# These have no momentum, variance or root that a complex number's two parts could share, or refuse as torch.
+REFUSE_COMPLEX = {"Adafactor", "Muon", "SparseAdam"}
+ACCEPT_SPARSE = {"Adagrad", "SGD", "SparseAdam"}
+ON = {bool: True, float: 0.2, int: 0.2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule with its options, and how to feed it."""
+
+    rule: Any
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def name(self) -> str:
+        return self.rule.__name__
+
+    @property
+    def torch_class(self) -> Any:
+        """The class of torch.optim with the same name, if there is one."""
+        return getattr(torch.optim, self.name, None)
+
+    @property
+    def shapes(self) -> Shapes:
+        return SHAPES.get(self.name, ORDINARY_SHAPES)
+
+    @property
+    def any_shape(self) -> bool:
+        """Whether it takes parameters of every shape."""
+        return self.name != "Muon"
+
+    @property
+    def sparse_only(self) -> bool:
+        return self.name == "SparseAdam"
+
+    @property
+    def closure(self) -> bool:
+        return self.name in NEED_A_CLOSURE
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether every number is stepped by itself, with no sum over the tensor."""
+        return not self.closure and not issubclass(self.rule, Matrix)
+
+    @property
+    def many_groups(self) -> bool:
+        return self.name not in ONE_GROUP_ONLY
+
+    def knows(self, *names: str) -> bool:
+        """Whether the constructor has these arguments."""
+        return set(names) <= set(inspect.signature(self.rule).parameters)
+
+    def parameters(self, dtype: torch.dtype = torch.float32, shapes: Shapes | None = None) -> list[Any]:
+        return [
+            nn.Parameter(numbers(shape, dtype, seed=100 + i))
+            for i, shape in enumerate(self.shapes if shapes is None else shapes)
+        ]
+
+    def make(self, params: Any = None, **more: Any) -> Any:
+        params = self.parameters() if params is None else params
+        return self.rule(params, **{**self.options, **more})
+
+    def make_torch(self, params: Any = None, **more: Any) -> Any:
+        """torch's optimizer of the same name, as a loop over parameters."""
+        if "foreach" in inspect.signature(self.torch_class).parameters:
+            more.setdefault("foreach", False)
+        params = self.parameters() if params is None else params
+        return self.torch_class(params, **{**self.options, **more})
+
+    def advance(
+        self, optimizer: Any, steps: int = 1, first: int = 0, without: Collection[int] = ()
+    ) -> None:
+        """Step `optimizer` with the gradients number `first`, `first + 1`, …
+
+        without: the places of parameters that get no gradient.
+        """
+        for number in range(first, first + steps):
+            give_gradients(self, optimizer, number, without)
+            self.step(optimizer, without)
+
+    def step(self, optimizer: Any, without: Collection[int] = ()) -> Any:
+        self.prepare(optimizer)
+        if not self.closure:
+            return optimizer.step()
+        return optimizer.step(lambda: loss_with_gradients(optimizer, without))
+
+    def prepare(self, optimizer: Any) -> None:
+        """What the rule wants to be told between the backward pass and the step."""
+        if hasattr(optimizer, "update_hessian"):
+            optimizer.update_hessian(4)
+
+    def __str__(self) -> str:
+        return self.name + ("-options" if self.options else "")
+
+
+def options_on(rule: Any) -> dict[str, Any]:
+    """Every option on that brings a slot or a decay with it."""
+    switches = {declared.when for declared in rule.slots.values() if declared.when}
+    switches |= {name for name in ("weight_decay",) if name in rule.fields}
+    return {name: ON[type(rule.fields[name].default)] for name in sorted(switches)}
+
+
+CASES = [Case(rule) for rule in RULES.values()]
+CASES += [Case(rule, options_on(rule)) for rule in RULES.values() if options_on(rule)]
+
+
+def each(condition: Callable[[Case], bool] = lambda case: True, among: Iterable[Case] = CASES) -> Any:
+    """Run a test for every case that meets the condition."""
+    return pytest.mark.parametrize("case", [pytest.param(c, id=str(c)) for c in among if condition(c)])
+
+
+def plain(case: Case) -> bool:
+    """One case per rule: the one with default options."""
+    return not case.options
+
+
+def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """The same random numbers for the same seed, whatever the dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
+
+
+def gradient_for(case: Case, param: Tensor, seed: int) -> Tensor:
+    """Random numbers; for a rule on rows, a sparse gradient that leaves the first row out."""
+    gradient = numbers(tuple(param.shape), param.dtype, seed)
+    return sparse_rows(gradient) if case.sparse_only else gradient
+
+
+def sparse_rows(gradient: Tensor) -> Tensor:
+    """All rows but the first, the last one in two parts, as an embedding gives them."""
+    count = gradient.shape[0]
+    rows = torch.tensor([*range(1, count), count - 1])
+    return torch.sparse_coo_tensor(rows[None], gradient[rows], gradient.shape, check_invariants=True)
+
+
+def flat(optimizer: Any) -> list[Any]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def give_gradients(case: Case, optimizer: Any, number: int, without: Collection[int] = ()) -> None:
+    for place, param in enumerate(flat(optimizer)):
+        given = param.requires_grad and place not in without
+        param.grad = gradient_for(case, param, 1000 * number + place) if given else None
+
+
+def loss_with_gradients(optimizer: Any, without: Collection[int] = ()) -> Tensor:
+    """A bowl with its bottom elsewhere for every parameter; sets the gradients."""
+    optimizer.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    for place, param in enumerate(flat(optimizer)):
+        if param.requires_grad and place not in without:
+            bottom = numbers(tuple(param.shape), param.dtype, seed=500 + place)
+            away = torch.view_as_real(param - bottom) if param.is_complex() else param - bottom
+            total = total + (away**2).sum() + 0.1 * (away**4).sum()
+    if total.requires_grad:
+        total.backward()
+    return total
+
+
+# Comparing
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(bits(one), bits(other))
+
+
+def assert_same(given: Any, wanted: Any, where: str = "") -> None:
+    """Equal to the last bit, all the way down through lists, tuples and dicts."""
+    if isinstance(wanted, Tensor):
+        assert isinstance(given, Tensor), where
+        assert (given.dtype, given.shape) == (wanted.dtype, wanted.shape), where
+        assert same_bits(given, wanted), f"{where} differs:\n{given}\n{wanted}\n{given - wanted}"
+    elif isinstance(wanted, dict):
+        assert set(given) == set(wanted), where
+        for key in wanted:
+            assert_same(given[key], wanted[key], f"{where}[{key!r}]")
+    elif isinstance(wanted, (list, tuple)):
+        assert len(given) == len(wanted), where
+        for place, pair in enumerate(zip(given, wanted, strict=True)):
+            assert_same(*pair, f"{where}[{place}]")
+    else:
+        assert given == wanted, f"{where}: {given!r}, wanted {wanted!r}"
+
+
+def assert_same_run(given: Any, wanted: Any) -> None:
+    """The same parameters, and the same state of each."""
+    assert_same([p.detach() for p in flat(given)], [p.detach() for p in flat(wanted)], "parameter")
+    assert_same(given.state_dict()["state"], wanted.state_dict()["state"], "state")
+
+
+def snapshot(optimizer: Any) -> Any:
+    """A copy of the parameters, the state and the groups, to be held against later ones."""
+    return copy.deepcopy(([p.detach() for p in flat(optimizer)], optimizer.state_dict()))
