@@ -8,6 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# The tensors here are tiny: threads would only wait for each other.
+torch.set_num_threads(1)
+
 settings.register_profile(
     "repeatable",
     deadline=None,

@@ -76,9 +76,7 @@ def test_reference_equals_torch_bit_for_bit(info: Any, entry: Any, dtype: torch.
 
 
 ERRORS = [
-    pytest.param(
-        info, entry, id=f"{info.optim_cls.__name__}-{i}-{entry.optimizer_error_input.desc}"
-    )
+    pytest.param(info, entry, id=f"{info.optim_cls.__name__}-{i}-{entry.optimizer_error_input.desc}")
     for info in optim_db
     for i, entry in enumerate(info.optim_error_inputs_func(device="cpu", dtype=torch.float32))
 ]

@@ -249,3 +249,30 @@ def not_a_matrix(who: str, name: str, shape: tuple[int, ...], group: int):
         f"{who} only supports 2D parameters, but {name} has shape {shape} (parameter group {group}). Give "
         "vectors and embeddings to AdamW, and reshape convolutions to matrices."
     )
+
+
+# Closures and schedules
+
+
+def closure_without_loss(who: str, given: str):
+    """A closure that does not return the loss."""
+    return TypeError(
+        f"{who}.step: the closure returned {given}, must return the loss as one number. "
+        "End it with `return loss`."
+    )
+
+
+def one_group_only(who: str):
+    """A second parameter group for a rule that sees all parameters as one vector."""
+    return ValueError(
+        f"{who} doesn't support per-parameter options (parameter groups): it treats all parameters as one "
+        f"vector. Pass them in one list, or use a second {who} or another rule for some of them."
+    )
+
+
+def loss_not_finite(who: str, when: str) -> str:
+    """The warning for a loss that is NaN or infinite."""
+    return (
+        f"{who}: the loss or its gradient was NaN or infinite {when}. The history is emptied. Lower lr, use "
+        "line_search_fn='strong_wolfe', or look for the cause in what the closure computes."
+    )

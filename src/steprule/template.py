@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -35,7 +35,7 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
     Source: the template of labml.ai's annotated optimizers.
     """
 
-    fields = {
+    fields: ClassVar[dict[str, Field]] = {
         "lr": Field(1e-3, name="lr", at_least=0, meaning="step size"),
         "betas": Field((0.9, 0.999), name="betas", type="tuple", at_least=0, below=1),
         "eps": Field(1e-8, name="eps", at_least=0, meaning="keeps divisions finite"),

@@ -37,9 +37,7 @@ def step(
     theta, g = prepare(theta, gradient, lr=lr, weight_decay=weight_decay, maximize=maximize)
     if momentum == 0:
         return theta - lr * g
-    if "momentum_buffer" in state:
-        b = momentum * state["momentum_buffer"] + (1 - dampening) * g
-    else:
-        b = g.copy()
+    before = state.get("momentum_buffer")
+    b = g.copy() if before is None else momentum * before + (1 - dampening) * g
     state["momentum_buffer"] = b
     return theta - lr * (g + momentum * b if nesterov else b)

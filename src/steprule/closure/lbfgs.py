@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -141,59 +141,162 @@ class LBFGS(CheckedOptimizer):
         who = type(self).__name__
         if closure is None:
             raise errors.closure_missing(who)
-        group = self.param_groups[0]
         self.init_state()
+        group = self.param_groups[0]
         state = self.state[group["params"][0]]
         loss = _Loss(who, closure, group["params"])
-        with torch.no_grad():
-            try:
+        try:
+            with torch.no_grad():
                 trouble = _minimize(loss, group, state)
-            finally:
-                state["func_evals"] += loss.evaluations
-            if trouble:
-                _forget(state)
-                warnings.warn(errors.loss_not_finite(who, trouble), RuntimeWarning, stacklevel=3)
+        finally:
+            state["func_evals"] += loss.evaluations
+        if trouble:
+            evaluations = state["func_evals"]
+            state.clear()
+            state.update(func_evals=evaluations, n_iter=0)
+            warnings.warn(errors.loss_not_finite(who, trouble), RuntimeWarning, stacklevel=3)
         return loss.first
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
         state = self.state.get(group["params"][0], {})
-        pairs = len(state.get("old_dirs", []))
-        search = group["line_search_fn"] or "none"
-        return [f"direction: {pairs} of {group['history_size']} pairs; search: {search}"]
+        kept, search = len(state.get("old_dirs", [])), group["line_search_fn"] or "none"
+        return [f"direction: {kept} of {group['history_size']} pairs kept; search: {search}"]
+
+
+# Iterations
 
 
 def _minimize(loss: _Loss, group: dict[str, Any], state: dict[str, Any]) -> str:
-    """Algorithm 7.5: up to max_iter iterations. What went wrong, or nothing."""
+    """Algorithm 7.5: direction, distance, move, until a reason to stop. What went wrong, if anything."""
     params = group["params"]
     value, gradient = loss()
     if value == math.inf:
-        return "at the start of the step, before anything moved"
+        return "at the start of the step; nothing moved"
     if not gradient.numel() or largest(gradient) <= group["tolerance_grad"]:
         return ""
     for iteration in range(1, int(group["max_iter"]) + 1):
         last = iteration == group["max_iter"]
-        begun = [p.clone(memory_format=torch.contiguous_format) for p in params]
-        here = aim(state, value, gradient, group)
-        if here.slope > -group["tolerance_change"]:
+        d, t = direction(gradient, state, group), _first_distance(gradient, state, group)
+        state["n_iter"] += 1
+        state.update(d=d, t=t, prev_flat_grad=gradient, prev_loss=value)
+        slope = gradient.dot(d)
+        if slope > -group["tolerance_change"]:
             return ""
-        moved = _searched if group["line_search_fn"] else _moved
-        value, gradient = moved(loss, here, begun, group, state, last)
+        begun = [p.clone(memory_format=torch.contiguous_format) for p in params]
+        if not largest(d).isfinite():
+            value = math.inf
+        elif group["line_search_fn"] is not None:
+            start = Point(0.0, value, slope, gradient)
+            value, gradient = _searched_move(loss, start, begun, group, state)
+        else:
+            move(params, d, t)
+            if not last:
+                value, gradient = loss()
         if value == math.inf:
             put_back(params, begun)
-            return "and the parameters are back where the iteration began"
-        if (
-            last
-            or loss.evaluations >= group["max_eval"]
-            or largest(gradient) <= group["tolerance_grad"]
-            or largest(state["d"].mul(state["t"])) <= group["tolerance_change"]
-            or abs(value - state["prev_loss"]) < group["tolerance_change"]
-        ):
+            return "during the step; the parameters are back where the iteration began"
+        if last or _is_done(loss, value, gradient, group, state):
             return ""
     return ""
 
 
+def _first_distance(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Scalar:
+    """Where the search begins, or what is gone without one."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        # A copy: the distance stays in the state, and a schedule changes the group's tensor in place.
+        lr = lr.detach().squeeze().clone()
+    if state["n_iter"] > 0:
+        return lr
+    total: Scalar = gradient.abs().sum()
+    return min(1.0, 1.0 / total) * lr
+
+
+def _searched_move(
+    loss: _Loss, start: Point, begun: list[Tensor], group: dict[str, Any], state: dict[str, Any]
+) -> tuple[float, Tensor]:
+    """Move to the distance that the search finds. The loss and gradient there."""
+    params, d = group["params"], state["d"]
+
+    def look(t: Scalar) -> Point:
+        move(params, d, t)
+        try:
+            value, gradient = loss()
+        finally:
+            put_back(params, begun)
+        return Point(t, value, gradient.dot(d), gradient)
+
+    failures = loss.failures
+    found = strong_wolfe(
+        look,
+        start,
+        state["t"],
+        trials=int(group["max_eval"]) - loss.evaluations,
+        reach=largest(d),
+    )
+    state["t"] = found.t
+    move(params, d, found.t)
+    stuck = found.t == 0 and loss.failures > failures
+    return math.inf if stuck else found.value, found.gradient
+
+
+def _is_done(loss: _Loss, value: float, gradient: Tensor, group: dict[str, Any], state: dict[str, Any]) -> bool:
+    return bool(
+        loss.evaluations >= group["max_eval"]
+        or largest(gradient) <= group["tolerance_grad"]
+        or largest(state["d"].mul(state["t"])) <= group["tolerance_change"]
+        or abs(value - state["prev_loss"]) < group["tolerance_change"]
+    )
+
+
+# The direction
+
+
+def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    """-H·g; steepest descent in the first iteration."""
+    if state["n_iter"] == 0:
+        state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)
+        return gradient.neg()
+    remember(gradient, state, int(group["history_size"]))
+    return two_loops(gradient, state, int(group["history_size"]))
+
+
+def remember(gradient: Tensor, state: dict[str, Any], history_size: int) -> None:
+    """Keep what the last iteration changed, if the loss curves upwards there; drop the oldest."""
+    y = gradient.sub(state["prev_flat_grad"])
+    s = state["d"].mul(state["t"])
+    curvature = y.dot(s)
+    if curvature > SMALLEST_CURVATURE:
+        newest = {"old_dirs": y, "old_stps": s, "ro": 1.0 / curvature}
+        for key, value in newest.items():
+            state[key].append(value)
+            del state[key][:-history_size]
+        state["H_diag"] = curvature / y.dot(y)
+
+
+def two_loops(gradient: Tensor, state: dict[str, Any], history_size: int) -> Tensor:
+    """Algorithm 7.4: -H·g from the pairs alone, newest to oldest and back."""
+    pairs = list(zip(state["old_stps"], state["old_dirs"], state["ro"], strict=True))
+    q = gradient.neg()
+    alphas: list[Tensor] = []
+    for s, y, rho in reversed(pairs):
+        alphas.append(s.dot(q) * rho)
+        q.add_(y, alpha=-alphas[-1].item())
+    alphas.reverse()
+    r = torch.mul(q, state["H_diag"])
+    for (s, y, rho), alpha in zip(pairs, alphas, strict=True):
+        beta = y.dot(r) * rho
+        r.add_(s, alpha=(alpha - beta).item())
+    # Scratch of this iteration alone, yet torch.optim keeps it, so its state is equal key for key.
+    state["al"] = alphas + [None] * (history_size - len(alphas))
+    return r
+
+
+# All parameters as one vector
+
+
 class _Loss:
-    """The closure as a function of where the parameters are: a value and one flat gradient."""
+    """The closure as a function of where the parameters are: its value and the flat gradient."""
 
     def __init__(self, who: str, closure: Callable[[], Any], params: list[Tensor]):
         self.who, self.closure, self.params = who, closure, params
@@ -202,21 +305,57 @@ class _Loss:
         self.failures = 0
 
     def __call__(self) -> tuple[float, Tensor]:
-        """The loss and its gradient; infinity where either is not finite."""
-        self.evaluations += 1
+        """The loss and its gradient; a loss of infinity where either is not finite."""
         with torch.enable_grad():
             returned = self.closure()
-        if self.evaluations == 1:
+        if self.evaluations == 0:
             self.first = returned
-        value, gradient = self._number(returned), flat_gradient(self.params)
+        self.evaluations += 1
+        value, gradient = self._as_number(returned), flat_gradient(self.params)
         if not math.isfinite(value) or (gradient.numel() and not largest(gradient).isfinite()):
             self.failures += 1
             value = math.inf
         return value, gradient
 
-    def _number(self, returned: Any) -> float:
+    def _as_number(self, returned: Any) -> float:
         try:
             return float(returned.detach() if isinstance(returned, Tensor) else returned)
         except (TypeError, ValueError, RuntimeError):
-            given = f"a tensor of shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else None
-            raise errors.closure_without_loss(self.who, given or repr(returned)) from None
+            given = repr(returned)
+            if isinstance(returned, Tensor):
+                given = f"a tensor of shape {tuple(returned.shape)}"
+            raise errors.closure_without_loss(self.who, given) from None
+
+
+def flat_gradient(params: list[Tensor]) -> Tensor:
+    """The gradients end to end, in a new tensor; a complex number as two real ones."""
+    parts: list[Tensor] = []
+    for param in params:
+        gradient = torch.zeros_like(param) if param.grad is None else param.grad
+        if gradient.is_sparse:
+            gradient = gradient.to_dense()
+        if gradient.is_complex():
+            gradient = torch.view_as_real(gradient.resolve_conj())
+        parts.append(gradient.reshape(-1))
+    return torch.cat(parts)
+
+
+def move(params: list[Tensor], d: Tensor, t: Scalar) -> None:
+    """θ ← θ + t·d."""
+    place = 0
+    for param in params:
+        numbers = torch.view_as_real(param) if param.is_complex() else param
+        part = d[place : place + numbers.numel()]
+        numbers.add_(part.view_as(numbers), alpha=float(t))
+        place += numbers.numel()
+
+
+def put_back(params: list[Tensor], saved: list[Tensor]) -> None:
+    """θ as it was saved."""
+    for param, value in zip(params, saved, strict=True):
+        param.copy_(value)
+
+
+def largest(x: Tensor) -> Tensor:
+    """max|x|."""
+    return x.abs().max()

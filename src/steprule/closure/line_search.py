@@ -21,6 +21,8 @@ from torch import Tensor
 # every one of them to a float would change the last bits of the result.
 Scalar: TypeAlias = Any
 
+NARROWEST = 1e-9
+
 
 class Point(NamedTuple):
     """A place along the direction: the distance, the loss, its slope along the direction, the gradient.
@@ -60,15 +62,14 @@ def strong_wolfe(
     *,
     trials: int = 25,
     reach: Scalar = 1.0,
-    tolerance: float = 1e-9,
     c1: float = 1e-4,
     c2: float = 0.9,
 ) -> Point:
     """A point that satisfies both conditions; the lowest point of the last bracket where none was found.
 
     look: evaluates a distance. start: the point at distance 0, with a negative slope. t: the first trial.
-    trials: how many more are allowed. reach: the largest number in the direction; a bracket in which no
-    parameter can move by `tolerance` ends the search.
+    trials: how many more are allowed. reach: the largest number in the direction; a bracket so narrow
+    that no parameter can move by 1e-9 ends the search.
 
     A trial without a loss lies beyond every good point: the search turns back from it.
     """
@@ -87,18 +88,16 @@ def strong_wolfe(
         before, here = here, look(t)
     else:
         return start if start.value <= here.value else here
-    return zoom(look, [before, here], wolfe, trials - trial, reach, tolerance)
+    return zoom(look, [before, here], wolfe, trials - trial, reach)
 
 
-def zoom(
-    look: Look, ends: list[Point], wolfe: Wolfe, trials: int, reach: Scalar, tolerance: float
-) -> Point:
+def zoom(look: Look, ends: list[Point], wolfe: Wolfe, trials: int, reach: Scalar) -> Point:
     """Shrink the bracket between two points until a trial satisfies both conditions."""
     low, high = lower_first(ends)
     hugs_an_end = False
     for _ in range(trials):
         left, right = sorted((ends[0].t, ends[1].t))
-        if (right - left) * reach < tolerance:
+        if (right - left) * reach < NARROWEST:
             break
         t = cubic_minimum(ends[0], ends[1], left, right)
         t, hugs_an_end = kept_off_the_ends(t, left, right, hugs_an_end)
@@ -121,9 +120,7 @@ def lower_first(ends: list[Point]) -> tuple[int, int]:
     return (0, 1) if ends[0].value <= ends[1].value else (1, 0)
 
 
-def kept_off_the_ends(
-    t: Scalar, left: Scalar, right: Scalar, hugged_before: bool
-) -> tuple[Scalar, bool]:
+def kept_off_the_ends(t: Scalar, left: Scalar, right: Scalar, hugged_before: bool) -> tuple[Scalar, bool]:
     """The trial, moved inwards where it would shrink the bracket too little; whether it hugs an end.
 
     Within a tenth of the width of an end is allowed once in a row; on the end itself, never.

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from steprule.declare import Elementwise, decay, errors, hyper, run_on_slots, slot
-from steprule.words import Number, clamp, ema
+from steprule.words import Becomes, Number, becomes, clamp, ema
 
 
 class Sophia(Elementwise):
@@ -40,11 +40,11 @@ class Sophia(Elementwise):
         return -(h.lr / h.rho) * clamp(s.m / (s.h + h.eps), -h.rho, h.rho)
 
     @staticmethod
-    def estimate(h: Sophia, p: Number, g: Number, s: Sophia, n: float) -> Number:
+    def estimate(h: Sophia, p: Number, g: Number, s: Sophia, n: float) -> Becomes:
         """Fold one gradient of the sampled loss into the curvature; the parameter stays."""
         beta2 = h.betas[1]
         s.h = s.h * beta2 + ((1 - beta2) * n) * g * g
-        return 0.0 * g
+        return becomes(p)
 
     def update_hessian(self, n_tokens_training_batch: float) -> None:
         """Update the curvature from the current gradients.

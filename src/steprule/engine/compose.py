@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from steprule import errors
 from steprule.engine.fields import Field, Slot
@@ -57,18 +57,15 @@ class Hyper:
 class Slots:
     """`s` inside `update`: reading gives the slot's number, assigning sets what is stored."""
 
-    __slots__ = ("_declared", "_group", "_machine", "numbers", "written")
+    __slots__ = ("_declared", "_machine", "numbers", "written")
+    _declared: Mapping[str, Slot]
+    _machine: Machine
+    numbers: dict[str, Any]
+    written: set[str]
 
-    def __init__(
-        self,
-        machine: Machine,
-        declared: Mapping[str, Slot],
-        group: Mapping[str, Any],
-        numbers: dict[str, Any],
-    ):
+    def __init__(self, machine: Machine, declared: Mapping[str, Slot], numbers: dict[str, Any]):
         object.__setattr__(self, "_machine", machine)
         object.__setattr__(self, "_declared", declared)
-        object.__setattr__(self, "_group", group)
         object.__setattr__(self, "numbers", numbers)
         object.__setattr__(self, "written", set())
 
@@ -105,7 +102,7 @@ def one_step(update: Update, worn: Worn, h: Any, p: Number, g: Number, s: Any, t
     change: Any = update(h, p if worn.decays_first else before, g, s, t)
     if isinstance(change, Becomes):
         return change.value
-    parts: tuple[Any, ...] = change if isinstance(change, tuple) else (change,)
+    parts = cast(tuple[Number, ...], change if isinstance(change, tuple) else (change,))
     for part in parts:
         p = p + part
     return p

@@ -77,15 +77,15 @@ class Field:
         return self._check_number(who, self.name, value, group)
 
     def _check_tuple(self, who: str, value: Any, group: int | None) -> Any:
-        length = len(cast(tuple[Any, ...], self.default))
-        if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__"):
+        defaults = cast(tuple[Any, ...], self.default)
+        length = len(defaults)
+        if not isinstance(value, (tuple, list)):
             raise errors.wrong_type(who, self.name, value, f"{length} numbers", group)
-        entries = list(cast(tuple[Any, ...], value))
+        entries = cast(tuple[Any, ...], value)
         if len(entries) != length:
             raise errors.out_of_range(who, self.name, value, f"{length} numbers", group)
         if len({isinstance(entry, torch.Tensor) for entry in entries}) > 1:
             raise errors.mixed_betas(who, group)
-        defaults = cast(tuple[Any, ...], self.default)
         return tuple(
             entry
             if entry is None and default is None
@@ -107,7 +107,7 @@ class Field:
                 raise errors.wrong_type(who, what, value, "a number", group) from None
         else:
             number = value
-        if self.type == "int" and number != int(number):
+        if self.type in ("int", "int | None") and number != int(number):
             raise errors.wrong_type(who, what, value, "a whole number", group)
         fine = (
             math.isfinite(number)

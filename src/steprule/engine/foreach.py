@@ -36,7 +36,7 @@ BINARY = {
 
 
 def _listed(word: str, in_place: bool) -> Callable[..., Any] | None:
-    """torch's call for a word on lists of tensors, or None where there is none."""
+    """The call of torch for a word on lists of tensors, or None where there is none."""
     name = word if word in UNARY else BINARY.get(word)
     if name is None:
         return None
@@ -104,7 +104,7 @@ def _carry_out(
     scalars: tuple[Any, ...],
     reuse: bool,
 ) -> Tensors:
-    operands = [
+    operands: list[Any] = [
         values[x.index] if isinstance(x, Register) else scalars[x.index] if isinstance(x, Scalar) else x
         for x in step.operands
     ]
@@ -112,9 +112,14 @@ def _carry_out(
     if call is not None:
         made = call(*operands)
         return operands[0] if reuse else list(made)
-    count = len(next(x for x in operands if isinstance(x, list)))
-    rows = ([x[i] if isinstance(x, list) else x for x in operands] for i in range(count))
-    return [machine.emit(step.word, *row) for row in rows]
+    count = len(values[next(x.index for x in step.operands if isinstance(x, Register))])
+    result: Tensors = []
+    for i in range(count):
+        row: list[Any] = [x[i] if type(x) is list else x for x in operands]
+        made = machine.emit(step.word, *row)
+        # A plain choice hands an operand through; what is later changed in place must be its own.
+        result.append(made.clone() if any(made is x for x in row) else made)
+    return result
 
 
 def _once(step: Instruction, index: int) -> bool:
@@ -153,7 +158,7 @@ def _buckets(
 ) -> Iterator[dict[str, Tensors]]:
     """Rows of `columns`, a few at a time; long dense tensors are cut into views."""
     room = max(1, BUCKET_BYTES // (live * dtype.itemsize))
-    bucket: dict[str, Tensors] = defaultdict(list)
+    bucket: defaultdict[str, Tensors] = defaultdict(list)
     filled = 0
     for row in zip(*columns.values(), strict=True):
         dense = cut and all(x.is_contiguous() and x.numel() == row[0].numel() for x in row)
@@ -165,7 +170,8 @@ def _buckets(
         for piece in pieces:
             if filled and filled + piece[0].numel() > room:
                 yield bucket
-                bucket, filled = defaultdict(list), 0
+                bucket = defaultdict(list)
+                filled = 0
             for name, tensor in zip(columns, piece, strict=True):
                 bucket[name].append(tensor)
             filled += piece[0].numel()

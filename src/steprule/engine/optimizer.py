@@ -16,6 +16,10 @@ from steprule.engine.fields import FOREIGN_KEYS, Field, Slot, scalar_dtype
 DECAY_MODES = ("l2", "decoupled", "absolute")
 
 
+# A compiled training step calls the same kernels as any other, and is never compiled anew for an lr.
+_never_traced = cast(Callable[[Any], Any], torch.compiler.disable)
+
+
 class WeightDecay:
     """How much weight decay and which kind; accepted wherever `weight_decay=` takes a number.
 
@@ -164,7 +168,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     # Stepping
 
-    @torch.compiler.disable  # a compiled training step calls the same kernels, and never compiles for an lr
+    @_never_traced
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take one step on every parameter that has a gradient.
 
@@ -263,8 +267,8 @@ def _as_groups(who: str, params: Any) -> Any:
         raise errors.bare_tensor(who, type(params).__name__)
     if isinstance(params, (set, frozenset)):
         raise errors.unordered_params(who)
-    if isinstance(params, (str, bytes, dict)) or not hasattr(params, "__iter__"):
-        raise errors.bare_tensor(who, type(params).__name__)
+    if isinstance(params, (str, bytes, dict)) or not isinstance(params, Iterable):
+        raise errors.bare_tensor(who, type(cast(object, params)).__name__)
     groups = list(cast(Iterable[Any], params))
     if not groups:
         raise errors.no_parameters(who)

@@ -245,7 +245,7 @@ def _trace(rule: Any, update: Update, worn: Worn, group: Mapping[str, Any]) -> P
     inputs = {name: tracer.register() for name in ("p", "g", *slots)}
     numbers: dict[str, Any] = {letter: Number(tracer, inputs[letter]) for letter in slots}
     numbers |= {letter: memory.symbol(f"n[{letter!r}]") for letter in scalar_slots}
-    s = Slots(tracer, rule.slots, group, numbers)
+    s = Slots(tracer, rule.slots, numbers)
     t = memory.symbol("t")
     new = one_step(update, worn, h, Number(tracer, inputs["p"]), Number(tracer, inputs["g"]), s, t)
 

@@ -94,7 +94,8 @@ class Eager:
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         """Choose per number, or at once where the condition is a plain truth."""
         if not isinstance(condition, Tensor):
-            return a if condition else b
+            chosen, other = (a, b) if condition else (b, a)
+            return chosen if isinstance(chosen, Tensor) else torch.full_like(other, chosen)
         # torch would give two plain numbers its default dtype.
         a, b = (x if isinstance(x, Tensor) else condition.new_tensor(x, dtype=self.dtype) for x in (a, b))
         return torch.where(condition, a, b)
@@ -148,7 +149,7 @@ def run(
     for letter, slot in slots.items():
         stored = state[slot.key]
         numbers[letter] = stored.item() if slot.per_tensor and not live else load(stored)
-    s = Slots(machine, rule.slots, group, numbers)
+    s = Slots(machine, rule.slots, numbers)
     # A differentiable step keeps old values on the tape, so the parameter must not alias them.
     p = load(param.clone() if live else param)
     t = Number(machine, t) if isinstance(t, Tensor) else t

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class RuleOptimizer(CheckedOptimizer):
         if group.get("foreach") and not group.get("capturable"):
             for name in ("lr", "betas"):
                 value: Any = group.get(name)
-                entries: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+                entries = cast(tuple[Any, ...], value if isinstance(value, tuple) else (value,))
                 if any(isinstance(entry, Tensor) for entry in entries):
                     raise errors.contradiction(
                         who,
@@ -198,7 +198,8 @@ def next_step(state: dict[str, Any]) -> Any:
 
 def run_on_slots(optimizer: RuleOptimizer, update: Update, group: dict[str, Any], extra: Any) -> None:
     """Run words that only change slots, such as a curvature estimate, on every gradient of a group."""
-    for param in group["params"]:
-        if param.grad is not None:
-            state = optimizer.state_of(param, group)
-            reference.run(type(optimizer), update, Worn(), group, param, param.grad, state, extra)
+    with torch.no_grad():
+        for param in group["params"]:
+            if param.grad is not None:
+                state = optimizer.state_of(param, group)
+                reference.run(type(optimizer), update, Worn(), group, param, param.grad, state, extra)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import math
+import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from steprule.lab.report import Line, hyperparameter_text
 from steprule.lab.train import Training
 
 __all__ = ["draw_curves"]
+
+Points = Sequence[tuple[float, float]]
 
 INK, QUIET, GRID = "#1a202c", "#718096", "#e2e8f0"
 TRAIN, VALIDATION, TEST = "#3182ce", "#dd6b20", "#2f855a"
@@ -28,10 +31,13 @@ STYLE = {
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "legend.frameon": False,
-    "svg.fonttype": "none",
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
     "svg.hashsalt": "steprule",
 }
-BINS = 150
+PANEL_WIDTH, HEIGHT = 4.9, 4.2
+BINS = 60
 LOG_FROM_RATIO = 8
 
 
@@ -41,87 +47,80 @@ def draw_curves(file: Path, training: Training, lines: Sequence[Line]) -> None:
     matplotlib.use("agg")
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
 
-    score, config = training.task.score, training.config
-    panels = {"loss": training.task.loss_label}
-    if score is not None:
-        panels[score.name] = f"{score.name} ({score.unit})" if score.unit else score.name
+    task, config = training.task, training.config
+    panels = {"loss": task.loss_label}
+    if task.score is not None:
+        panels[task.score.name] = task.score.label
     if training.schedule is not None:
         panels["lr"] = "learning rate"
+    details = (
+        f"{hyperparameter_text(config)}, schedule {config.schedule}, "
+        f"batch size {config.batch_size}, seed {config.seed}"
+    )
     with pyplot.rc_context(STYLE):
-        size = (4.8 * len(panels) + 0.4, 4.2)
-        figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+        size = (PANEL_WIDTH * len(panels), HEIGHT)
+        figure, axes = pyplot.subplots(
+            1, len(panels), figsize=size, layout="constrained", squeeze=False
+        )
         for axis, (key, label) in zip(axes[0], panels.items(), strict=True):
-            _draw_panel(axis, key, label, training.steps_per_epoch, lines)
-        if len(panels) == 1:
-            figure.set_size_inches(7, 4.2)
+            _draw_panel(axis, key, training.steps_per_epoch, lines)
+            axis.set_ylabel(label)
         title = f"{config.task_label} with {config.optimizer}"
-        axes[0][0].set_title(title, loc="left", weight="bold", pad=26)
-        axes[0][0].annotate(
-            f"{hyperparameter_text(config)}; batch size {config.batch_size}, seed {config.seed}",
-            (0, 1),
-            xytext=(0, 10),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            color=QUIET,
-            fontsize=9,
-            annotation_clip=False,
-        ).set_in_layout(False)
+        figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
+        axes[0][0].set_title(
+            textwrap.fill(details, 62), loc="left", color=QUIET, fontsize=9, pad=12
+        )
         figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
         pyplot.close(figure)
 
 
-def _draw_panel(axis: Any, key: str, label: str, steps_per_epoch: int, lines: Sequence[Line]) -> None:
-    """One quantity: steps in the colour of training, validation as dots, test as a level."""
-    points = {
-        split: [(x["step"] / steps_per_epoch, float(x[key])) for x in lines if x["split"] == split and key in x]
+def _draw_panel(axis: Any, key: str, steps_per_epoch: int, lines: Sequence[Line]) -> None:
+    """One quantity: the steps as a smoothed line, validation as dots, the test as one diamond."""
+    points: dict[str, Points] = {
+        split: [
+            (line["step"] / steps_per_epoch, float(line[key]))
+            for line in lines
+            if line["split"] == split and key in line
+        ]
         for split in ("train", "validation", "test")
     }
-    bins = _binned(points["train"])
-    where = [at for at, _, _, _ in bins]
     if key == "lr":
         axis.plot(*zip(*points["train"], strict=True), color=TRAIN)
+        axis.set_ylim(bottom=0)
     else:
-        low, mean, high = ([entry[i] for entry in bins] for i in (1, 2, 3))
-        axis.fill_between(where, low, high, color=TRAIN, alpha=0.18, linewidth=0)
-        axis.plot(where, mean, color=TRAIN, linewidth=1.6, label="train, batches as they come")
-        axis.plot(
-            *zip(*points["validation"], strict=True),
-            color=VALIDATION,
-            linewidth=1.2,
-            marker="o",
-            markersize=4,
-            label="validation, after each epoch",
-        )
-        for at, value in points["test"]:
-            axis.plot(
-                at,
-                value,
-                color=TEST,
-                marker="D",
-                markersize=6,
-                linestyle="",
-                label=f"test, at the end: {value:.4g}",
-            )
-        axis.legend(loc="best", fontsize=9)
-    _scale(axis, [value for series in points.values() for _, value in series], key)
+        _draw_splits(axis, points, logarithmic=key == "loss")
+    axis.set_xlim(left=0)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel(f"epoch ({steps_per_epoch:,} steps each)")
-    axis.set_ylabel(label)
 
 
-def _binned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
-    """Place, 10th percentile, mean and 90th percentile of at most `BINS` runs of points."""
-    length = max(1, math.ceil(len(points) / BINS))
-    bins: list[tuple[float, float, float, float]] = []
-    for first in range(0, len(points), length):
-        part = points[first : first + length]
-        values = sorted(value for _, value in part)
-        last = len(values) - 1
-        mean = sum(values) / len(values)
-        bins.append((part[len(part) // 2][0], values[round(0.1 * last)], mean, values[round(0.9 * last)]))
-    return bins
-
-
-def _scale(axis: Any, values: Sequence[float], key: str) -> None:
-    """A logarithmic axis where a loss falls by much, so that its end is seen too."""
-    if key == "loss" and min(values) > 0 and max(values) > LOG_FROM_RATIO * min(values):
+def _draw_splits(axis: Any, points: dict[str, Points], logarithmic: bool) -> None:
+    places, lows, means, highs = zip(*_binned(points["train"]), strict=True)
+    axis.plot(places, means, color=TRAIN, label="train, while learning")
+    validation = zip(*points["validation"], strict=True)
+    axis.plot(*validation, color=VALIDATION, marker="o", label="validation, after each epoch")
+    for place, value in points["test"]:
+        label = f"test, at the end: {value:.4g}"
+        axis.plot(place, value, color=TEST, marker="D", markersize=7, linestyle="", label=label)
+    levels = [*means, *(value for _, value in points["validation"])]
+    if logarithmic and min(levels) > 0 and max(levels) > LOG_FROM_RATIO * min(levels):
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+    # The spread of single batches is wide and of little interest: it must not set the scale.
+    limits = axis.get_ylim()
+    axis.fill_between(places, lows, highs, color=TRAIN, alpha=0.15, linewidth=0)
+    axis.set_ylim(limits)
+    axis.legend()
+
+
+def _binned(points: Points) -> list[tuple[float, float, float, float]]:
+    """Middle, 10th percentile, mean and 90th percentile of equal runs of points, `BINS` at most."""
+    count = min(BINS, len(points))
+    edges = [round(i * len(points) / count) for i in range(count + 1)]
+    bins: list[tuple[float, float, float, float]] = []
+    for first, after in itertools.pairwise(edges):
+        places, values = zip(*points[first:after], strict=True)
+        ordered, last = sorted(values), after - first - 1
+        low, high = ordered[round(0.1 * last)], ordered[round(0.9 * last)]
+        bins.append((sum(places) / len(places), low, sum(values) / len(values), high))
+    return bins

@@ -39,6 +39,7 @@ def task() -> Task:
         score=accuracy,
         epochs=20,
         batch_size=32,
+        threads=1,
         loss_label="cross-entropy (nats)",
         facts={"data": "scikit-learn digits, UCI optical recognition of handwritten digits"},
     )

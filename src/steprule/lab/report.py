@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steprule.lab.optimizers import find_rule
 from steprule.lab.run_folder import RunConfig, RunFolder
 from steprule.lab.train import Training
 
@@ -18,13 +20,13 @@ Line = Mapping[str, Any]
 
 
 def hyperparameter_text(config: RunConfig) -> str:
-    """The settings that say something: those that are neither off nor left to the rule."""
-    values = {
-        name: value
+    """The learning rate, and every other hyper-parameter that is not as the rule has it."""
+    usual = inspect.signature(find_rule(config.optimizer)).parameters
+    return ", ".join(
+        f"{name} {value}"
         for name, value in config.hyperparameters.items()
-        if value is not None and value is not False
-    }
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+        if name == "lr" or value != usual[name].default
+    )
 
 
 def print_header(console: Console, training: Training, folder: RunFolder) -> None:
@@ -33,8 +35,8 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
     count = sum(parameter.numel() for parameter in training.model.parameters())
     sizes = ", ".join(f"{len(data):,} {name}" for name, data in training.splits().items())
     rows = {
-        "task": f"{config.task}: {count:,} parameters; items: {sizes}",
-        "optimizer": f"{config.optimizer}({hyperparameter_text(config)})",
+        "task": f"{config.task_label}, {count:,} parameters; items: {sizes}",
+        "optimizer": f"{config.optimizer}, {hyperparameter_text(config)}",
         "length": f"{config.epochs} epochs of {training.steps_per_epoch} steps of "
         f"{config.batch_size} items, schedule {config.schedule}, seed {config.seed}",
         "folder": str(folder.path),
@@ -51,7 +53,7 @@ def print_results(console: Console, training: Training, lines: Sequence[Line], f
     """The final table: loss and score on each part of the data, time, and what was written."""
     score = training.task.score
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("", "items", "loss", *([f"{score.name} ({score.unit})"] if score else [])):
+    for heading in ("", "items", "loss", *([score.label] if score else [])):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, line in final_lines(lines).items():
         items = f"{len(training.splits()[name]):,}"

@@ -20,6 +20,7 @@ __all__ = ["RunConfig", "RunFolder", "find_run", "new_run_folder"]
 RUNS = Path("runs")
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
 METRICS_BYTES = "metrics_bytes"
+WHOLE_NUMBERS = ("epochs", "batch_size", "seed", "threads")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class RunConfig:
     epochs: int
     batch_size: int
     seed: int
+    threads: int
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -65,8 +67,8 @@ class RunFolder:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             config = RunConfig(**values)
-            if not all(type(getattr(config, name)) is int for name in ("epochs", "batch_size", "seed")):
-                raise TypeError("epochs, batch_size and seed must be whole numbers")
+            if not all(type(getattr(config, name)) is int for name in WHOLE_NUMBERS):
+                raise TypeError(f"{', '.join(WHOLE_NUMBERS)} must be whole numbers")
             settings = {
                 name: tuple(cast("list[Any]", value)) if isinstance(value, list) else value
                 for name, value in config.hyperparameters.items()

@@ -83,8 +83,10 @@ def start(asked: Asked, out: Path | None) -> None:
         epochs=asked.epochs or task.epochs,
         batch_size=asked.batch_size or task.batch_size,
         seed=seed,
+        threads=task.threads or torch.get_num_threads(),
         facts=facts_of(task),
     )
+    torch.set_num_threads(config.threads)
     training = rehearse(task, config)
     folder = new_run_folder(out, config.label)
     folder.save_config(training.config)
@@ -108,6 +110,7 @@ def go_on(asked: Asked, out: Path | None) -> None:
     seed_everything(config.seed)
     task = load_task(config.task)
     _say_what_changed(config, facts_of(task))
+    torch.set_num_threads(config.threads)
     longer = replace(config, epochs=asked.epochs or config.epochs)
     training = Training(task, longer)
     training.load(state)

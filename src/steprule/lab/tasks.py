@@ -36,6 +36,11 @@ class Score:
     of_batch: Callable[[Tensor, Tensor], Tensor]
     of_mean: Callable[[float], float] = float
 
+    @property
+    def label(self) -> str:
+        """Name and unit, as on an axis."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
 
 def _percent_right(output: Tensor, target: Tensor) -> Tensor:
     return 100 * (output.argmax(-1) == target).float().mean()
@@ -52,7 +57,8 @@ class Task:
     `train`, `validation` and `test` are each two arrays (X, y) or a map-style data set whose items
     are (input, target) or dicts such as `{"image": …, "label": …}`. `validation` is measured after
     every epoch, `test` once at the end. `loss(output, target)` returns the batch's mean as a scalar.
-    `epochs` and `batch_size` hold unless the command line gives others. `finish(model, folder)` may
+    `epochs` and `batch_size` hold unless the command line gives others. `threads` is how many of the
+    processor's cores torch may use: one is fastest for small models. `finish(model, folder)` may
     leave something of the trained model in the run's folder. `facts` are written into the run's
     configuration, to recognise the data by.
     """
@@ -65,6 +71,7 @@ class Task:
     score: Score | None = None
     epochs: int = 10
     batch_size: int = 32
+    threads: int | None = None
     loss_label: str = "loss"
     finish: Callable[[nn.Module, Path], None] | None = None
     facts: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,8 @@ from steprule.words import Number
 
 def _norm(tensor: Tensor, **options: Any) -> Tensor:
     # Not linalg.vector_norm, which rounds differently: the numbers must be torch.optim's.
-    return cast(Any, torch.norm)(tensor, **options)
+    norm = cast(Callable[..., Tensor], torch.norm)  # pyright: ignore[reportUnknownMemberType]
+    return norm(tensor, **options)
 
 
 def rms(x: Number) -> float:
