@@ -143,9 +143,7 @@ class Case:
         params = self.parameters() if params is None else params
         return self.torch_class(params, **{**self.options, **more})
 
-    def advance(
-        self, optimizer: Any, steps: int = 1, first: int = 0, without: Collection[int] = ()
-    ) -> None:
+    def advance(self, optimizer: Any, steps: int = 1, first: int = 0, without: Collection[int] = ()) -> None:
         """Step `optimizer` with the gradients number `first`, `first + 1`, …
 
         without: the places of parameters that get no gradient.

@@ -8,7 +8,6 @@ import pytest
 import torch
 from rules import (
     ACCEPT_SPARSE,
-    CASES,
     LOOPS,
     Case,
     assert_same,
@@ -16,8 +15,6 @@ from rules import (
     each,
     flat,
     give_gradients,
-    gradient_for,
-    loss_with_gradients,
     numbers,
     plain,
     snapshot,
@@ -229,8 +226,9 @@ def test_the_taped_step_has_the_same_numbers(case: Case) -> None:
 def test_sparse_gradients_work_as_torchs(case: Case, in_parts: bool) -> None:
     """To the last bit; but torch's SGD adds a row that comes in parts one part at a time."""
     shapes = ((6, 3), (5, 2))
-    optimizer, wanted = case.make(case.parameters(shapes=shapes)), case.make_torch(
-        case.parameters(shapes=shapes)
+    optimizer, wanted = (
+        case.make(case.parameters(shapes=shapes)),
+        case.make_torch(case.parameters(shapes=shapes)),
     )
     for number in range(3):
         for place in range(len(shapes)):

@@ -324,6 +324,26 @@ def cusp(x: torch.Tensor) -> torch.Tensor:
     return (x - 0.3).abs().sqrt().sum()
 
 
+def bowl(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (x @ x)
+
+
+def almost_straight(x: torch.Tensor) -> torch.Tensor:
+    """y·s = 1.005e-10 after a step of 1: just enough to be remembered."""
+    return (x + 0.5 * 1.005e-10 * x**2).sum()
+
+
+def stairs(x: torch.Tensor) -> torch.Tensor:
+    """Down, with one step up between the search's first two trials and one after."""
+    up = 3.6 * torch.sigmoid(50 * (x - 1.5)) + 0.1 * torch.sigmoid(2000 * (x - 2.764))
+    return (up - x - 0.05 * x**3).sum()
+
+
+def dip(x: torch.Tensor) -> torch.Tensor:
+    """A minimum next to the start, zero a little farther on, then up."""
+    return (0.05 * x**2 - x * torch.exp(-4 * x**2)).sum()
+
+
 def lbfgs_equals_torch(
     function: Callable[[torch.Tensor], torch.Tensor],
     start: np.ndarray,
@@ -360,26 +380,38 @@ def lbfgs_equals_torch(
 
 
 WOLFE = {"line_search_fn": "strong_wolfe"}
+ANYWHERE = np.random.default_rng(4).normal(size=6)
 LBFGS_CASES = [
-    (softplus_sum, 4, {"max_iter": 4}),
-    (softplus_sum, 2, {"max_iter": 6, "lr": 0.3, "history_size": 3}),
-    (softplus_sum, 3, {}),
-    (softplus_sum, 2, {"max_iter": 30, "tolerance_grad": 1e-2}),
-    (softplus_sum, 2, {"max_iter": 30, "tolerance_change": 1e-3}),
-    (softplus_sum, 3, {"max_iter": 20, "max_eval": 3}),
-    (softplus_sum, 3, WOLFE),
-    (rosenbrock, 6, {"max_iter": 4, **WOLFE}),
-    (rosenbrock, 1, {"history_size": 2, **WOLFE}),
-    (rosenbrock, 3, {"max_eval": 4, "lr": 5.0, **WOLFE}),
-    (rosenbrock, 2, {"max_iter": 10, "tolerance_change": 1e-2, **WOLFE}),
-    (straight, 2, {"max_iter": 3, "max_eval": 9, **WOLFE}),
-    (straight, 3, {"max_iter": 3}),
+    (softplus_sum, ANYWHERE, 4, {"max_iter": 4}),
+    (softplus_sum, ANYWHERE, 2, {"max_iter": 6, "lr": 0.3, "history_size": 3}),
+    (softplus_sum, ANYWHERE, 3, {}),
+    (softplus_sum, ANYWHERE, 2, {"max_iter": 30, "tolerance_grad": 1e-2}),
+    (softplus_sum, ANYWHERE, 2, {"max_iter": 30, "tolerance_change": 1e-3}),
+    (softplus_sum, ANYWHERE, 3, {"max_iter": 20, "max_eval": 3}),
+    (softplus_sum, ANYWHERE, 3, WOLFE),
+    (rosenbrock, ANYWHERE, 6, {"max_iter": 4, **WOLFE}),
+    (rosenbrock, ANYWHERE, 1, {"history_size": 2, **WOLFE}),
+    (rosenbrock, ANYWHERE, 3, {"max_eval": 4, "lr": 5.0, **WOLFE}),
+    (rosenbrock, ANYWHERE, 2, {"max_iter": 10, "tolerance_change": 1e-2, **WOLFE}),
+    # No trial after the first: it is taken if it is better than the start, as only here.
+    (rosenbrock, ANYWHERE, 2, {"max_eval": 1, "lr": 0.1, **WOLFE}),
+    (rosenbrock, ANYWHERE, 2, {"max_eval": 1, "lr": 50.0, **WOLFE}),
+    # One evaluation budget for the way out and the way back.
+    (cliff, ANYWHERE[:1], 1, {"max_iter": 1, "max_eval": 8, "lr": 1e-3, **WOLFE}),
+    (straight, np.zeros(6), 2, {"max_iter": 3, "max_eval": 9, **WOLFE}),
+    (straight, np.zeros(6), 3, {"max_iter": 3}),
+    # The first step lands on the other side of the bowl, at the same height.
+    (bowl, np.ones(1), 1, {"max_iter": 5, "lr": 2.0}),
+    (almost_straight, np.zeros(1), 1, {"max_iter": 2, "max_eval": 9}),
+    (stairs, np.zeros(1), 1, {"max_iter": 1, "max_eval": 9, "lr": 0.5, **WOLFE}),
+    # The zoom's first trial has f(t)/t = -0.998e-4, then -1.007e-4: c1 is 1e-4.
+    (dip, np.zeros(1), 1, {"max_iter": 1, "max_eval": 9, "lr": 3.02591, **WOLFE}),
+    (dip, np.zeros(1), 1, {"max_iter": 1, "max_eval": 9, "lr": 3.02590, **WOLFE}),
 ]
 
 
-@pytest.mark.parametrize(("function", "steps", "options"), LBFGS_CASES)
-def test_lbfgs_equals_torch(function, steps, options):
-    start = np.zeros(6) if function is straight else np.random.default_rng(4).normal(size=6)
+@pytest.mark.parametrize(("function", "start", "steps", "options"), LBFGS_CASES)
+def test_lbfgs_equals_torch(function, start, steps, options):
     lbfgs_equals_torch(function, start, steps, options)
 
 

@@ -23,6 +23,7 @@ def test_documented_defaults():
     sign = {"lr": 1e-4, "betas": (0.9, 0.99)}
     assert adabelief.step.__kwdefaults__ == belief | options | decay
     assert sophia.step.__kwdefaults__ == curvature | decay
+    assert sophia.update_hessian.__kwdefaults__ == {"betas": (0.9, 0.95)}
     assert lion.step.__kwdefaults__ == sign | decay
 
 
@@ -184,11 +185,11 @@ def test_lion_by_hand():
     theta = lion.step(np.zeros(4), np.array([3.0, -2.0, 0.0, 100.0]), state, 1, lr=1.0)
     close(theta, [-1.0, 1.0, 0.0, -1.0])
     close(state["exp_avg"], [0.03, -0.02, 0.0, 1.0])
-    # 0.9·(0.03, -0.02, 0, 1) + 0.1·(-0.2, 0.3, 0, -10) = (0.007, 0.012, 0, -0.1)
-    theta = lion.step(theta, np.array([-0.2, 0.3, 0.0, -10.0]), state, 2, lr=1.0)
-    close(theta, [-2.0, 0.0, 0.0, 0.0])
-    # 0.99·(0.03, -0.02, 0, 1) + 0.01·(-0.2, 0.3, 0, -10)
-    close(state["exp_avg"], [0.0277, -0.0168, 0.0, 0.89])
+    # 0.9·(0.03, -0.02, 0, 1) + 0.1·(-0.28, 0.1, 0, 10) = (-0.001, -0.008, 0, 1.9)
+    theta = lion.step(theta, np.array([-0.28, 0.1, 0.0, 10.0]), state, 2, lr=1.0)
+    close(theta, [0.0, 2.0, 0.0, -2.0])
+    # 0.99·(0.03, -0.02, 0, 1) + 0.01·(-0.28, 0.1, 0, 10)
+    close(state["exp_avg"], [0.0269, -0.0188, 0.0, 1.09])
 
 
 def test_lion_defaults_by_hand():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
-import pickle
 from typing import Any
 
 import pytest
@@ -13,9 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rules import (
-    ACCEPT_SPARSE,
     CASES,
-    LOOPS,
     REFUSE_COMPLEX,
     Case,
     assert_equal,
@@ -24,16 +20,12 @@ from rules import (
     each,
     flat,
     give_gradients,
-    gradient_for,
     loss_with_gradients,
     numbers,
     plain,
-    snapshot,
     sparse_rows,
 )
 from torch import Tensor, nn
-
-import steprule
 
 CLOSURELESS = [case for case in CASES if not case.closure]
 

@@ -88,9 +88,7 @@ def feed(optimizer: Any, param: torch.Tensor, gradient: np.ndarray, name: str) -
 
 @pytest.mark.parametrize("runner", ["reference", "foreach", "fused"])
 @pytest.mark.parametrize(("name", "options"), cases())
-def test_equals_its_paper_in_double_precision(
-    name: str, options: dict[str, Any], runner: str
-) -> None:
+def test_equals_its_paper_in_double_precision(name: str, options: dict[str, Any], runner: str) -> None:
     rule = steprule.catalogue()[name]
     if runner != "reference" and (not rule.traced or name == "SparseAdam"):
         pytest.skip(f"{name} has only the reference runner")

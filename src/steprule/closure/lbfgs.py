@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -174,6 +174,7 @@ def _minimize(loss: _Loss, group: dict[str, Any], state: dict[str, Any]) -> str:
         return "at the start of the step; nothing moved"
     if not gradient.numel() or largest(gradient) <= group["tolerance_grad"]:
         return ""
+    follow(gradient, state)
     for iteration in range(1, int(group["max_iter"]) + 1):
         last = iteration == group["max_iter"]
         d, t = direction(gradient, state, group), _first_distance(gradient, state, group)
@@ -206,7 +207,7 @@ def _first_distance(gradient: Tensor, state: dict[str, Any], group: dict[str, An
     if isinstance(lr, Tensor):
         # A copy: the distance stays in the state, and a schedule changes the group's tensor in place.
         lr = lr.detach().squeeze().clone()
-    if state["n_iter"] > 0:
+    if "d" in state:
         return lr
     total: Scalar = gradient.abs().sum()
     return min(1.0, 1.0 / total) * lr
@@ -254,7 +255,7 @@ def _is_done(loss: _Loss, value: float, gradient: Tensor, group: dict[str, Any],
 
 def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     """-H·g; steepest descent in the first iteration."""
-    if state["n_iter"] == 0:
+    if "d" not in state:
         state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)
         return gradient.neg()
     remember(gradient, state, int(group["history_size"]))
@@ -269,8 +270,7 @@ def remember(gradient: Tensor, state: dict[str, Any], history_size: int) -> None
     if curvature > SMALLEST_CURVATURE:
         newest = {"old_dirs": y, "old_stps": s, "ro": 1.0 / curvature}
         for key, value in newest.items():
-            state[key].append(value)
-            del state[key][:-history_size]
+            state[key] = [*state[key], value][-history_size:]
         state["H_diag"] = curvature / y.dot(y)
 
 
@@ -290,6 +290,17 @@ def two_loops(gradient: Tensor, state: dict[str, Any], history_size: int) -> Ten
     # Scratch of this iteration alone, yet torch.optim keeps it, so its state is equal key for key.
     state["al"] = alphas + [None] * (history_size - len(alphas))
     return r
+
+
+def follow(gradient: Tensor, state: dict[str, Any]) -> None:
+    """Bring the history to where the model is: it may have been moved, or become float64, since."""
+    if "d" in state and (state["d"].dtype, state["d"].device) != (gradient.dtype, gradient.device):
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                state[key] = value.to(gradient)
+            elif isinstance(value, list):
+                entries = cast(list[Tensor | None], value)
+                state[key] = [entry if entry is None else entry.to(gradient) for entry in entries]
 
 
 # All parameters as one vector

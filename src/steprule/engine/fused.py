@@ -8,7 +8,10 @@ It keeps no gradient alive, goes into no checkpoint, and is not copied with its 
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,24 +38,24 @@ def step(optimizer: Any, group: dict[str, Any]) -> list[Tensor]:
     Returns the others that have gradients, untouched: they are for the reference runner.
     """
     program: Program = optimizer.program(group)
-    gradients: list[Tensor | None] = [param.grad for param in group["params"]]
-    plans = _plans.setdefault(optimizer, [])
-    plan = next((plan for plan in plans if plan.group is group), None)
-    if plan is None or not plan.holds(optimizer.state, program, gradients):
-        groups = optimizer.param_groups
-        plans[:] = [x for x in plans if x is not plan and any(x.group is y for y in groups)]
-        plan = Plan(optimizer, group, program, gradients)
-        plans.append(plan)
     fields = type(optimizer).fields
     values = {name: as_plain(group[name], None, False) for name in fields if name in group}
-    for batch in plan.batches:
-        batch.step(values)
-    return plan.others
+    plans = _plans.setdefault(optimizer, Plans())
+    with plans.lock:
+        # Keeps the gradients alive while the kernel reads them, whatever other threads do.
+        gradients: list[Tensor | None] = [param.grad for param in group["params"]]
+        plan = plans.of(group)
+        if plan is None or not plan.holds(optimizer.state, program, gradients):
+            plan = Plan(optimizer, group, program, gradients)
+            plans.keep(plan, optimizer.param_groups)
+        for batch in plan.batches:
+            batch.step(values)
+        return plan.others
 
 
 def reasons(optimizer: Any, group: dict[str, Any]) -> dict[str, str]:
     """Of the last step: why which parameters were left to the reference runner, by name."""
-    plan = next((plan for plan in _plans.get(optimizer, []) if plan.group is group), None)
+    plan = _plans.setdefault(optimizer, Plans()).of(group)
     return {} if plan is None else {optimizer.name_of(p): why for p, why in plan.refused}
 
 
@@ -69,17 +72,14 @@ def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str
             return f"{name} is on {tensor.device}"
         if tensor.shape != param.shape:
             return f"{name} has another shape than the parameter"
-        if tensor.stride() != param.stride() if not _both_contiguous(tensor, param) else False:
+        contiguous = tensor.is_contiguous() and param.is_contiguous()
+        if not contiguous and tensor.stride() != param.stride():
             return f"{name} lies in memory in another order than the parameter"
         if tensor.numel() and not tensor.data_ptr():
             return f"{name} has no memory of its own"
     if not _dense(param):
         return "the parameter's entries have gaps between them in memory"
     return cpu_kernel.why_not({name: tensor.dtype for name, tensor in tensors.items()})
-
-
-def _both_contiguous(a: Tensor, b: Tensor) -> bool:
-    return a.is_contiguous() and b.is_contiguous()
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -90,6 +90,34 @@ def _dense(tensor: Tensor) -> bool:
             return tensor.numel() == 0
         expected *= size
     return True
+
+
+class Plans:
+    """The plans of one optimizer. Two threads that step it at once take turns."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.plans: list[Plan] = []
+
+    def of(self, group: dict[str, Any]) -> Plan | None:
+        """The group's plan, if it has one."""
+        return next((plan for plan in self.plans if plan.group is group), None)
+
+    def keep(self, new: Plan, groups: Sequence[dict[str, Any]]) -> None:
+        """Keep a plan in place of its group's last one, and of those whose groups are gone."""
+        self.plans = [
+            plan
+            for plan in self.plans
+            if plan.group is not new.group and any(plan.group is group for group in groups)
+        ]
+        self.plans.append(new)
+
+
+_plans: WeakKeyDictionary[Any, Plans] = WeakKeyDictionary()
+
+if hasattr(os, "register_at_fork"):
+    # A lock may have been held when the process forked, and the pool that plans are made for is gone.
+    os.register_at_fork(after_in_child=_plans.clear)
 
 
 class Plan:
@@ -108,6 +136,7 @@ class Plan:
         self.absent = [gradient is None for gradient in gradients]
         self.refused: list[tuple[Tensor, str]] = []
         together: dict[Any, list[int]] = {}
+        shared = _sharing_memory(self.params)
         for place, (param, gradient) in enumerate(zip(self.params, gradients, strict=True)):
             if gradient is None:
                 continue
@@ -115,6 +144,8 @@ class Plan:
             state = optimizer.state_of(param, group)
             slots = self._slots(state)
             reason = why_not(param, gradient, slots)
+            if reason is None and place in shared:
+                reason = "it shares memory with another parameter"
             if reason is not None:
                 self.refused.append((param, reason))
                 continue
@@ -150,7 +181,18 @@ class Plan:
         return {slot.key: state[slot.key] for slot in self.program.slots.values()}
 
 
-_plans: WeakKeyDictionary[Any, list[Plan]] = WeakKeyDictionary()
+def _sharing_memory(params: Sequence[Tensor]) -> set[int]:
+    """The places of parameters that overlap in memory, which must be stepped one after the other."""
+    found: set[int] = set()
+    spans = sorted(
+        (x.data_ptr(), x.data_ptr() + x.numel() * x.element_size(), place)
+        for place, x in enumerate(params)
+        if type(x) in PLAIN and x.numel() and x.layout == torch.strided
+    )
+    for (_, end, place), (start, _, following) in pairwise(spans):
+        if start < end:
+            found |= {place, following}
+    return found
 
 
 def _counters(program: Program, state: Mapping[str, Any]) -> list[str]:
@@ -221,6 +263,8 @@ class Batch:
         if not (same and list(map(_numel, own)) == self.lengths):
             return False
         if {gradient.dtype for gradient in own} != {self.dtype}:
+            return False
+        if 0 in addresses and any(n and not a for n, a in zip(self.lengths, addresses, strict=True)):
             return False
         if any(own[i].stride() != stride for i, stride in self.strides.items()):
             return False

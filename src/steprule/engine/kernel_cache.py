@@ -15,13 +15,9 @@ import stat
 import tempfile
 import threading
 from functools import cache
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
-
-import llvmlite.binding as llvm
-
-ENTRY = "steprule_kernel"
 
 _lock = threading.Lock()
 _loaded: dict[str, tuple[int, Any]] = {}
@@ -48,7 +44,9 @@ def address_of(name: str, text: str) -> int:
 
     name: what the files are called. text: the kernel's source, as `cpu_kernel` writes it.
     """
-    key = _key(text)
+    from steprule.engine import kernel_compiler  # needs an optional library
+
+    key = hashlib.sha256(f"{kernel_compiler.surroundings()}\n{text}".encode()).hexdigest()
     with _lock:
         if key not in _loaded:
             _loaded[key] = _obtain(f"{name}-{key[:16]}", key, text)
@@ -56,16 +54,19 @@ def address_of(name: str, text: str) -> int:
 
 
 def _obtain(name: str, key: str, text: str) -> tuple[int, Any]:
+    from steprule.engine import kernel_compiler
+
     folder = cache_folder()
     code = None if folder is None else _read(folder / f"{name}.o", key)
     if code is None:
-        code = _compile(text, name if folder is None else str(folder / f"{name}.py"))
+        file = name if folder is None else str(folder / f"{name}.py")
+        code = kernel_compiler.machine_code(text, file)
         if folder is not None:
             # A full or read-only disk costs the next process a compilation, nothing else.
             with contextlib.suppress(OSError):
                 _write(folder / f"{name}.py", text.encode())
                 _write(folder / f"{name}.o", _digest(key, code) + code)
-    return _link(code)
+    return kernel_compiler.link(code)
 
 
 # On disk
@@ -134,76 +135,3 @@ def _write(file: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(name)
         raise
-
-
-# Compiling
-
-
-@cache
-def _machine() -> Any:
-    """The code generator for this very processor."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
-        reloc="pic",
-        codemodel="default",
-    )
-
-
-@cache
-def _surroundings() -> str:
-    """Everything but its text that a kernel's machine code depends on."""
-    words = Path(__file__).with_name("cpu_words.py").read_bytes()
-    parts = (
-        metadata.version("numba"),
-        metadata.version("llvmlite"),
-        llvm.get_default_triple(),
-        llvm.get_host_cpu_name(),
-        llvm.get_host_cpu_features().flatten(),
-        hashlib.sha256(words).hexdigest(),
-    )
-    return "\n".join(parts)
-
-
-def _key(text: str) -> str:
-    return hashlib.sha256(f"{_surroundings()}\n{text}".encode()).hexdigest()
-
-
-def _compile(text: str, file: str) -> bytes:
-    """Object code with one C function, ENTRY, from a text that defines `kernel(job)`."""
-    import numba
-
-    scope: dict[str, Any] = {}
-    exec(compile(text, file, "exec"), scope)
-    options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compiled: Any = numba.njit(numba.void(numba.int64), **options)(scope["kernel"])  # pyright: ignore
-    (signature,) = compiled.signatures
-    intermediate: str = compiled.inspect_llvm(signature)
-    module: Any = llvm.parse_assembly(intermediate + _entry_text(intermediate))
-    module.verify()
-    return _machine().emit_object(module)
-
-
-def _entry_text(intermediate: str) -> str:
-    """A C function around numba's own: numba passes addresses for a result and for an error as well."""
-    parsed: Any = llvm.parse_assembly(intermediate)
-    (name,) = (f.name for f in parsed.functions if not f.is_declaration and "kernel" in f.name)
-    return f"""
-define void @{ENTRY}(i64 %job) {{
-  %result = alloca ptr
-  %error = alloca ptr
-  %status = call i32 @{name}(ptr %result, ptr %error, i64 %job)
-  ret void
-}}
-"""
-
-
-def _link(code: bytes) -> tuple[int, Any]:
-    """The entry's address, and the engine that keeps its memory."""
-    engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    return engine.get_function_address(ENTRY), engine

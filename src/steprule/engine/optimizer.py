@@ -198,7 +198,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
     # Checkpoints
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch adds 'differentiable' to the defaults of every optimizer, also of one that does not know it.
+        known = dict(state["defaults"] if "defaults" in state else self.defaults)
         super().__setstate__(state)
+        self.defaults = known
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
@@ -257,7 +260,10 @@ def make_step_counter() -> Tensor:
 
 
 def _state_bytes(state: dict[str, Any]) -> int:
-    return sum(v.numel() * v.element_size() for v in state.values() if isinstance(v, Tensor))
+    values: list[Any] = []
+    for value in state.values():
+        values += cast(list[Any], value) if isinstance(value, list) else [value]
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
 
 
 def _as_groups(who: str, params: Any) -> Any:

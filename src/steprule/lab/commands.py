@@ -31,7 +31,7 @@ def train(
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(help="none, warmup, cosine or warmup-cosine", show_default="none"),
+        typer.Option(help="none, warmup, or cosine (with warm-up)", show_default="none"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, show_default="the task's")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, show_default="the task's")] = None,

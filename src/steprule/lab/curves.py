@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,17 +58,16 @@ def draw_curves(file: Path, training: Training, lines: Sequence[Line]) -> None:
     )
     with pyplot.rc_context(STYLE):
         size = (PANEL_WIDTH * len(panels), HEIGHT)
-        figure, axes = pyplot.subplots(
-            1, len(panels), figsize=size, layout="constrained", squeeze=False
-        )
+        figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
         for axis, (key, label) in zip(axes[0], panels.items(), strict=True):
             _draw_panel(axis, key, training.steps_per_epoch, lines)
             axis.set_ylabel(label)
+        first = axes[0][0]
         title = f"{config.task_label} with {config.optimizer}"
-        figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
-        axes[0][0].set_title(
-            textwrap.fill(details, 62), loc="left", color=QUIET, fontsize=9, pad=12
-        )
+        first.set_title(title, loc="left", weight="bold", pad=24)
+        under_title = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        below = first.annotate(details, (0, 1), (0, 9), color=QUIET, fontsize=9, **under_title)
+        below.set_in_layout(False)
         figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
         pyplot.close(figure)
 

@@ -42,14 +42,14 @@ class Batches:
 
 def as_batches(name: str, data: Data) -> Batches:
     """Batches of a map-style data set or of two arrays (X, y); `name` is for messages only."""
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(map(_is_array, data)):
-        x, y = cast("tuple[Any, Any]", data)
+    given: Any = data
+    if type(given) in (tuple, list) and len(given) == 2 and all(map(_is_array, given)):
+        x, y = given
         if len(x) != len(y):
             raise LabError(f"{name} is (X, y) with {len(x)} inputs but {len(y)} targets.")
         batches = Batches(len(x), lambda index: (_as_input(x[index], leading=1), _as_target(y[index])))
-    elif hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-        items = cast(Items, data)
-        batches = Batches(len(items), lambda index: _read(name, items, index.tolist()))
+    elif hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+        batches = Batches(len(given), lambda index: _read(name, given, index))
     else:
         raise LabError(
             f"{name} is a {type(data).__name__}; it must be two arrays (X, y) or a data set with a "
@@ -60,9 +60,9 @@ def as_batches(name: str, data: Data) -> Batches:
     return batches
 
 
-def _read(name: str, items: Items, index: list[int]) -> Batch:
+def _read(name: str, items: Items, index: Tensor) -> Batch:
     pairs: list[tuple[Tensor, Tensor]] = []
-    for i in index:
+    for i in map(int, index):
         try:
             item = items[i]
         except Exception as error:  # a user's data set may fail in any way
@@ -125,7 +125,7 @@ def _as_tensor(value: Any) -> Tensor:
         import numpy
 
         known = value.mode in ("L", "RGB", "RGBA")
-        return torch.from_numpy(numpy.array(value if known else value.convert("RGB")))
+        return torch.tensor(numpy.array(value if known else value.convert("RGB")))
     try:
         return torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

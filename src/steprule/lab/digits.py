@@ -25,7 +25,8 @@ def task() -> Task:
 
     # The split is the same for every seed, so that runs of different seeds can be compared.
     shuffled = torch.randperm(len(digits), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    test, validation, train = shuffled.split([TEST, VALIDATION, len(digits) - TEST - VALIDATION])
+    sizes = [TEST, VALIDATION, len(digits) - TEST - VALIDATION]
+    test, validation, train = torch.split(shuffled, sizes)
 
     def part(index: Tensor) -> tuple[Tensor, Tensor]:
         return images[index], digits[index]

@@ -35,7 +35,7 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
     if near:
         return f"Did you mean '{by_lower[near[0]]}'?"
-    return f"There is {', '.join(by_lower.values()) or 'none'}."
+    return f"Known: {', '.join(by_lower.values()) or 'none'}."
 
 
 def told(error: BaseException) -> str:

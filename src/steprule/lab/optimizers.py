@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 import steprule
 from steprule import schedules
+from steprule.engine.optimizer import CheckedOptimizer
 from steprule.lab.errors import LabError, did_you_mean
 
 __all__ = [
@@ -24,12 +25,12 @@ __all__ = [
     "parse_settings",
 ]
 
-SCHEDULES = ("none", "warmup", "cosine", "warmup-cosine")
+SCHEDULES = ("none", "warmup", "cosine")
 WARMUP_SHARE = 0.05
 WORDS = {"true": True, "false": False, "none": None, "inf": float("inf")}
 
 
-def find_rule(name: str) -> type[Optimizer]:
+def find_rule(name: str) -> type[CheckedOptimizer]:
     """The rule of that name, in capitals or not. Raises `LabError` with the nearest name."""
     rules = steprule.catalogue()
     for known, rule in rules.items():
@@ -64,7 +65,9 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def build_optimizer(rule: type[Optimizer], model: nn.Module, settings: Mapping[str, Any]) -> Optimizer:
+def build_optimizer(
+    rule: type[CheckedOptimizer], model: nn.Module, settings: Mapping[str, Any]
+) -> CheckedOptimizer:
     """The rule on the model's parameters. Raises `LabError` with the rule's own message."""
     if "params" in settings:
         raise LabError(f"{rule.__name__} gets its params from the task; --set cannot change them.")
@@ -82,14 +85,15 @@ def hyperparameters_of(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def build_schedule(name: str, optimizer: Optimizer, steps: int) -> LRScheduler | None:
-    """The learning-rate schedule over `steps` steps; None for `none`, which keeps the rate."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
+    """The learning-rate schedule over `steps` steps; None for `none`, which keeps the rate.
+
+    `warmup` rises over the first twentieth of the steps; `cosine` rises so, then falls to a tenth.
+    """
+    rising = round(WARMUP_SHARE * steps)
     if name == "none":
         return None
     if name == "warmup":
-        return schedules.Warmup(optimizer, warmup)
+        return schedules.Warmup(optimizer, rising)
     if name == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=steps)
-    if name == "warmup-cosine":
-        return schedules.WarmupCosine(optimizer, warmup, steps)
+        return schedules.WarmupCosine(optimizer, rising, steps)
     raise LabError(f"no schedule '{name}'. {did_you_mean(name, SCHEDULES)}")

@@ -37,14 +37,15 @@ def task() -> Task:
 
     shuffled = torch.randperm(len(places), generator=torch.Generator().manual_seed(SPLIT_SEED))
     tenth = len(places) // 10
-    test, validation, train = shuffled.split([tenth, tenth, len(places) - 2 * tenth])
+    sizes = [tenth, tenth, len(places) - 2 * tenth]
+    test, validation, train = torch.split(shuffled, sizes)
 
     def part(index: Tensor) -> tuple[Tensor, Tensor]:
         return places[index], colours[index]
 
     def finish(model: nn.Module, folder: Path) -> None:
         with torch.no_grad():
-            fitted = torch.cat([model(some) for some in places.split(1 << 14)]).view_as(photo)
+            fitted = torch.cat([model(some) for some in torch.split(places, 1 << 14)]).view_as(photo)
         _save_beside(photo, fitted, folder / "picture.png")
 
     return Task(

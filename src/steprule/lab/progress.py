@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -69,7 +69,7 @@ class PlainLines:
 
 
 @contextmanager
-def progress_on(console: Console, training: Training) -> Iterator[Screen]:
+def progress_on(console: Console, training: Training) -> Generator[Screen]:
     """The bar where the console is a terminal, else plain lines."""
     if not console.is_terminal:
         yield PlainLines(console, training)

@@ -16,8 +16,8 @@ __all__ = ["order_of_epoch", "random_state", "seed_everything", "set_random_stat
 def order_of_epoch(length: int, seed: int, epoch: int) -> Tensor:
     """The order in which an epoch visits its items: a function of seed and epoch alone."""
     # torch's generator looks at the low 32 bits of a seed only, so the two are mixed there.
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(length, generator=generator)
+    mixed = seed * 1_000_003 + epoch
+    return torch.randperm(length, generator=torch.Generator().manual_seed(mixed))
 
 
 def seed_everything(seed: int) -> None:

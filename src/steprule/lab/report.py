@@ -14,9 +14,17 @@ from steprule.lab.optimizers import find_rule
 from steprule.lab.run_folder import RunConfig, RunFolder
 from steprule.lab.train import Training
 
-__all__ = ["Line", "final_lines", "hyperparameter_text", "print_header", "print_results"]
+__all__ = ["Line", "final_lines", "hyperparameter_text", "open_console", "print_header", "print_results"]
 
 Line = Mapping[str, Any]
+
+WIDTH_OF_LOGS = 160
+
+
+def open_console() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for a log that nobody folds."""
+    console = Console(markup=False, highlight=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=WIDTH_OF_LOGS)
 
 
 def hyperparameter_text(config: RunConfig) -> str:
@@ -37,15 +45,15 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
     rows = {
         "task": f"{config.task_label}, {count:,} parameters; items: {sizes}",
         "optimizer": f"{config.optimizer}, {hyperparameter_text(config)}",
-        "length": f"{config.epochs} epochs of {training.steps_per_epoch} steps of "
-        f"{config.batch_size} items, schedule {config.schedule}, seed {config.seed}",
-        "folder": str(folder.path),
+        "length": f"{config.epochs} × {training.steps_per_epoch} steps on {config.batch_size} items each, "
+        f"schedule {config.schedule}, seed {config.seed}",
+        "folder": f"{folder.path}/",
     }
     if training.step:
         rows["resumed"] = f"after step {training.step} of {training.steps}"
     grid = Table.grid(padding=(0, 2))
     for name, text in rows.items():
-        grid.add_row(Text(name, style="dim"), Text(text, overflow="fold"))
+        grid.add_row(Text(name, style="dim"), Text(text))
     console.print(grid)
 
 

@@ -65,19 +65,18 @@ class RunFolder:
         """Read `config.json`. Raises `LabError` if it is missing or is none."""
         file = self.path / CONFIG
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            settings: dict[str, Any] = values["hyperparameters"]
+            for name, value in settings.items():
+                settings[name] = tuple(value) if type(value) is list else value
             config = RunConfig(**values)
-            if not all(type(getattr(config, name)) is int for name in WHOLE_NUMBERS):
+            if not all(type(values[name]) is int for name in WHOLE_NUMBERS):
                 raise TypeError(f"{', '.join(WHOLE_NUMBERS)} must be whole numbers")
-            settings = {
-                name: tuple(cast("list[Any]", value)) if isinstance(value, list) else value
-                for name, value in config.hyperparameters.items()
-            }
         except FileNotFoundError:
             raise LabError(f"'{self.path}' holds no run: it has no {CONFIG}.") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise LabError(f"{file} cannot be read as a run's configuration: {error}.") from error
-        return RunConfig(**{**values, "hyperparameters": settings})
+        return config
 
     def open(self) -> None:
         """Open the metrics for writing and keep other processes out until `close`."""
@@ -126,7 +125,7 @@ class RunFolder:
             state = cast("dict[str, Any]", torch.load(file, weights_only=True))
             metrics_bytes = int(state[METRICS_BYTES])
         except FileNotFoundError:
-            raise LabError(f"'{self.path}' has no {CHECKPOINT} to resume from.") from None
+            raise LabError(f"'{self.path}' has no {CHECKPOINT} to resume from. Start it again.") from None
         except Exception as error:  # whatever a damaged file makes the readers raise
             raise LabError(
                 f"{file} is damaged or no checkpoint ({type(error).__name__}); it cannot be resumed."

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 import steprule
 from steprule.lab.curves import draw_curves
@@ -17,7 +16,7 @@ from steprule.lab.errors import LabError, Stopped, did_you_mean, told
 from steprule.lab.optimizers import SCHEDULES, find_rule, parse_settings
 from steprule.lab.progress import progress_on
 from steprule.lab.randomness import seed_everything
-from steprule.lab.report import print_header, print_results
+from steprule.lab.report import open_console, print_header, print_results
 from steprule.lab.run_folder import RunConfig, RunFolder, find_run, new_run_folder
 from steprule.lab.tasks import BUILT_IN, Task, load_task
 from steprule.lab.train import Training, rehearse
@@ -137,7 +136,7 @@ def _say_what_changed(config: RunConfig, now: dict[str, str]) -> None:
 
 
 def _carry_out(training: Training, folder: RunFolder) -> None:
-    console = Console()
+    console = open_console()
     print_header(console, training, folder)
     try:
         with progress_on(console, training) as screen:

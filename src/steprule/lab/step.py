@@ -32,7 +32,7 @@ def step_on(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Ba
         optimizer.zero_grad()
         try:
             output = model(given)
-            loss = task.loss(output, target)
+            loss: Any = task.loss(output, target)
             loss.backward()
             if first and task.score is not None:
                 with torch.no_grad():
@@ -43,7 +43,7 @@ def step_on(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Ba
         return loss
 
     loss: Any = optimizer.step(closure)
-    return float(loss), score
+    return float(loss.detach()), score
 
 
 def estimate_curvature(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Batch) -> None:
@@ -63,5 +63,6 @@ def estimate_curvature(task: Task, model: nn.Module, optimizer: CheckedOptimizer
     optimizer.zero_grad()
     chances = output.detach().flatten(0, -2).softmax(-1)
     drawn = torch.multinomial(chances, 1).view_as(target)
-    task.loss(output, drawn).backward()
+    loss: Any = task.loss(output, drawn)
+    loss.backward()
     optimizer.update_hessian(target.numel())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -113,7 +114,7 @@ def _load_own(file: Path, function: str) -> Task:
         raise LabError(f"{file.name} cannot be loaded: {told(error)}.") from error
     make = getattr(module, function, None)
     if not callable(make):
-        functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        functions = [name for name in dir(module) if inspect.isfunction(getattr(module, name))]
         raise LabError(f"{file.name} has no function '{function}'. {did_you_mean(function, functions)}")
     try:
         task = make()

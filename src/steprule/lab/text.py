@@ -33,7 +33,7 @@ def task() -> Task:
     targets = tokens[1 : count * CONTEXT + 1].view(count, CONTEXT)
     held_out = count // 20
     sizes = [count - 2 * held_out, held_out, held_out]
-    train, validation, test = zip(inputs.split(sizes), targets.split(sizes), strict=True)
+    train, validation, test = zip(torch.split(inputs, sizes), torch.split(targets, sizes), strict=True)
 
     def finish(model: nn.Module, folder: Path) -> None:
         (folder / "sample.txt").write_text(_write(model, characters), encoding="utf-8")
@@ -110,4 +110,4 @@ def _write(model: nn.Module, characters: list[str]) -> str:
             logits = model(tokens[:, -CONTEXT:])[:, -1] / TEMPERATURE
             following = torch.multinomial(logits.softmax(-1), 1, generator=draw)
             tokens = torch.cat([tokens, following], dim=1)
-    return "".join(characters[i] for i in tokens[0].tolist()) + "\n"
+    return "".join(characters[i] for i in map(int, tokens[0])) + "\n"

@@ -95,7 +95,7 @@ class Training:
         while self.step < self.steps:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             order = order_of_epoch(len(self.train), self.config.seed, epoch)
-            for index in order.split(self.config.batch_size)[first:]:
+            for index in torch.split(order, self.config.batch_size)[first:]:
                 folder.add_metrics(self._train_on(self.train.fetch(index), epoch, screen))
                 if self.step % self.steps_per_epoch == 0:
                     line = self.measure("validation", self.validation)
@@ -112,7 +112,8 @@ class Training:
     def save(self, folder: RunFolder) -> None:
         """Write a checkpoint, unless the parameters are no longer numbers: then keep the last one."""
         for name, parameter in self.model.named_parameters():
-            self._check_finite(f"parameter {name}", float(parameter.detach().sum()))
+            finite = bool(parameter.isfinite().all())
+            self._check_finite(f"parameter {name}", 0.0 if finite else math.nan)
         folder.save_checkpoint(self.state())
 
     def measure(self, split: str, data: Batches) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class Training:
         self.model.eval()
         self.optimizer.eval()
         with torch.no_grad():
-            for index in torch.arange(len(data)).split(self.config.batch_size):
+            for index in torch.split(torch.arange(len(data)), self.config.batch_size):
                 given, target = data.fetch(index)
                 output = self.model(given)
                 loss += float(self.task.loss(output, target)) * len(index)
@@ -167,9 +168,9 @@ def rehearse(task: Task, config: RunConfig) -> Training:
     """
     training = Training(task, config)
     kept = random_state()
-    copied = replace(task, model=copy.deepcopy(task.model))
-    trial = Training(copied, replace(config, epochs=1))
     try:
+        copied = replace(task, model=copy.deepcopy(task.model))
+        trial = Training(copied, config)
         for name, data in (("validation", trial.validation), ("test", trial.test)):
             if data is not None:
                 trial.measure(name, Batches(1, data.fetch))

@@ -1,0 +1,81 @@
+"""From the text of a kernel to an address: numba compiles it once, LLVM alone links what was kept."""
+# numba and llvmlite have no types of their own.
+# pyright: basic
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+ENTRY = "steprule_kernel"
+
+
+@cache
+def machine() -> Any:
+    """The code generator for this very processor."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="pic",
+        codemodel="default",
+    )
+
+
+@cache
+def surroundings() -> str:
+    """Everything but its text that a kernel's machine code depends on."""
+    words = Path(__file__).with_name("cpu_words.py").read_bytes()
+    parts = (
+        metadata.version("numba"),
+        metadata.version("llvmlite"),
+        llvm.get_default_triple(),
+        llvm.get_host_cpu_name(),
+        llvm.get_host_cpu_features().flatten(),
+        hashlib.sha256(words).hexdigest(),
+    )
+    return "\n".join(parts)
+
+
+def machine_code(text: str, file: str) -> bytes:
+    """Object code with one C function, ENTRY, from a text that defines `kernel(job)`."""
+    import numba
+
+    scope: dict[str, Any] = {}
+    exec(compile(text, file, "exec"), scope)
+    options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled: Any = numba.njit(numba.void(numba.int64), **options)(scope["kernel"])
+    (signature,) = compiled.signatures
+    intermediate: str = compiled.inspect_llvm(signature)
+    module: Any = llvm.parse_assembly(intermediate + _entry_text(intermediate))
+    module.verify()
+    return machine().emit_object(module)
+
+
+def _entry_text(intermediate: str) -> str:
+    """A C function around numba's own: numba passes addresses for a result and for an error as well."""
+    parsed: Any = llvm.parse_assembly(intermediate)
+    (name,) = (f.name for f in parsed.functions if not f.is_declaration and "kernel" in f.name)
+    return f"""
+define void @{ENTRY}(i64 %job) {{
+  %result = alloca ptr
+  %error = alloca ptr
+  %status = call i32 @{name}(ptr %result, ptr %error, i64 %job)
+  ret void
+}}
+"""
+
+
+def link(code: bytes) -> tuple[int, Any]:
+    """The entry's address, and the engine that keeps its memory."""
+    engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine.get_function_address(ENTRY), engine

@@ -1,0 +1,323 @@
+"""Stating a rule: what is wrong is said where the rule is written, with the nearest right name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from rules import Case, SignedMomentum, assert_same, each, give_gradients, numbers, plain
+from torch import nn
+
+import steprule
+from steprule import Elementwise, decay, hyper, scalar_slot, slot
+from steprule.words import ema, sqrt, where
+
+
+def weight() -> nn.Parameter:
+    return nn.Parameter(numbers((3, 2), torch.float32, seed=1))
+
+
+def one_step(rule: Any, **options: Any) -> nn.Parameter:
+    param = weight()
+    optimizer = rule([param], **options)
+    param.grad = numbers((3, 2), torch.float32, seed=2)
+    optimizer.step()
+    return param
+
+
+# What is wrong inside `update`
+
+
+class MisspeltSlot(Elementwise):
+    lr: float = hyper(0.1, at_least=0)
+    momentum = slot("exp_avg")
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        s.momentun = ema(s.momentum, g, 0.9)
+        return -h.lr * s.momentum
+
+
+class MisspeltSlotRead(MisspeltSlot):
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return -h.lr * s.momentun
+
+
+class MisspeltHyper(Elementwise):
+    lr: float = hyper(0.1, at_least=0)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return -h.lrr * g
+
+
+class IfOnANumber(Elementwise):
+    lr: float = hyper(0.1, at_least=0)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return -h.lr * g if g > 0 else h.lr * g
+
+
+class IfOnT(Elementwise):
+    lr: float = hyper(0.1, at_least=0)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return -h.lr * g if t > 1 else -0.5 * h.lr * g
+
+
+class IfOnAHyper(Elementwise):
+    lr: float = hyper(0.1, at_least=0)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return -h.lr * g if h.lr else 0.0 * g
+
+
+class SlotSwitchedOff(Elementwise):
+    lr: float = hyper(0.1, at_least=0)
+    centered: bool = hyper(False)
+    mean = slot("grad_avg", when="centered")
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        s.mean = ema(s.mean, g, 0.9)
+        return -h.lr * s.mean
+
+
+WRONG_UPDATES = {
+    MisspeltSlot: (AttributeError, r"no slot 'momentun'\. Did you mean 'momentum'\?"),
+    MisspeltSlotRead: (AttributeError, r"no slot 'momentun'\. Did you mean 'momentum'\?"),
+    MisspeltHyper: (AttributeError, r"no hyper-parameter 'h\.lrr'\. Did you mean 'lr'\?"),
+    IfOnANumber: (TypeError, r"'if' on a per-number value; use where\(condition, a, b\)"),
+    IfOnT: (TypeError, r"'if' on .*\bt\b.*use where\(condition, a, b\)"),
+    IfOnAHyper: (TypeError, r"'if' on .*\blr\b.*use where\(condition, a, b\)"),
+    SlotSwitchedOff: (AttributeError, r"slot 'mean' exists only when centered is on.*if h\.centered"),
+}
+
+
+@pytest.mark.parametrize("rule", WRONG_UPDATES, ids=lambda rule: rule.__name__)
+def test_a_wrong_update_is_refused_when_the_optimizer_is_made(rule: Any) -> None:
+    error, message = WRONG_UPDATES[rule]
+    with pytest.raises(error, match=rf"^{rule.__name__}\.update: {message}"):
+        rule([weight()])
+
+
+def test_a_misspelt_word_is_refused_at_its_import() -> None:
+    with pytest.raises(ImportError, match=r"steprule\.words has no word 'emma'\. Did you mean 'ema'\?"):
+        exec("from steprule.words import emma")
+    with pytest.raises(ImportError, match=r"no word 'qqq'\. The words are .*\bwhere\b"):
+        exec("from steprule.words import qqq")
+
+
+# What is wrong in the class
+
+
+def state(**body: Any) -> Any:
+    """A rule made from these declarations, as a class statement would make it."""
+
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return -h.lr * g
+
+    annotations = body.pop("annotations", {"lr": "float"})
+    whole = {"lr": hyper(0.1), "update": staticmethod(update), "__annotations__": annotations} | body
+    return type("Mine", (Elementwise,), {"__module__": __name__, **whole})
+
+
+def test_a_rule_can_be_stated_so() -> None:
+    assert not torch.equal(one_step(state()), weight())
+
+
+def no_self(h: Any, p: Any, g: Any) -> Any:
+    return g
+
+
+WRONG_CLASSES: dict[str, tuple[dict[str, Any], str]] = {
+    "no type": ({"annotations": {}}, r"hyper-parameter 'lr' has no type.*lr: float = hyper\(0\.1\)"),
+    "not static": ({"update": no_self}, "update must be a static method.*@staticmethod"),
+    "other arguments": (
+        {"update": staticmethod(no_self)},
+        r"update takes 3 arguments \(h, p, g\).*update\(h, p, g, s, t\)",
+    ),
+    "step is taken": ({"count": slot("step")}, "slot key 'step' is taken"),
+    "one key twice": (
+        {"a": slot("exp_avg"), "b": slot("exp_avg")},
+        "slot key 'exp_avg' is taken.*a key of its own",
+    ),
+    "a switch that is not there": (
+        {"centered": hyper(False), "annotations": {"lr": "float", "centered": "bool"}}
+        | {"a": slot("grad_avg", when="centred")},
+        r"slot 'a' refers to 'centred'.*Did you mean 'centered'\?",
+    ),
+    "a start that is not there": (
+        {"a": slot("sum", starts="lrr")},
+        r"slot 'a' refers to 'lrr'.*Did you mean 'lr'\?",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_CLASSES)
+def test_a_wrong_class_is_refused_where_it_is_written(kind: str) -> None:
+    body, message = WRONG_CLASSES[kind]
+    with pytest.raises(TypeError, match=rf"^Mine: .*{message}"):
+        state(**body)
+
+
+def test_a_name_for_two_things() -> None:
+    class Parent(Elementwise):
+        lr: float = hyper(0.1)
+        m = slot("exp_avg")
+
+        @staticmethod
+        def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+            return -h.lr * g
+
+    with pytest.raises(TypeError, match="'m' is both a hyper-parameter and a slot"):
+        type("Child", (Parent,), {"m": hyper(0.5), "__annotations__": {"m": "float"}} | update_of(Parent))
+
+
+def update_of(rule: Any) -> dict[str, Any]:
+    return {"update": staticmethod(rule.update), "__module__": __name__}
+
+
+# A rule of the user's own
+
+
+def test_the_users_rule_is_what_its_formula_says() -> None:
+    case = Case(SignedMomentum)
+    params = case.parameters()
+    by_hand = [p.detach().double() for p in case.parameters()]
+    moments = [torch.zeros_like(p) for p in by_hand]
+    optimizer = SignedMomentum(params, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    for number in range(5):
+        give_gradients(case, optimizer, number)
+        for place, param in enumerate(params):
+            g = param.grad.double()
+            step = torch.sign(0.9 * moments[place] + 0.1 * g)
+            by_hand[place] = by_hand[place] * (1 - 0.01 * 0.1) - 0.01 * step
+            moments[place] = 0.99 * moments[place] + 0.01 * g
+        optimizer.step()
+    for param, wanted in zip(params, by_hand, strict=True):
+        torch.testing.assert_close(param.detach().double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_users_rule_equals_the_built_in_one() -> None:
+    assert_same(
+        one_step(SignedMomentum, lr=0.1, weight_decay=0.5).detach(),
+        one_step(steprule.Lion, lr=0.1, weight_decay=0.5).detach(),
+    )
+
+
+class Everything(Elementwise):
+    """A rule with one of each: a switch, a number, a pair, a choice of slots, a number per tensor.
+
+    When: testing.
+
+        v ← v + g², u ← u·ρ
+
+    State: 1 or 2 numbers per parameter.
+    Source: none.
+    """
+
+    lr: float = hyper(0.1, at_least=0, meaning="step size")
+    pair: tuple[float, float] = hyper((0.5, 0.25), at_least=0, below=1, meaning="two numbers")
+    keep: bool = hyper(False, meaning="keep the largest")
+    power: float = hyper(0, at_least=0, switch=True, meaning="absent at 0")
+    weight_decay: float = decay(0)
+
+    v = slot("square", starts="lr")
+    largest = slot("largest", when="keep")
+    u = scalar_slot("product", starts=1.0)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        first, second = h.pair
+        s.u = s.u * first
+        s.v = s.v + g * g
+        if h.keep:
+            s.largest = where(s.largest > s.v, s.largest, s.v)
+        change = -h.lr * g / (sqrt(s.v) + second)
+        return change * s.u if h.power else change
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": True}, {"power": 2.0}, {"weight_decay": 0.1}])
+def test_every_kind_of_declaration(options: dict[str, Any]) -> None:
+    param = weight()
+    optimizer = Everything([param], **options)
+    param.grad = numbers((3, 2), torch.float32, seed=2)
+    optimizer.step()
+    state = optimizer.state[param]
+    assert set(state) == {"step", "square", "product"} | ({"largest"} if options.get("keep") else set())
+    assert state["product"].item() == 0.5
+    g = param.grad + options.get("weight_decay", 0.0) * weight().detach()
+    v = 0.1 + g * g
+    change = -0.1 * g / (v.sqrt() + 0.25) * (0.5 if options.get("power") else 1.0)
+    torch.testing.assert_close(param.detach(), weight().detach() + change)
+    torch.testing.assert_close(state["square"], v)
+
+
+def test_the_signature_of_the_users_rule() -> None:
+    parameters = inspect.signature(Everything).parameters
+    names = ["params", "lr", "pair", "keep", "power", "weight_decay"]
+    assert list(parameters)[: len(names)] == names
+    assert parameters["pair"].default == (0.5, 0.25)
+    assert "tuple[float, float]" in str(parameters["pair"].annotation)
+    assert parameters["maximize"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_a_subclass_may_change_a_default_add_an_option_and_a_slot() -> None:
+    class Gentle(steprule.Adam):
+        lr: float = hyper(0.5, at_least=0)
+
+    assert inspect.signature(Gentle).parameters["lr"].default == 0.5
+    assert Gentle([weight()]).param_groups[0]["lr"] == 0.5
+    assert_same(one_step(Gentle).detach(), one_step(steprule.Adam, lr=0.5).detach())
+    with pytest.raises(TypeError, match="^Gentle has no hyper-parameter 'qqq'"):
+        Gentle([weight()], qqq=1)
+
+
+def test_a_subclass_may_have_a_constructor_of_its_own() -> None:
+    class Half(steprule.Adam):
+        def __init__(self, params: Any, lr: float = 0.5):
+            super().__init__(params, lr=lr / 2)
+
+    assert Half([weight()]).param_groups[0]["lr"] == 0.25
+    assert_same(one_step(Half).detach(), one_step(steprule.Adam, lr=0.25).detach())
+
+
+# What a rule says about itself
+
+
+@each(plain)
+def test_a_description_comes_from_the_rule(case: Case) -> None:
+    said = steprule.describe(case.rule)
+    assert said.name == case.name
+    for text in (said.summary, said.when, said.formula, said.state, said.source):
+        assert text.strip()
+    known = inspect.signature(case.rule).parameters
+    assert {h.name for h in said.hyperparameters} <= set(known)
+    for hyperparameter in said.hyperparameters:
+        assert hyperparameter.default == known[hyperparameter.name].default
+        assert hyperparameter.allowed
+        assert hyperparameter.meaning
+    optimizer = case.make()
+    case.advance(optimizer)
+    kept = {key for state in optimizer.state_dict()["state"].values() for key in state}
+    assert kept - {"step"} <= set(said.slots) or case.closure
+
+
+def test_the_catalogue_is_complete_and_in_order() -> None:
+    rules = steprule.catalogue()
+    assert list(rules) == sorted(rules, key=str.lower)
+    theirs = {
+        name
+        for name, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and name != "Optimizer"
+    }
+    assert theirs <= set(rules)
+    assert {"AMSGrad", "AdaBelief", "Sophia", "Lion"} <= set(rules)
+    assert all(rules[name] is getattr(steprule, name) for name in rules)
