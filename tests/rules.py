@@ -57,7 +57,8 @@ ORDINARY_SHAPES: Shapes = ((4, 3), (5,), (), (2, 3, 2, 2))
 SHAPES: dict[str, Shapes] = {"Muon": ((4, 3), (3, 5), (2, 2)), "SparseAdam": ((6, 3), (5, 2))}
 
 # These read the whole loss again and again, so they are handed a closure rather than a gradient.
-NEED_A_CLOSURE = {"LBFGS"}
+# Few iterations a step, so that several steps do not yet reach the bottom.
+NEED_A_CLOSURE: dict[str, dict[str, Any]] = {"LBFGS": {"max_iter": 2}}
 ONE_GROUP_ONLY = {"LBFGS"}
 REFUSE_COMPLEX = {"Adafactor", "Muon", "SparseAdam"}
 ACCEPT_SPARSE = {"Adagrad", "SGD", "SparseAdam"}
@@ -89,6 +90,10 @@ class Case:
     @property
     def shapes(self) -> Shapes:
         return SHAPES.get(self.name, ORDINARY_SHAPES)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return NEED_A_CLOSURE.get(self.name, {}) | self.options
 
     @property
     def any_shape(self) -> bool:
@@ -134,14 +139,14 @@ class Case:
     def make(self, params: Any = None, **more: Any) -> Any:
         params = self.parameters() if params is None else params
         switches = SWITCHES[self.runner] if self.knows("foreach") else {}
-        return self.rule(params, **{**self.options, **switches, **more})
+        return self.rule(params, **{**self.settings, **switches, **more})
 
     def make_torch(self, params: Any = None, **more: Any) -> Any:
         """torch's optimizer of the same name, as a loop over parameters."""
         if "foreach" in inspect.signature(self.torch_class).parameters:
             more.setdefault("foreach", False)
         params = self.parameters() if params is None else params
-        return self.torch_class(params, **{**self.options, **more})
+        return self.torch_class(params, **{**self.settings, **more})
 
     def advance(self, optimizer: Any, steps: int = 1, first: int = 0, without: Collection[int] = ()) -> None:
         """Step `optimizer` with the gradients number `first`, `first + 1`, …

@@ -83,9 +83,7 @@ def test_both_conditions_hold(place: int, first: float, c2: float) -> None:
     assert_wolfe(watched, found, 1e-4, c2)
 
 
-@given(
-    lowest=st.floats(0.01, 50), steepness=st.floats(0.01, 100), power=st.sampled_from([2, 4, 6])
-)
+@given(lowest=st.floats(0.01, 50), steepness=st.floats(0.01, 100), power=st.sampled_from([2, 4, 6]))
 def test_both_conditions_hold_for_any_bowl(lowest: float, steepness: float, power: int) -> None:
     watched = Watched(lambda t: steepness * (t / lowest - 1) ** power)
     found = strong_wolfe(watched.look, watched.start, 1.0, trials=60, c2=0.3)

@@ -119,7 +119,7 @@ def test_closure_runs_with_gradients_and_its_value_is_returned(case: Case, keywo
     assert all(saw)
     assert saw
     if case.closure:
-        assert float(loss) == pytest.approx(float(loss_with_gradients(case.make())))
+        assert float(loss.detach()) == pytest.approx(float(loss_with_gradients(case.make()).detach()))
         return
     assert float(loss) == 4.5
     give_gradients(case, twin, 0)
@@ -186,9 +186,9 @@ def test_a_step_moves_every_parameter(case: Case) -> None:
         assert not torch.equal(param, old), place
 
 
-@each()
+@each(among=CLOSURELESS)
 def test_no_gradient_nothing_moves(case: Case) -> None:
-    """No decay, no momentum, no step count."""
+    """No decay, no momentum, no step count. (L-BFGS has one direction for all parameters, as in torch.)"""
     optimizer = a_step_away(case)
     resting = [copy.deepcopy(optimizer.state[p]) for p in flat(optimizer)[1:]]
     values = [p.detach().clone() for p in flat(optimizer)[1:]]
@@ -222,7 +222,7 @@ def test_a_frozen_parameter_rests(case: Case) -> None:
     optimizer = case.make(params)
     case.advance(optimizer, 2)
     assert_same(params[0], before)
-    assert not optimizer.state.get(params[0])
+    assert case.closure or not optimizer.state.get(params[0])
 
 
 @each(among=CLOSURELESS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import steprule
-from tests.papers.decay import WeightDecay
+from papers.decay import WeightDecay
 
 STEPS = 60
 # Which transcription a rule follows, where the file has another name, and with which fixed options.
@@ -68,7 +68,7 @@ DECAYS = [WeightDecay(0.1, True, False), WeightDecay(0.1, False, False), WeightD
 
 def transcription(name: str) -> tuple[Any, dict[str, Any]]:
     file, fixed = FOLLOWS.get(name, (name.lower(), {}))
-    return importlib.import_module(f"tests.papers.{file}"), fixed
+    return importlib.import_module(f"papers.{file}"), fixed
 
 
 def ours(options: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from steprule.catalogue import Description as Description
 from steprule.catalogue import catalogue as catalogue
 from steprule.catalogue import describe as describe
+from steprule import schedules as schedules
+from steprule.closure.lbfgs import LBFGS as LBFGS
 from steprule.declare import Elementwise as Elementwise
 from steprule.declare import decay as decay
 from steprule.declare import hyper as hyper

@@ -41,8 +41,8 @@ class Description:
 def catalogue() -> dict[str, type[CheckedOptimizer]]:
     """All rules by class name, in alphabetical order.
 
-    >>> sorted(catalogue())[:3]
-    ['ASGD', 'AdaBelief', 'Adadelta']
+    >>> list(catalogue())[:3]
+    ['AdaBelief', 'Adadelta', 'Adafactor']
     """
     bases = ("Elementwise", "Matrix", "GenericAdaptiveOptimizer")
     found = {
@@ -61,7 +61,8 @@ def describe(rule: type[CheckedOptimizer]) -> Description:
     """
     text = inspect.cleandoc(rule.__doc__ or "")
     summary, _, rest = text.partition("\n\n")
-    own = [slot for slot in rule.slots.values() if slot.when is None]
+    defaults = {field.name: field.default for field in rule.fields.values()}
+    own = [slot for slot in rule.slots.values() if slot.exists(defaults)]
     whole = [slot for slot in own if not slot.per_tensor and slot.shape is None]
     return Description(
         name=rule.__name__,

@@ -129,9 +129,7 @@ class _Rule(RuleOptimizer):
         }
         if flags is not None:
             cls.torch_flags = tuple(flags.split())
-        if "update" not in body:
-            return
-        if not isinstance(body["update"], staticmethod):
+        if "update" in body and not isinstance(body["update"], staticmethod):
             fix = "Put @staticmethod above it."
             raise errors.bad_statement(cls.__name__, "update must be a static method", fix)
         _check_statement(cls)

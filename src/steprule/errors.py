@@ -60,6 +60,11 @@ def contradiction(who: str, first: str, second: str, fix: str, error: type[Excep
 # Parameters and groups
 
 
+def function_for_params(who: str, name: str):
+    """`Adam(model.parameters)` in place of `Adam(model.parameters())`."""
+    return TypeError(f"{who}: params is a function, {name}. Call it: {name}().")
+
+
 def bare_tensor(who: str, kind: str):
     """`Adam(weight)` in place of `Adam([weight])`."""
     return TypeError(

@@ -23,6 +23,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 __all__ = [
     "Becomes",
     "Number",
+    "as_stored",
     "becomes",
     "clamp",
     "ema",
@@ -35,7 +36,6 @@ __all__ = [
     "mean",
     "norm",
     "sign",
-    "single",
     "smaller",
     "sqrt",
     "where",
@@ -229,7 +229,7 @@ class Symbol:
 
     def __bool__(self) -> NoReturn:
         raise TypeError(
-            f"{self.memory.rule}.update: 'if' on {self.text}, which changes from step to step; "
+            f"{self.memory.rule}.update: 'if' on {self.memory.spelt(self.text)}, which changes from step to step; "
             "use where(condition, a, b)."
         )
 
@@ -276,7 +276,7 @@ def _scalar_log(x: float) -> float:
     return math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan)
 
 
-def _scalar_single(x: float) -> float:
+def _scalar_as_stored(x: float) -> float:
     return struct.unpack("f", struct.pack("f", x))[0]
 
 
@@ -291,7 +291,7 @@ SCALAR_WORDS: dict[str, Callable[..., float]] = {
     "sign": _scalar_sign,
     "larger": _scalar_larger,
     "smaller": _scalar_smaller,
-    "single": _scalar_single,
+    "as_stored": _scalar_as_stored,
     "select": _scalar_select,
 }
 
@@ -328,9 +328,9 @@ def sign(x: Value) -> Value:
     return _apply("sign", x)
 
 
-def single(x: float) -> float:
-    """A plain number, rounded to single precision."""
-    return _apply("single", x)
+def as_stored(x: float) -> float:
+    """A plain number, rounded to the precision that per-tensor slots are kept in."""
+    return _apply("as_stored", x)
 
 
 def larger(a: Value, b: Value | float) -> Value:
@@ -399,5 +399,7 @@ def __getattr__(name: str) -> NoReturn:
     if name.startswith("__"):
         raise AttributeError(name)
     near = difflib.get_close_matches(name, __all__, 1)
-    hint = f" Did you mean '{near[0]}'?" if near else f" The words are {', '.join(__all__)}."
-    raise ImportError(f"steprule.words has no word '{name}'.{hint}")
+    if not near:
+        raise AttributeError(f"steprule.words has no word '{name}'. The words are {', '.join(__all__)}.")
+    # Not AttributeError, whose text `from steprule.words import …` throws away.
+    raise ImportError(f"steprule.words has no word '{name}'. Did you mean '{near[0]}'?")

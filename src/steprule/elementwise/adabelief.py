@@ -41,7 +41,6 @@ class AdaBelief(Elementwise):
 
     @staticmethod
     def update(h: AdaBelief, p: Number, g: Number, s: AdaBelief, t: float) -> Number:
-        """One step."""
         beta1, beta2 = h.betas
         s.m = ema(s.m, g, beta1)
         belief = ema_sq(s.s, g - s.m, beta2)

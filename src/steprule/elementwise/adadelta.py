@@ -32,7 +32,6 @@ class Adadelta(
 
     @staticmethod
     def update(h: Adadelta, p: Number, g: Number, s: Adadelta, t: float) -> Number:
-        """One step."""
         s.v = ema_sq(s.v, g, h.rho)
         delta = sqrt(s.a + h.eps) / sqrt(s.v + h.eps) * g
         s.a = ema_sq(s.a, delta, h.rho)

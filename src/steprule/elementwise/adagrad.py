@@ -31,6 +31,5 @@ class Adagrad(Elementwise, flags="foreach maximize differentiable fused", positi
 
     @staticmethod
     def update(h: Adagrad, p: Number, g: Number, s: Adagrad, t: float) -> Number:
-        """One step."""
         s.s = s.s + g * g
         return -(h.lr / (1 + (t - 1) * h.lr_decay)) * g / (sqrt(s.s) + h.eps)

@@ -35,7 +35,6 @@ class Adam(Elementwise):
 
     @staticmethod
     def update(h: Adam, p: Number, g: Number, s: Adam, t: float) -> Number:
-        """One step."""
         beta1, beta2 = h.betas
         s.m = ema(s.m, g, beta1)
         s.v = v = ema_sq(s.v, g, beta2)

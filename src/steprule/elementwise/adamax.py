@@ -28,7 +28,6 @@ class Adamax(Elementwise, flags="foreach maximize differentiable capturable", po
 
     @staticmethod
     def update(h: Adamax, p: Number, g: Number, s: Adamax, t: float) -> Number:
-        """One step."""
         beta1, beta2 = h.betas
         s.m = ema(s.m, g, beta1)
         s.u = larger(s.u * beta2, abs(g) + h.eps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from steprule.declare import Elementwise, decay, hyper, slot
 from steprule.elementwise.adam import Adam
 
@@ -18,6 +20,8 @@ class AdamW(Elementwise):
     State: 2 numbers per parameter (exp_avg, exp_avg_sq); 3 with amsgrad (max_exp_avg_sq).
     Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
+
+    fixed: ClassVar[dict[str, Any]] = {"decoupled_weight_decay": True}
 
     lr: float = hyper(1e-3, at_least=0, meaning="step size")
     betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")

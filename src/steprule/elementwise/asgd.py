@@ -25,7 +25,7 @@ class ASGD(
     """
 
     lr: float = hyper(1e-2, at_least=0, meaning="the first step size")
-    lambd: float = hyper(1e-4, meaning="λ, decay of θ and of the step size")
+    lambd: float = hyper(1e-4, at_least=0, meaning="λ, decay of θ and of the step size")
     alpha: float = hyper(0.75, meaning="α, power of the step size")
     t0: float = hyper(1e6, meaning="the step at which averaging starts")
     weight_decay: float = decay(0)
@@ -36,7 +36,6 @@ class ASGD(
 
     @staticmethod
     def update(h: ASGD, p: Number, g: Number, s: ASGD, t: float) -> Becomes:
-        """One step."""
         p = p * (1 - h.lambd * s.eta) - s.eta * g
         s.ax = where(s.mu == 1, p, s.ax + (p - s.ax) * s.mu)
         s.eta = h.lr / ((1 + h.lambd * h.lr * t) ** h.alpha)

@@ -27,7 +27,6 @@ class Lion(Elementwise):
 
     @staticmethod
     def update(h: Lion, p: Number, g: Number, s: Lion, t: float) -> Number:
-        """One step."""
         beta1, beta2 = h.betas
         change = -h.lr * sign(ema(s.m, g, beta1))
         s.m = ema(s.m, g, beta2)

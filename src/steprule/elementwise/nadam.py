@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steprule.declare import Elementwise, decay, hyper, scalar_slot, slot
-from steprule.words import Number, ema, ema_sq, single, sqrt
+from steprule.words import Number, as_stored, ema, ema_sq, sqrt
 
 
 class NAdam(Elementwise, flags="maximize foreach capturable differentiable"):
@@ -32,12 +32,11 @@ class NAdam(Elementwise, flags="maximize foreach capturable differentiable"):
 
     @staticmethod
     def update(h: NAdam, p: Number, g: Number, s: NAdam, t: float) -> tuple[Number, Number]:
-        """One step, as two changes: one along the gradient, one along its mean."""
         beta1, beta2 = h.betas
         mu = beta1 * (1.0 - 0.5 * (0.96 ** (t * h.momentum_decay)))
         mu_next = beta1 * (1.0 - 0.5 * (0.96 ** ((t + 1) * h.momentum_decay)))
-        # The product is stored in single precision, and torch rounds both of its factors there.
-        s.mu_product = single(s.mu_product * single(mu))
+        # torch multiplies in the precision that the product is stored in, and rounds mu to it first.
+        s.mu_product = as_stored(s.mu_product * as_stored(mu))
         s.m = ema(s.m, g, beta1)
         s.v = ema_sq(s.v, g, beta2)
         denominator = sqrt(s.v / (1 - beta2**t)) + h.eps

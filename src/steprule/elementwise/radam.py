@@ -45,7 +45,6 @@ class RAdam(Elementwise, flags="maximize foreach capturable differentiable"):
 
     @staticmethod
     def update(h: RAdam, p: Number, g: Number, s: RAdam, t: float) -> Number:
-        """One step."""
         beta1, beta2 = h.betas
         s.m = ema(s.m, g, beta1)
         s.v = ema_sq(s.v, g, beta2)

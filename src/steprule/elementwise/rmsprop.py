@@ -39,7 +39,6 @@ class RMSprop(
 
     @staticmethod
     def update(h: RMSprop, p: Number, g: Number, s: RMSprop, t: float) -> Number:
-        """One step."""
         s.v = v = ema_sq(s.v, g, h.alpha)
         if h.centered:
             s.g_mean = ema(s.g_mean, g, h.alpha)

@@ -31,7 +31,6 @@ class Rprop(Elementwise, flags="capturable foreach maximize differentiable"):
 
     @staticmethod
     def update(h: Rprop, p: Number, g: Number, s: Rprop, t: float) -> Number:
-        """One step."""
         shrink, grow = h.etas
         c = sign(g * s.g_last)
         factor = where(c > 0, grow, where(c < 0, shrink, 1.0))

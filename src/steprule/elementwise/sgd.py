@@ -34,7 +34,6 @@ class SGD(Elementwise, flags="maximize foreach differentiable fused"):
 
     @staticmethod
     def update(h: SGD, p: Number, g: Number, s: SGD, t: float) -> Number:
-        """One step."""
         if not h.momentum:
             return -h.lr * g
         if h.dampening:

@@ -35,7 +35,6 @@ class Sophia(Elementwise):
 
     @staticmethod
     def update(h: Sophia, p: Number, g: Number, s: Sophia, t: float) -> Number:
-        """One step."""
         s.m = ema(s.m, g, h.betas[0])
         return -(h.lr / h.rho) * clamp(s.m / (s.h + h.eps), -h.rho, h.rho)
 
@@ -57,9 +56,10 @@ class Sophia(Elementwise):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         for param in group["params"]:
-            if param.grad is not None:
-                state = self.state_of(param, group)
-                if float(state["step"]) == 0 and not state["hessian"].any():
-                    warnings.warn(errors.sophia_without_hessian(self.name_of(param)), stacklevel=3)
-                break
+            if param.grad is None or group["lr"] == 0 or not param.grad.any():
+                continue
+            state = self.state_of(param, group)
+            if float(state["step"]) == 0 and not state["hessian"].any():
+                warnings.warn(errors.sophia_without_hessian(self.name_of(param)), stacklevel=3)
+            break
         super()._step_group(group)

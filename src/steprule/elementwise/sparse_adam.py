@@ -8,7 +8,7 @@ from steprule.declare import Elementwise, errors, hyper, slot
 from steprule.words import Number, sqrt
 
 
-class SparseAdam(Elementwise, flags="maximize"):
+class SparseAdam(Elementwise, flags="maximize", positional="maximize"):
     """Adam that moves only the rows that a sparse gradient touches; moments of other rows rest.
 
     When: large embeddings with `sparse=True`.
@@ -32,7 +32,6 @@ class SparseAdam(Elementwise, flags="maximize"):
 
     @staticmethod
     def update(h: SparseAdam, p: Number, g: Number, s: SparseAdam, t: float) -> Number:
-        """One step on the touched rows."""
         beta1, beta2 = h.betas
         # torch adds the rounded change, so that is what must be stored; ema would round differently.
         s.m = s.m + (g - s.m) * (1 - beta1)

@@ -34,7 +34,7 @@ def fit(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
             "Build the groups as they were when it was saved.",
         )
     param_groups: list[dict[str, Any]] = []
-    by_id: dict[Any, Tensor] = {}
+    by_id: dict[Any, tuple[Tensor, dict[str, Any]]] = {}
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
         if len(saved["params"]) != len(group["params"]):
             raise errors.checkpoint(
@@ -43,14 +43,15 @@ def fit(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
                 f"doesn't match the size of optimizer's group ({len(group['params'])})",
                 "Build the groups as they were when it was saved.",
             )
-        by_id.update(zip(saved["params"], group["params"], strict=True))
-        param_groups.append(_fit_group(optimizer, saved, group, index))
+        fitted = _fit_group(optimizer, saved, group, index)
+        param_groups.append(fitted)
+        by_id.update({k: (p, fitted) for k, p in zip(saved["params"], group["params"], strict=True)})
     state: defaultdict[Any, Any] = defaultdict(dict)
     for key, saved_state in state_dict["state"].items():
         if key not in by_id:
             raise errors.checkpoint(who, f"it holds state for parameter {key!r}, which is in no group")
-        param = by_id[key]
-        state[param] = _fit_state(optimizer, param, saved_state)
+        param, group = by_id[key]
+        state[param] = _fit_state(optimizer, param, group, saved_state)
     return {"state": state, "param_groups": param_groups}
 
 
@@ -69,7 +70,7 @@ def _fit_group(optimizer: Any, saved: dict[str, Any], group: dict[str, Any], ind
     return {"params": group["params"], **fitted}
 
 
-def _fit_state(optimizer: Any, param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
+def _fit_state(optimizer: Any, param: Tensor, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
     who, name = type(optimizer).__name__, optimizer.name_of(param)
     slots = {slot.key: slot for slot in optimizer.slots.values()}
     fitted: dict[str, Any] = {}
@@ -97,7 +98,7 @@ def _fit_state(optimizer: Any, param: Tensor, saved: dict[str, Any]) -> dict[str
                     "Does the order of the parameters differ?",
                 )
         fitted[key] = _moved(value, param, keep=slot is not None and slot.per_tensor)
-    if fitted and slots and "step" not in fitted and optimizer.counts_steps:
+    if fitted and slots and "step" not in fitted and optimizer.counts(group):
         # torch's SGD keeps no count, yet its buffer says that the first step is over.
         if optimizer.counts_steps is True:
             raise errors.checkpoint(who, f"the state of {name} has no 'step'")
@@ -106,6 +107,8 @@ def _fit_state(optimizer: Any, param: Tensor, saved: dict[str, Any]) -> dict[str
 
 
 def _as_count(value: Any, optimizer: Any) -> Any:
+    if optimizer.slots and optimizer.gradients == "rows only":
+        return int(value)
     if isinstance(value, Tensor):
         return value.detach().clone()
     if optimizer.slots:

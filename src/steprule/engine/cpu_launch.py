@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from steprule.engine import cpu_kernel, cpu_threads, kernel_cache
 from steprule.engine.program import Program
@@ -37,7 +38,7 @@ class Launch:
         widest = max(len(words) for words in self.reductions)
         self._partials = np.zeros((len(self._chunks), widest))
         self._reduced = np.zeros((sum(len(words) for words in self.reductions), len(lengths)))
-        self._bounds = np.zeros(0, dtype=np.int64)
+        self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._job = np.zeros(len(cpu_threads.JOB), dtype=np.int64)
         self._fill("chunks", self._chunks)
         self._fill("pointers", self._pointers)
@@ -50,7 +51,7 @@ class Launch:
         """Say where the first entry of each tensor is, for one input of the program."""
         self._pointers[self._inputs.index(name)] = addresses
 
-    def run(self, scalars: Sequence[Sequence[float]], rows: np.ndarray) -> None:
+    def run(self, scalars: Sequence[Sequence[float]], rows: NDArray[np.int64]) -> None:
         """One step.
 
         scalars: rows of what `Program.scalars` computes. rows: which of them is each tensor's own.
@@ -67,22 +68,22 @@ class Launch:
                 self._reduced[done] = self._combine(step.word, self._partials[:, place])
                 done += 1
 
-    def _fill(self, name: str, table: np.ndarray) -> None:
+    def _fill(self, name: str, table: NDArray[np.int64] | NDArray[np.float64]) -> None:
         self._job[cpu_threads.JOB.index(name)] = table.ctypes.data
 
     def _share(self, number: int) -> None:
         """Split the chunks into as many shares as there are threads, of as equal work as can be."""
         if len(self._bounds) == number + 1:
             return
-        ends = np.linspace(0, self._work[-1], number + 1)
-        self._bounds = np.searchsorted(self._work, ends).astype(np.int64)
+        ends = np.arange(number + 1) * self._work[-1] // number
+        self._bounds = np.array(np.searchsorted(self._work, ends), dtype=np.int64)
         self._fill("bounds", self._bounds)
         self._job[cpu_threads.JOB.index("shares")] = number
         openmp = cpu_threads.openmp() if number > 1 else None
         for name in ("thread_number", "thread_count"):
             self._job[cpu_threads.JOB.index(name)] = getattr(openmp, name, 0)
 
-    def _combine(self, word: str, partials: np.ndarray) -> np.ndarray:
+    def _combine(self, word: str, partials: NDArray[np.float64]) -> NDArray[np.float64]:
         """What a reduction came to over each tensor, from what it came to over its chunks in order."""
         counts = -(-self._lengths // CHUNK)
         starts = (np.cumsum(counts) - counts)[counts > 0]
@@ -94,7 +95,7 @@ class Launch:
         return np.sqrt(result) if word == "norm" else result
 
 
-def _chunks(lengths: np.ndarray) -> np.ndarray:
+def _chunks(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """(tensor, first entry, number of entries) of each chunk, tensor after tensor."""
     counts = -(-lengths // CHUNK)
     tensors = np.repeat(np.arange(len(lengths)), counts)

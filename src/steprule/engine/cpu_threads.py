@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 # What a kernel is handed: the address of one 64-bit integer for each of these, in this order.
 JOB = (
@@ -94,16 +95,13 @@ def alone() -> str | None:
 
 def threads(size: int) -> int:
     """How many threads to use for work on so many bytes: all of torch's, or only the calling one."""
-    if _forked or size < SMALL or openmp() is None:
-        return 1
-    return torch.get_num_threads()
+    return 1 if size < SMALL or alone() is not None else torch.get_num_threads()
 
 
-def run(kernel: int, job: np.ndarray[Any, np.dtype[np.int64]], number: int) -> None:
+def run(kernel: int, job: NDArray[np.int64], number: int) -> None:
     """Run the kernel at this address on so many threads, with the GIL released; returns when all is done."""
-    if number == 1:
-        _KERNEL(kernel)(job.ctypes.data)
-        return
     library = openmp()
-    assert library is not None, "threads() allows more than one thread only where OpenMP is"
-    library.parallel(kernel, job.ctypes.data, number, 0)
+    if number == 1 or library is None:
+        _KERNEL(kernel)(job.ctypes.data)
+    else:
+        library.parallel(kernel, job.ctypes.data, number, 0)

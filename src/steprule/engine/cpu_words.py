@@ -24,7 +24,7 @@ BFLOAT16, FLOAT16 = types.uint16, types.int16
 # Arithmetic
 
 
-def one(build):
+def unary(build):
     """A word on one number, from the function that builds its instructions."""
 
     @intrinsic
@@ -34,7 +34,7 @@ def one(build):
     return word
 
 
-def two(build):
+def binary(build):
     """A word on two numbers."""
 
     @intrinsic
@@ -44,7 +44,7 @@ def two(build):
     return word
 
 
-def three(build):
+def ternary(build):
     """A word on three values, the last two of which are numbers."""
 
     @intrinsic
@@ -87,20 +87,20 @@ def _lerp(builder, a, b, weight):
     return llvm("fma")(builder, part, builder.fsub(b, a), builder.select(small, a, b))
 
 
-absolute = one(llvm("fabs"))
-sqrt = one(llvm("sqrt"))
-exp = one(llvm("exp"))
-log = one(llvm("log"))
-power = two(llvm("pow"))
-fma = three(llvm("fma"))  # x · y + z, rounded once
-lerp = three(_lerp)  # x + z · (y - x), from whichever end is nearer
-negative = one(lambda builder, x: builder.fneg(x))
-sign = one(_sign)  # 0 for what is not a number, as torch.sign has it
-larger = two(_extreme(">"))  # not a number if either is not
-smaller = two(_extreme("<"))
-where = three(lambda builder, condition, a, b: builder.select(condition, a, b))
+absolute = unary(llvm("fabs"))
+sqrt = unary(llvm("sqrt"))
+exp = unary(llvm("exp"))
+log = unary(llvm("log"))
+power = binary(llvm("pow"))
+fma = ternary(llvm("fma"))  # x · y + z, rounded once
+lerp = ternary(_lerp)  # x + z · (y - x), from whichever end is nearer
+negative = unary(lambda builder, x: builder.fneg(x))
+sign = unary(_sign)  # 0 for what is not a number, as torch.sign has it
+larger = binary(_extreme(">"))  # not a number if either is not
+smaller = binary(_extreme("<"))
+where = ternary(lambda builder, condition, a, b: builder.select(condition, a, b))
 # The order of a sum over a tensor is free: that is what lets several lanes carry it.
-sum_with = two(lambda builder, total, x: builder.fadd(total, x, flags=("reassoc",)))
+sum_with = binary(lambda builder, total, x: builder.fadd(total, x, flags=("reassoc",)))
 
 
 # The job
@@ -111,7 +111,7 @@ def _field(builder, job, name):
     return builder.load(builder.inttoptr(address, INT64.as_pointer()))
 
 
-def _entry(builder, table, index, kind=INT64):
+def _entry(builder, table, index, kind: ir.Type = INT64):
     return builder.gep(builder.inttoptr(table, kind.as_pointer()), [index])
 
 
@@ -149,14 +149,14 @@ def _chunk(part):
     return build
 
 
-thread_number = one(_ask_openmp("thread_number", 0))
-thread_count = one(_ask_openmp("thread_count", 1))
-shares = one(lambda builder, job: _field(builder, job, "shares"))
-first_chunk = two(_row_of("bounds"))
-tensor_of = two(_chunk(0))
-start_of = two(_chunk(1))
-length_of = two(_chunk(2))
-scalars_of = two(_row_of("rows"))
+thread_number = unary(_ask_openmp("thread_number", 0))
+thread_count = unary(_ask_openmp("thread_count", 1))
+shares = unary(lambda builder, job: _field(builder, job, "shares"))
+first_chunk = binary(_row_of("bounds"))
+tensor_of = binary(_chunk(0))
+start_of = binary(_chunk(1))
+length_of = binary(_chunk(2))
+scalars_of = binary(_row_of("rows"))
 
 
 @intrinsic

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 
 from steprule import errors
+from steprule.words import SCALAR_WORDS
 
 # Keys that schedulers, trainers and users put into groups; everything else must be a hyper-parameter.
 FOREIGN_KEYS = frozenset(
@@ -99,16 +100,9 @@ class Field:
                 raise errors.tensor_not_one_element(who, what, value.shape, group)
             if value.is_complex():
                 raise errors.wrong_type(who, what, value, "a real number", group)
-            number: float = value.item()
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            try:
-                value = number = float(value)  # numpy scalars and other number-likes
-            except (TypeError, ValueError):
-                raise errors.wrong_type(who, what, value, "a number", group) from None
+            number: float = value.detach().item()
         else:
-            number = value
-        if self.type in ("int", "int | None") and number != int(number):
-            raise errors.wrong_type(who, what, value, "a whole number", group)
+            value = number = self._plain(who, what, value, group)
         fine = (
             math.isfinite(number)
             and (self.at_least is None or number >= self.at_least)
@@ -118,7 +112,22 @@ class Field:
         )
         if not fine:
             raise errors.out_of_range(who, what, value, self.allowed, group)
+        if self.type == "int" and number != int(number):
+            raise errors.wrong_type(who, what, value, "a whole number", group)
         return value
+
+    def _plain(self, who: str, what: str, value: Any, group: int | None) -> float:
+        """A Python number for any kind of number; text and truths are none."""
+        if type(value) is int and abs(value) < 2**1000:
+            return value
+        try:
+            if isinstance(value, (bool, str, bytes)):
+                raise TypeError
+            return float(value)
+        except (TypeError, ValueError):
+            raise errors.wrong_type(who, what, value, "a number", group) from None
+        except OverflowError:
+            raise errors.out_of_range(who, what, value, self.allowed, group) from None
 
     def named(self, name: str, type_text: str) -> Field:
         """The field as the class body named it."""
@@ -146,24 +155,31 @@ class Slot:
             return ()
         return tuple(param.shape) if self.shape is None else self.shape(param.shape)
 
-    def start(self, group: dict[str, Any]) -> float:
-        """The value every entry starts at."""
-        return float(group[self.starts]) if isinstance(self.starts, str) else self.starts
-
     def create(self, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor | None:
         """The slot at its start."""
         shape = self.shape_for(param)
         if shape is None:
             return None
-        start = self.start(group)
+        given = group[self.starts] if isinstance(self.starts, str) else self.starts
+        start: float = given.detach().item() if isinstance(given, torch.Tensor) else given
         if self.per_tensor:
-            return torch.full((), start, dtype=scalar_dtype())
-        if self.shape is not None:
-            return param.new_full(shape, start)
-        state = torch.empty_like(param, memory_format=torch.preserve_format)
-        # A complex number counts as two real ones, so both parts start at the value.
-        (torch.view_as_real(state) if state.is_complex() else state).fill_(start)
+            state = torch.full((), start, dtype=scalar_dtype())
+        elif self.shape is not None:
+            state = param.new_full(shape, start)
+        else:
+            state = torch.empty_like(param, memory_format=torch.preserve_format)
+            # A complex number counts as two real ones, so both parts start at the value.
+            (torch.view_as_real(state) if state.is_complex() else state).fill_(start)
+        if isinstance(given, torch.Tensor) and given.requires_grad and group.get("differentiable"):
+            return torch.zeros_like(state) + given.reshape(())
         return state
+
+
+def _as_stored(x: float) -> float:
+    return torch.tensor(float(x), dtype=scalar_dtype()).item()
+
+
+SCALAR_WORDS["as_stored"] = _as_stored
 
 
 def scalar_dtype() -> torch.dtype:

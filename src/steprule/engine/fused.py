@@ -8,12 +8,12 @@ It keeps no gradient alive, goes into no checkpoint, and is not copied with its 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from operator import is_
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,9 +22,11 @@ from torch import Tensor
 
 from steprule.engine import cpu_kernel
 from steprule.engine.cpu_launch import Launch
+from steprule.engine.fields import Field
+from steprule.engine.kernel_cache import NoKernel
 from steprule.engine.program import Program
-from steprule.engine.reference import as_plain
 
+_OWN_DISPATCH = cast(Any, Tensor).__torch_dispatch__
 PLAIN = {Tensor, torch.nn.Parameter}
 
 _address: Callable[[Tensor], int] = Tensor.data_ptr
@@ -38,8 +40,7 @@ def step(optimizer: Any, group: dict[str, Any]) -> list[Tensor]:
     Returns the others that have gradients, untouched: they are for the reference runner.
     """
     program: Program = optimizer.program(group)
-    fields = type(optimizer).fields
-    values = {name: as_plain(group[name], None, False) for name in fields if name in group}
+    values = _hyperparameters(optimizer, group)
     plans = _plans.setdefault(optimizer, Plans())
     with plans.lock:
         # Keeps the gradients alive while the kernel reads them, whatever other threads do.
@@ -53,6 +54,18 @@ def step(optimizer: Any, group: dict[str, Any]) -> list[Tensor]:
         return plan.others
 
 
+def _hyperparameters(optimizer: Any, group: dict[str, Any]) -> dict[str, Any]:
+    """The group's options as a program's scalars take them: a tensor stays one, without its tape."""
+    fields: dict[str, Field] = cast(Any, type(optimizer)).fields
+    return {name: _detached(group[name]) for name in fields if name in group}
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_detached, cast(tuple[Any, ...], value)))
+    return value.detach().reshape(()) if isinstance(value, Tensor) else value
+
+
 def reasons(optimizer: Any, group: dict[str, Any]) -> dict[str, str]:
     """Of the last step: why which parameters were left to the reference runner, by name."""
     plan = _plans.setdefault(optimizer, Plans()).of(group)
@@ -64,7 +77,7 @@ def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str
     tensors = {"the parameter": param, "its gradient": gradient}
     tensors |= {f"its state '{key}'": value for key, value in slots.items()}
     for name, tensor in tensors.items():
-        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        if _wrapped(tensor):
             return f"{name} is a {type(tensor).__name__}"
         if tensor.layout != torch.strided:
             return f"{name} is sparse"
@@ -80,6 +93,12 @@ def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str
     if not _dense(param):
         return "the parameter's entries have gaps between them in memory"
     return cpu_kernel.why_not({name: tensor.dtype for name, tensor in tensors.items()})
+
+
+def _wrapped(tensor: Tensor) -> bool:
+    """Whether the tensor's operations are not torch's own, as a DTensor's are."""
+    kind: Any = type(tensor)
+    return kind.__torch_dispatch__ is not _OWN_DISPATCH
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -135,6 +154,7 @@ class Plan:
         self.params: list[Tensor] = list(group["params"])
         self.absent = [gradient is None for gradient in gradients]
         self.refused: list[tuple[Tensor, str]] = []
+        self._for_now: list[Tensor] = []
         together: dict[Any, list[int]] = {}
         shared = _sharing_memory(self.params)
         for place, (param, gradient) in enumerate(zip(self.params, gradients, strict=True)):
@@ -144,18 +164,23 @@ class Plan:
             state = optimizer.state_of(param, group)
             slots = self._slots(state)
             reason = why_not(param, gradient, slots)
-            if reason is None and place in shared:
+            if reason is not None:
+                self._for_now.append(param)
+            elif place in shared:
                 reason = "it shares memory with another parameter"
             if reason is not None:
                 self.refused.append((param, reason))
                 continue
             tensors = (param, gradient, *slots.values(), *(state[x] for x in _counters(program, state)))
             together.setdefault(tuple(x.dtype for x in tensors), []).append(place)
-        self.others = [param for param, _ in self.refused]
         self.states = [optimizer.state.get(param) for param in self.params]
-        self.batches = [
-            Batch(program, places, self.params, gradients, self.states) for places in together.values()
-        ]
+        self.batches: list[Batch] = []
+        for places in together.values():
+            try:
+                self.batches.append(Batch(program, places, self.params, gradients, self.states))
+            except NoKernel as missing:
+                self.refused += [(self.params[place], str(missing)) for place in places]
+        self.others = [param for param, _ in self.refused]
 
     def holds(self, state: Mapping[Tensor, Any], program: Program, gradients: Sequence[Tensor | None]) -> bool:
         """Whether all is as it was when the plan was made. Notes down where the gradients are."""
@@ -167,7 +192,7 @@ class Plan:
             and all(map(is_, map(state.get, params), self.states))
             and [gradient is None for gradient in gradients] == self.absent
             and all(batch.holds(gradients) for batch in self.batches)
-            and not any(self._acceptable(param, state[param]) for param in self.others)
+            and not any(self._acceptable(param, state[param]) for param in self._for_now)
         )
 
     def _acceptable(self, param: Tensor, state: dict[str, Any]) -> bool:
@@ -189,9 +214,12 @@ def _sharing_memory(params: Sequence[Tensor]) -> set[int]:
         for place, x in enumerate(params)
         if type(x) in PLAIN and x.numel() and x.layout == torch.strided
     )
-    for (_, end, place), (start, _, following) in pairwise(spans):
-        if start < end:
-            found |= {place, following}
+    reach, reaching = 0, 0
+    for start, end, place in spans:
+        if start < reach:
+            found |= {reaching, place}
+        if end > reach:
+            reach, reaching = end, place
     return found
 
 
@@ -252,9 +280,8 @@ class Batch:
     def _take(self, gradients: Sequence[Tensor | None]) -> bool:
         """Note down where the gradients are, if all have the form that the kernel expects."""
         own: list[Any] = [gradients[i] for i in self.places]
-        if not PLAIN.issuperset(map(type, own)):
-            if any(type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ for x in own):
-                return False
+        if not PLAIN.issuperset(map(type, own)) and any(map(_wrapped, own)):
+            return False
         try:
             addresses = list(map(_address, own))
             same = list(map(_contiguous, own)) == self.contiguous
@@ -311,10 +338,11 @@ class Counters:
             self._row_of = inverse.reshape(-1)
         rows: list[list[float]] = []
         after: list[Any] = []
-        for column in counts[:, self._first].T.tolist() if len(counts) else [[]]:
-            t = column.pop(0) + 1 if self._counts_steps else None
+        columns: list[list[float]] = counts[:, self._first].T.tolist() if len(counts) else [[]]
+        for column in columns:
+            t = column.pop(0) + 1 if self._counts_steps else math.nan
             own = dict(zip(self._letters, column, strict=True))
-            operands, new = self.program.scalars(values, t, own)  # type: ignore[arg-type]
+            operands, new = self.program.scalars(values, t, own)
             rows.append([float(x) for x in operands])
             after.append([float(x) for x in new])
         return rows, self._row_of, after
@@ -325,4 +353,5 @@ class Counters:
             self.tables[0] += 1
         for place, letter in enumerate(self.program.scalar_outputs):
             new = np.array([row[place] for row in after])[self._row_of]
-            self.tables[self.keys.index(self.program.scalar_slots[letter].key)].copy_(torch.from_numpy(new))
+            table = self.tables[self.keys.index(self.program.scalar_slots[letter].key)]
+            table.copy_(torch.as_tensor(new))

@@ -15,12 +15,11 @@ import stat
 import tempfile
 import threading
 from functools import cache
-from importlib import util
 from pathlib import Path
 from typing import Any
 
 _lock = threading.Lock()
-_loaded: dict[str, tuple[int, Any]] = {}
+_loaded: dict[str, tuple[int, Any] | NoKernel] = {}
 
 
 def _new_lock() -> None:
@@ -32,40 +31,45 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it at the fork
 
 
-def missing() -> str | None:
-    """Why no kernel can be compiled here, or None."""
-    if util.find_spec("numba") is None:
-        return "numba is not installed (pip install 'steprule[cpu]')"
-    return None
+class NoKernel(RuntimeError):
+    """Why a kernel cannot be had on this machine."""
 
 
 def address_of(name: str, text: str) -> int:
     """The address of the compiled kernel, which is a C function void(int64).
 
     name: what the files are called. text: the kernel's source, as `cpu_kernel` writes it.
+
+    Raises: NoKernel if it cannot be compiled here; asking again does not try again.
     """
+    with _lock:
+        if text not in _loaded:
+            try:
+                _loaded[text] = _obtain(name, text)
+            except Exception as error:
+                _loaded[text] = NoKernel(f"no kernel could be made ({type(error).__name__}: {error})")
+        found = _loaded[text]
+    if isinstance(found, NoKernel):
+        raise found
+    return found[0]
+
+
+def _obtain(name: str, text: str) -> tuple[int, Any]:
     from steprule.engine import kernel_compiler  # needs an optional library
 
     key = hashlib.sha256(f"{kernel_compiler.surroundings()}\n{text}".encode()).hexdigest()
-    with _lock:
-        if key not in _loaded:
-            _loaded[key] = _obtain(f"{name}-{key[:16]}", key, text)
-        return _loaded[key][0]
-
-
-def _obtain(name: str, key: str, text: str) -> tuple[int, Any]:
-    from steprule.engine import kernel_compiler
-
-    folder = cache_folder()
-    code = None if folder is None else _read(folder / f"{name}.o", key)
+    folder, name = cache_folder(), f"{name}-{key[:16]}"
+    if folder is None:
+        return kernel_compiler.link(kernel_compiler.machine_code(text, f"{name}.py"))
+    source, object_file = folder / f"{name}.py", folder / f"{name}.o"
+    # A full disk costs the next process a compilation, nothing else.
+    with contextlib.suppress(OSError):
+        _keep(source, text.encode())
+    code = _read(object_file, key)
     if code is None:
-        file = name if folder is None else str(folder / f"{name}.py")
-        code = kernel_compiler.machine_code(text, file)
-        if folder is not None:
-            # A full or read-only disk costs the next process a compilation, nothing else.
-            with contextlib.suppress(OSError):
-                _write(folder / f"{name}.py", text.encode())
-                _write(folder / f"{name}.o", _digest(key, code) + code)
+        code = kernel_compiler.machine_code(text, str(source))
+        with contextlib.suppress(OSError):
+            _keep(object_file, _digest(key, code) + code)
     return kernel_compiler.link(code)
 
 
@@ -126,7 +130,11 @@ def _read(file: Path, key: str) -> bytes | None:
     return code if code and content[:size] == _digest(key, code) else None
 
 
-def _write(file: Path, content: bytes) -> None:
+def _keep(file: Path, content: bytes) -> None:
+    """Put the file there, whole or not at all, unless it is there already."""
+    with contextlib.suppress(OSError):
+        if file.read_bytes() == content:
+            return
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=".unfinished-")
     try:
         with os.fdopen(handle, "wb") as stream:

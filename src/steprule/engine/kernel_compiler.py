@@ -12,6 +12,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from steprule.engine.cpu_threads import JOB
+
 ENTRY = "steprule_kernel"
 
 
@@ -32,14 +34,16 @@ def machine() -> Any:
 @cache
 def surroundings() -> str:
     """Everything but its text that a kernel's machine code depends on."""
-    words = Path(__file__).with_name("cpu_words.py").read_bytes()
+    here = Path(__file__)
+    texts = here.read_bytes() + here.with_name("cpu_words.py").read_bytes()
     parts = (
+        *JOB,
         metadata.version("numba"),
         metadata.version("llvmlite"),
         llvm.get_default_triple(),
         llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
-        hashlib.sha256(words).hexdigest(),
+        hashlib.sha256(texts).hexdigest(),
     )
     return "\n".join(parts)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,8 +18,23 @@ from steprule.engine.fields import FOREIGN_KEYS, Field, Slot, scalar_dtype
 DECAY_MODES = ("l2", "decoupled", "absolute")
 
 
-# A compiled training step calls the same kernels as any other, and is never compiled anew for an lr.
-_never_traced = cast(Callable[[Any], Any], torch.compiler.disable)
+def _never_traced(step: Callable[..., Any]) -> Any:
+    """Have a compiler leave `step` alone.
+
+    A compiled training step then calls the same kernels as any other, and is never compiled anew for an lr.
+    torch.compiler.disable imports the compiler, which takes seconds, so it waits until somebody else has.
+    """
+    left_alone: list[Callable[..., Any]] = []
+
+    @wraps(step)
+    def entry(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return step(self, closure)
+        if not left_alone:
+            left_alone.append(cast(Any, torch.compiler.disable)(step))
+        return left_alone[0](self, closure)
+
+    return entry
 
 
 class WeightDecay:
@@ -180,9 +197,14 @@ class CheckedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            self._check_group(group)
+        for group in self.param_groups:
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 self._step_group(group)
         return loss
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Refuse gradients before anything moves; rules add their own."""
 
     def _step_group(self, group: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -273,6 +295,8 @@ def _as_groups(who: str, params: Any) -> Any:
         raise errors.bare_tensor(who, type(params).__name__)
     if isinstance(params, (set, frozenset)):
         raise errors.unordered_params(who)
+    if callable(params):
+        raise errors.function_for_params(who, getattr(cast(object, params), "__name__", "it"))
     if isinstance(params, (str, bytes, dict)) or not isinstance(params, Iterable):
         raise errors.bare_tensor(who, type(cast(object, params)).__name__)
     groups = list(cast(Iterable[Any], params))

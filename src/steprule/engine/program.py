@@ -11,6 +11,7 @@ dtypes, devices and of the values of the hyper-parameters, so that a schedule ne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -142,6 +143,14 @@ class _Memory:
 
     def name(self, text: str) -> str:
         return self.names.setdefault(text, f"s{len(self.names)}")
+
+    def spelt(self, name: str) -> str:
+        """An expression as the rule wrote it, for messages."""
+        text = next(text for text, known in self.names.items() if known == name)
+        for part in _words_of(text):
+            if part in self.names.values():
+                text = re.sub(rf"\b{part}\b", lambda _, part=part: self.spelt(part), text)
+        return re.sub(r"h\['(\w+)'\]", r"h.\1", text)
 
     def symbol(self, text: str) -> Symbol:
         return Symbol(self, self.name(text))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine.compose import Hyper, Slots, Update, Worn, one_step
-from steprule.engine.fields import Slot
+from steprule.engine.fields import Slot, scalar_dtype
 from steprule.words import Number
 
 
@@ -31,6 +31,10 @@ def _exponential(x: Tensor, w: Any) -> Tensor:
 
 def _norm(x: Tensor) -> Tensor:
     return x.square().sum().sqrt()
+
+
+def _as_stored(x: Tensor) -> Tensor:
+    return x.to(scalar_dtype()).to(x.dtype)
 
 
 def _larger(a: Tensor, b: Any) -> Tensor:
@@ -70,6 +74,7 @@ WORDS: dict[str, Callable[..., Any]] = {
     "greater_equal": torch.ge,
     "equal": torch.eq,
     "not_equal": torch.ne,
+    "as_stored": _as_stored,
     "mean": torch.mean,
     "norm": _norm,
     "largest": torch.amax,

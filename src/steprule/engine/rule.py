@@ -27,6 +27,8 @@ class RuleOptimizer(CheckedOptimizer):
     gradients: ClassVar[str] = "dense"
     complex_error: ClassVar[type[Exception] | None] = None
     torch_flags: ClassVar[tuple[str, ...]] = FLAGS
+    # Group keys that torch's rule of this name holds at one value.
+    fixed: ClassVar[dict[str, Any]] = {}
     traced: ClassVar[bool] = True
     # Whether `update` sees the parameter after a decoupled decay, or as it was.
     decays_first: ClassVar[bool] = True
@@ -36,16 +38,22 @@ class RuleOptimizer(CheckedOptimizer):
             # torch's rules differ in the switches they know; groups hold the same keys as theirs.
             if flag not in self.torch_flags and not defaults.get(flag):
                 defaults.pop(flag, None)
-        super().__init__(params, defaults)
+        super().__init__(params, {**defaults, **self.fixed})
         if self.traced:
             for group in self.param_groups:
                 self.program(group)
 
     def _known_keys(self) -> set[str]:
-        return set(self.fields)
+        return set(self.fields) | set(self.fixed)
 
     def _check_combinations(self, group: dict[str, Any], index: int | None) -> None:
         who = type(self).__name__
+        for name, value in self.fixed.items():
+            if group[name] != value:
+                raise errors.out_of_range(who, name, group[name], repr(value), index)
+        if not self.traced and group.get("differentiable"):
+            fix = f"{who} reads numbers of the whole matrix on the host; there is no tape through them."
+            raise errors.contradiction(who, "differentiable=True", "a rule on matrices", fix)
         if group.get("fused") and group.get("differentiable"):
             fix = "A fused kernel leaves no tape; drop one."
             raise errors.contradiction(who, "`fused`", "`differentiable`", fix, RuntimeError)
@@ -92,7 +100,8 @@ class RuleOptimizer(CheckedOptimizer):
         """The state of a parameter; what is missing is created at its start."""
         state = self.state[param]
         if "step" not in state and self.counts(group):
-            state["step"] = make_step_counter()
+            # torch counts SparseAdam's steps in a plain int, and cannot go on from a tensor bit for bit.
+            state["step"] = 0 if self.gradients == "rows only" else make_step_counter()
         for slot in self.slots.values():
             if slot.key not in state and slot.exists(group):
                 created = slot.create(param, group)
@@ -113,9 +122,17 @@ class RuleOptimizer(CheckedOptimizer):
         self.init_state()
         for state in self.state.values():
             for value in state.values():
-                value.share_memory_()
+                if isinstance(value, Tensor):
+                    value.share_memory_()
 
     # Stepping
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        if len(self.param_groups) == 1 and runners.choose(type(self), group).runner == "cpu_kernel":
+            return  # its plan checks every gradient, whenever one changes its kind
+        for param in group["params"]:
+            if param.grad is not None:
+                self.check_gradient(param, param.grad, group)
 
     def _step_group(self, group: dict[str, Any]) -> None:
         runner = runners.choose(type(self), group).runner
@@ -201,5 +218,6 @@ def run_on_slots(optimizer: RuleOptimizer, update: Update, group: dict[str, Any]
     with torch.no_grad():
         for param in group["params"]:
             if param.grad is not None:
+                optimizer.check_gradient(param, param.grad, group)
                 state = optimizer.state_of(param, group)
                 reference.run(type(optimizer), update, Worn(), group, param, param.grad, state, extra)

@@ -30,16 +30,18 @@ def run(
     if optimizer.gradients == "rows" and group.get("momentum"):
         # Momentum moves every row, so the zeros of the gradient count.
         gradient = gradient.to_dense()
+    t = None
     if "step" in state:
         state["step"] += 1
-    t = state["step"].item() if "step" in state else None
+        t = float(state["step"])
     if not gradient.is_sparse:
         reference.run(type(optimizer), update, worn, group, param, gradient, state, t)
         return
     if touched.numel() == 0:
         return
     where = tuple(touched)
-    rows = {k: v[where] if v.shape == param.shape else v for k, v in state.items()}
+    slots = {k: v for k, v in state.items() if k != "step"}
+    rows = {k: v[where] if v.shape == param.shape else v for k, v in slots.items()}
     values = param[where].clone()
     reference.run(type(optimizer), update, worn, group, values, gradient._values(), rows, t)
     for key, value in rows.items():

@@ -22,7 +22,7 @@ def order_of_epoch(length: int, seed: int, epoch: int) -> Tensor:
 
 def seed_everything(seed: int) -> None:
     """Seed torch, numpy and the standard library, which a user's own data may draw from."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     numpy.random.seed(seed)
     random.seed(seed)
 

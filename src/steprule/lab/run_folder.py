@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -68,7 +69,7 @@ class RunFolder:
             values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             settings: dict[str, Any] = values["hyperparameters"]
             for name, value in settings.items():
-                settings[name] = tuple(value) if type(value) is list else value
+                settings[name] = tuple(cast("list[Any]", value)) if isinstance(value, list) else value
             config = RunConfig(**values)
             if not all(type(values[name]) is int for name in WHOLE_NUMBERS):
                 raise TypeError(f"{', '.join(WHOLE_NUMBERS)} must be whole numbers")
@@ -78,19 +79,22 @@ class RunFolder:
             raise LabError(f"{file} cannot be read as a run's configuration: {error}.") from error
         return config
 
-    def open(self) -> None:
-        """Open the metrics for writing and keep other processes out until `close`."""
+    @contextmanager
+    def opened(self) -> Generator[None]:
+        """Keep the run to this process: nothing below can be done otherwise.
+
+        Raises `LabError` if the folder cannot be written or another process trains in it.
+        """
         file = self.path / METRICS
         try:
-            self._metrics = open(file, "ab", buffering=0)  # noqa: SIM115
+            stream = open(file, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise LabError(f"cannot write {file}: {error.strerror}.") from error
-        _lock(self._metrics, self.path)
-
-    def close(self) -> None:
-        """Let go of the folder, so that another process may resume the run."""
-        if self._metrics is not None:
-            self._metrics.close()
+        with stream:
+            _lock(stream, self.path)
+            self._metrics = stream
+            yield
+        self._metrics = None
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -142,7 +146,7 @@ class RunFolder:
 
     def _opened(self) -> IO[bytes]:
         if self._metrics is None:
-            raise RuntimeError("RunFolder.open() comes before reading or writing a run.")
+            raise RuntimeError("a RunFolder is read and written inside `with folder.opened():`")
         return self._metrics
 
 
@@ -221,5 +225,4 @@ def _lock(stream: IO[bytes], path: Path) -> None:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        stream.close()
         raise LabError(f"another process is training in '{path}' now.") from None

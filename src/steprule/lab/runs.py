@@ -89,9 +89,9 @@ def start(asked: Asked, out: Path | None) -> None:
     training = rehearse(task, config)
     folder = new_run_folder(out, config.label)
     folder.save_config(training.config)
-    folder.open()
-    training.save(folder)
-    _carry_out(training, folder)
+    with folder.opened():
+        training.save(folder)
+        _carry_out(training, folder)
 
 
 def go_on(asked: Asked, out: Path | None) -> None:
@@ -104,19 +104,19 @@ def go_on(asked: Asked, out: Path | None) -> None:
             f"'{folder.path}' cannot go on with {', '.join(differences)}. Leave the option out, or "
             "start a new run without --resume. Only --epochs may grow, when there is no schedule."
         )
-    folder.open()
-    state = folder.load_checkpoint()
-    seed_everything(config.seed)
-    task = load_task(config.task)
-    _say_what_changed(config, facts_of(task))
-    torch.set_num_threads(config.threads)
-    longer = replace(config, epochs=asked.epochs or config.epochs)
-    training = Training(task, longer)
-    training.load(state)
-    if longer != config:
-        folder.save_config(longer)
-    folder.cut_metrics(state)
-    _carry_out(training, folder)
+    with folder.opened():
+        state = folder.load_checkpoint()
+        seed_everything(config.seed)
+        task = load_task(config.task)
+        _say_what_changed(config, facts_of(task))
+        torch.set_num_threads(config.threads)
+        longer = replace(config, epochs=asked.epochs or config.epochs)
+        training = Training(task, longer)
+        training.load(state)
+        if longer != config:
+            folder.save_config(longer)
+        folder.cut_metrics(state)
+        _carry_out(training, folder)
 
 
 def facts_of(task: Task) -> dict[str, str]:
@@ -151,8 +151,6 @@ def _carry_out(training: Training, folder: RunFolder) -> None:
         raise Stopped(
             f"stopped. Go on from the last checkpoint: steprule train --resume --out {folder.path}"
         ) from None
-    finally:
-        folder.close()
 
 
 def _finish(training: Training, folder: RunFolder) -> None:

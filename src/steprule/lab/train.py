@@ -171,15 +171,17 @@ def rehearse(task: Task, config: RunConfig) -> Training:
     try:
         copied = replace(task, model=copy.deepcopy(task.model))
         trial = Training(copied, config)
-        for name, data in (("validation", trial.validation), ("test", trial.test)):
-            if data is not None:
-                trial.measure(name, Batches(1, data.fetch))
-        batch = trial.train.fetch(torch.arange(min(config.batch_size, len(trial.train))))
-        estimate_curvature(copied, trial.model, trial.optimizer, batch)
-        step_on(copied, trial.model, trial.optimizer, batch)
+        for name, data in trial.splits().items():
+            trial.measure(name, Batches(1, data.fetch))
     except LabError:
         raise
     except Exception as error:  # the task may be a user's own and fail in any way
-        raise LabError(f"{config.optimizer} cannot train this task: {told(error)}.") from error
+        raise LabError(f"the task failed when it was tried: {told(error)}.") from error
+    batch = trial.train.fetch(torch.arange(min(config.batch_size, len(trial.train))))
+    try:
+        estimate_curvature(copied, trial.model, trial.optimizer, batch)
+        step_on(copied, trial.model, trial.optimizer, batch)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise LabError(f"{config.optimizer} cannot train this task: {error}") from error
     set_random_state(kept)
     return training

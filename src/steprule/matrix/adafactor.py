@@ -53,7 +53,6 @@ class Adafactor(Matrix, flags="foreach maximize"):
 
     @staticmethod
     def update(h: Adafactor, p: Number, g: Number, s: Adafactor, t: float) -> Number:
-        """One step."""
         eps1, eps2 = h.eps
         floor = torch.finfo(p.handle.dtype).eps if eps1 is None else eps1
         weight = t**h.beta2_decay

@@ -44,7 +44,6 @@ class Muon(Matrix, flags=""):
 
     @staticmethod
     def update(h: Muon, p: Number, g: Number, s: Muon, t: float) -> Number:
-        """One step."""
         s.m = ema(s.m, g, h.momentum)
         u = lerp(g, s.m, h.momentum) if h.nesterov else s.m
         rows, columns = p.handle.shape

@@ -20,7 +20,7 @@ def _norm(tensor: Tensor, **options: Any) -> Tensor:
 def rms(x: Number) -> float:
     """‖x‖ / √n, the root mean square over the whole tensor, as a plain number."""
     tensor: Tensor = x.handle
-    return float(_norm(tensor)) / (tensor.numel() ** 0.5)
+    return _norm(tensor).item() / (max(1, tensor.numel()) ** 0.5)
 
 
 def mean_square(x: Number, dim: int) -> Number:

@@ -1,0 +1,345 @@
+"""Prints a program as the source of a GPU kernel: one pass over memory for all tensors of the program.
+
+The source is Python for Triton, meant to be read: it stands in the cache folder. Each word of a program is
+one line of it, by the table below. All numbers are computed in float32, or in float64 where the arrays are,
+and rounded once, to the nearest with ties to even, when they are stored.
+
+Two functions make a pass: `entries` does the work for one block of entries, `kernel` walks one chunk of one
+tensor. Full blocks are not masked, so that every thread loads and stores 16 bytes at a time. Where a pass
+reduces, `combine` adds up what the chunks of each tensor came to, always in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from steprule.engine.cpu_kernel import DTYPES, Source
+from steprule.engine.program import Instruction, Operand, Pass, Program, Register
+
+# What each word becomes; the operands' texts are filled in. `-x` would be `0 - x` in Triton, and lose a sign.
+WORDS = {
+    "neg": "{0} * -1.0",
+    "abs": "tl.abs({0})",
+    "sqrt": "tl.sqrt_rn({0})",
+    "sign": "tl.where({0} > 0.0, 1.0, tl.where({0} < 0.0, -1.0, 0.0)).to(number)",
+    # The fast exponential of GPUs is off by many units in the last place for large x.
+    "exp": "tl.exp({0}.to(tl.float64)).to(number)",
+    "log": "tl.log({0}.to(tl.float64)).to(number)",
+    "reciprocal": "tl.div_rn(1.0, {0})",
+    "shift": "{0} + {1}",
+    "scale": "{0} * {1}",
+    "divide": "tl.div_rn({0}, {1})",
+    "power": "power({0}, {1})",
+    "exponential": "power({1}, {0})",
+    "add": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "mul": "{0} * {1}",
+    "div": "tl.div_rn({0}, {1})",
+    "add_scaled": "tl.fma({2}, {1}, {0})",
+    "addcmul": "tl.fma({3} * {1}, {2}, {0})",
+    "lerp": "tl.where(tl.abs({2}) < 0.5, tl.fma({2}, {1} - {0}, {0}), tl.fma({1} - {0}, {2} - 1.0, {1}))",
+    "larger": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
+    "smaller": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
+    "less": "{0} < {1}",
+    "less_equal": "{0} <= {1}",
+    "greater": "{0} > {1}",
+    "greater_equal": "{0} >= {1}",
+    "equal": "{0} == {1}",
+    "not_equal": "{0} != {1}",
+}
+
+# Double precision is rounded correctly by the plain words.
+WORDS_IN_DOUBLE = {
+    "sqrt": "tl.sqrt({0})",
+    "exp": "tl.exp({0})",
+    "log": "tl.log({0})",
+    "reciprocal": "1.0 / {0}",
+    "divide": "{0} / {1}",
+    "div": "{0} / {1}",
+}
+
+# Powers that torch computes without `pow`, in words.
+POWERS: dict[float, tuple[str, ...]] = {
+    1.0: (),
+    2.0: ("square",),
+    3.0: ("cube",),
+    0.5: ("sqrt",),
+    -0.5: ("sqrt", "reciprocal"),
+    -1.0: ("reciprocal",),
+    -2.0: ("square", "reciprocal"),
+}
+PRODUCTS = {"square": "{0} * {0}", "cube": "{0} * {0} * {0}"}
+
+POWER = '''
+@triton.jit
+def power(x, y):
+    """xʸ as C's `pow` has it, by way of double precision."""
+    x, y = x.to(tl.float64), y.to(tl.float64)
+    size = tl.exp(y * tl.log(tl.abs(x)))
+    size = tl.where((y == 0.0) | (tl.abs(x) == 1.0), 1.0, size)
+    odd = tl.floor(y * 0.5) * 2.0 != y
+    negative = x.to(tl.int64, bitcast=True) < 0
+    size = tl.where(negative & odd, size * -1.0, size)
+    undefined = (x < 0.0) & (tl.floor(y) != y) & (tl.abs(x) < float("inf"))
+    return tl.where(undefined | ((x != x) & (y != 0.0)), float("nan"), size).to(tl.float32)
+
+'''
+
+# How a reduction starts, and takes one block of numbers in; what is masked out counts as its start.
+REDUCTIONS = {
+    "mean": ("0.0", "{0} + {1}"),
+    "norm": ("0.0", "{0} + {1} * {1}"),
+    "largest": ('float("-inf")', "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})"),
+}
+
+# How its lanes become one number, and how the numbers of all chunks become the result.
+FOLDS = {
+    "mean": ("tl.sum({0})", "{0} / tl.load(lengths + tensor)"),
+    "norm": ("tl.sum({0})", "tl.sqrt({0})"),
+    "largest": (
+        'tl.where(tl.max(tl.where({0} == {0}, 0, 1)) == 0, tl.max({0}), float("nan"))',
+        "{0}",
+    ),
+}
+
+
+def why_not(program: Program, dtypes: Mapping[str, torch.dtype]) -> str | None:
+    """Why no kernel can be printed for this program over arrays of these dtypes, or None."""
+    for name, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            return f"{name} is {dtype}, which no GPU kernel is written for"
+    if torch.float64 not in dtypes.values():
+        return None
+    if len(set(dtypes.values())) > 1:
+        return "float64 is mixed with another precision"
+    if any(_needs_power(step) for step in program.instructions):
+        return "no GPU kernel is written for powers in double precision"
+    return None
+
+
+def _needs_power(step: Instruction) -> bool:
+    """Whether the word is a power that no product, quotient or root makes."""
+    if step.word == "exponential":
+        return True
+    exponent = step.operands[-1]
+    return step.word == "power" and not (isinstance(exponent, float) and exponent in POWERS)
+
+
+def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]:
+    """The kernels of a program, one per pass.
+
+    dtypes: of 'p', 'g' and every slot letter of the program.
+    """
+    printed: list[Source] = []
+    sweeps = program.passes()
+    reductions: dict[int, int] = {}
+    for sweep in sweeps:
+        for step in sweep.reductions:
+            reductions[step.out.index] = len(reductions)
+    for number, sweep in enumerate(sweeps):
+        title = f"{program.rule}, pass {number + 1} of {len(sweeps)}"
+        printer = _Printer(program, sweep, dtypes, reductions)
+        kinds = "-".join(dict.fromkeys(DTYPES[dtypes[name]] for name in program.inputs))
+        name = "-".join(filter(None, (program.rule, "gpu", kinds, str(number + 1) * (len(sweeps) > 1))))
+        printed.append(Source(name, printer.text(title)))
+    return printed
+
+
+class _Printer:
+    def __init__(
+        self,
+        program: Program,
+        sweep: Pass,
+        dtypes: Mapping[str, torch.dtype],
+        reductions: Mapping[int, int],
+    ):
+        self.program = program
+        self.sweep = sweep
+        self.dtypes = {name: DTYPES[dtypes[name]] for name in program.inputs}
+        self.reductions = reductions
+        self.number = "tl.float64" if "float64" in self.dtypes.values() else "tl.float32"
+        self.touched = [name for name in program.inputs if name in sweep.inputs or name in sweep.outputs]
+        used = {x for step in sweep.instructions for x in step.operands}
+        self.scalars = [i for i in range(program.scalar_count) if any(str(x) == f"c{i}" for x in used)]
+        self.totals = [f"total{place}" for place in range(len(sweep.reductions))]
+
+    def text(self, title: str) -> str:
+        """The whole source."""
+        head = f'"""{title}; written by steprule.\n\n{self.program}\n"""\n\n'
+        head += "import triton\nimport triton.language as tl\n\n"
+        power = POWER if any(map(_needs_power, self.sweep.instructions)) else ""
+        functions = [self._entries(), self._kernel()]
+        functions += [self._combine()] if self.totals else []
+        text = head + power + "\n" + "\n\n\n".join("\n".join(lines) for lines in functions) + "\n"
+        return text.replace(".to(number)", f".to({self.number})")
+
+    # One block of entries
+
+    def _entries(self) -> list[str]:
+        """The function that loads, computes and stores."""
+        given = [*(f"at_{name}" for name in self.touched), *self._constants(), *self.totals]
+        lines = ["@triton.jit", f"def entries({', '.join([*given, 'i', 'inside'])}):"]
+        for name, register in self.sweep.inputs.items():
+            lines.append(f"    {register} = {self._load(name)}")
+        for step in self.sweep.instructions:
+            if step.out.kind != "reduced":
+                lines += [f"    {step.out} = {x}" for x in self._expressions(step)]
+        for total, step in zip(self.totals, self.sweep.reductions, strict=True):
+            start, form = REDUCTIONS[step.word]
+            value = self._number(step.operands[0])
+            lines += [f"    value = {value}.to(tl.float64)"]
+            lines += ["    if inside is not None:", f"        value = tl.where(inside, value, {start})"]
+            lines += [f"    {total} = {form.format(total, 'value')}"]
+        for name, register in self.sweep.outputs.items():
+            lines += [f"    {line}" for line in self._store(name, self._number(register))]
+        return [*lines, f"    return {', '.join(self.totals)}"] if self.totals else lines
+
+    def _constants(self) -> list[str]:
+        """What `entries` is handed because it is the same for all entries of a tensor."""
+        inside = [x for x in self.sweep.instructions if x.out.kind != "reduced"]
+        used = {x for step in (*inside, *self.sweep.reductions) for x in step.operands}
+        used |= set(self.sweep.outputs.values())
+        reduced = {str(x) for x in used if isinstance(x, Register) and x.kind == "reduced"}
+        names = {str(x) for x in used}
+        scaling = ["unscale"] if "g" in self.sweep.inputs else []
+        return [*scaling, *(f"c{i}" for i in self.scalars if f"c{i}" in names), *sorted(reduced)]
+
+    def _load(self, name: str) -> str:
+        loaded = f"tl.load(at_{name} + i, inside)"
+        if self.dtypes[name] == "bfloat16":
+            loaded = f"({loaded}.to(tl.uint32) << 16).to(tl.float32, bitcast=True)"
+        elif f"tl.{self.dtypes[name]}" != self.number:
+            loaded += ".to(number)"
+        return f"{loaded} * unscale" if name == "g" else loaded
+
+    def _store(self, name: str, value: str) -> list[str]:
+        """Lines that store; bfloat16 is rounded on its bits, which is the same on every machine."""
+        if self.dtypes[name] != "bfloat16":
+            cast = "" if f"tl.{self.dtypes[name]}" == self.number else f".to(tl.{self.dtypes[name]})"
+            return [f"tl.store(at_{name} + i, {value}{cast}, inside)"]
+        return [
+            f"bits = {value}.to(tl.uint32, bitcast=True)",
+            "bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16",
+            f"tl.store(at_{name} + i, tl.where({value} == {value}, bits, 0x7FC0).to(tl.uint16), inside)",
+        ]
+
+    # One chunk of a tensor
+
+    def _kernel(self) -> list[str]:
+        """The function that every program of the launch runs, on a chunk of its own."""
+        given = ["pointers", "chunks", "rows", "scalars", "scaling"]
+        given += ["reduced", "partials"] if self.reductions else []
+        flags = ["ALIGNED: tl.constexpr", "BLOCK: tl.constexpr"]
+        lines = ["@triton.jit", f"def kernel({', '.join([*given, *flags])}):"]
+        lines += [f"    {line}" for line in self._before()]
+        call = f"entries({', '.join([*(f'at_{x}' for x in self.touched), *self._constants(), *self.totals])}"
+        kept = f"{', '.join(self.totals)} = " if self.totals else ""
+        lines += [
+            "    lanes = tl.arange(0, BLOCK)",
+            "    full = length // BLOCK * BLOCK",
+            "    for first in range(0, full, BLOCK):",
+            f"        {kept}{call}, first + lanes, None)",
+            "    if full < length:",
+            "        rest = full + lanes",
+            f"        {kept}{call}, rest, rest < length)",
+        ]
+        for place, (total, step) in enumerate(zip(self.totals, self.sweep.reductions, strict=True)):
+            folded = FOLDS[step.word][0].format(total)
+            cell = f"{len(self.totals)} * tl.program_id(0).to(tl.int64) + {place}"
+            lines.append(f"    tl.store(partials + {cell}, {folded})")
+        return lines
+
+    def _before(self) -> Iterator[str]:
+        """Where the chunk is, and what is the same for all its entries; a skipped step has no entries."""
+        yield "chunk = chunks + 3 * tl.program_id(0).to(tl.int64)"
+        yield "tensor, start = tl.load(chunk), tl.load(chunk + 1)"
+        yield "length = tl.where(tl.load(scaling + 1) == 0.0, tl.load(chunk + 2), 0).to(tl.int32)"
+        if "g" in self.sweep.inputs:
+            yield "unscale = tl.load(scaling).to(number)"
+        arrays = list(self.program.inputs)
+        for name in self.touched:
+            kind = "uint16" if self.dtypes[name] == "bfloat16" else self.dtypes[name]
+            address = f"tl.load(pointers + {len(arrays)} * tensor + {arrays.index(name)})"
+            yield f"at_{name} = {address}.to(tl.pointer_type(tl.{kind})) + start"
+        yield "if ALIGNED:"
+        for name in self.touched:
+            yield f"    at_{name} = tl.multiple_of(at_{name}, 16)"
+        if self.scalars:
+            yield f"row = scalars + {self.program.scalar_count} * tl.load(rows + tensor)"
+        for index in self.scalars:
+            yield f"c{index} = tl.load(row + {index})"
+        for register in self.sweep.reduced:
+            cell = f"{len(self.reductions)} * tensor + {self.reductions[register.index]}"
+            yield f"{register} = tl.load(reduced + {cell}).to(number)"
+        for step in self.sweep.instructions:
+            if step.out.kind == "reduced":
+                yield from (f"{step.out} = {x}" for x in self._expressions(step))
+        for total, step in zip(self.totals, self.sweep.reductions, strict=True):
+            yield f"{total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)"
+
+    # All chunks of a tensor
+
+    def _combine(self) -> list[str]:
+        """The function that finishes the reductions of a tensor from those of its chunks, in order."""
+        lines = [
+            "@triton.jit",
+            "def combine(bounds, lengths, partials, reduced, BLOCK: tl.constexpr):",
+            "    tensor = tl.program_id(0).to(tl.int64)",
+            "    chunk, end = tl.load(bounds + tensor), tl.load(bounds + tensor + 1)",
+        ]
+        count = len(self.totals)
+        steps = list(zip(self.totals, self.sweep.reductions, strict=True))
+        for total, step in steps:
+            lines.append(f"    {total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)")
+        lines += ["    while chunk < end:", "        lanes = chunk + tl.arange(0, BLOCK)"]
+        for place, (total, step) in enumerate(steps):
+            start, form = REDUCTIONS["largest" if step.word == "largest" else "mean"]
+            value = f"tl.load(partials + {count} * lanes + {place}, lanes < end, {start})"
+            lines += [f"        value = {value}", f"        {total} = {form.format(total, 'value')}"]
+        lines.append("        chunk += BLOCK")
+        for total, step in steps:
+            lanes, whole = FOLDS[step.word]
+            cell = f"{len(self.reductions)} * tensor + {self.reductions[step.out.index]}"
+            lines.append(f"    {total} = {lanes.format(total)}")
+            lines.append(f"    tl.store(reduced + {cell}, {whole.format(total)})")
+        return lines
+
+    # One word
+
+    def _expressions(self, step: Instruction) -> list[str]:
+        """What the word's register is set to; where there are several, each builds on the one before."""
+        if step.word == "where":
+            return [self._where(step)]
+        texts = [self._number(operand) for operand in step.operands]
+        if step.word == "clamp":
+            low, high = self._form("larger"), self._form("smaller")
+            return [low.format(texts[0], texts[1]), high.format(step.out, texts[2])]
+        exponent = step.operands[-1]
+        if step.word == "power" and isinstance(exponent, float) and exponent in POWERS:
+            forms = [self._form(word) for word in POWERS[exponent]] or ["{0}"]
+            return [form.format(step.out if i else texts[0]) for i, form in enumerate(forms)]
+        return [self._form(step.word).format(*texts)]
+
+    def _form(self, word: str) -> str:
+        if self.number == "tl.float64" and word in WORDS_IN_DOUBLE:
+            return WORDS_IN_DOUBLE[word]
+        return PRODUCTS[word] if word in PRODUCTS else WORDS[word]
+
+    def _where(self, step: Instruction) -> str:
+        condition, a, b = step.operands
+        if isinstance(condition, float):
+            return self._number(a if condition else b)
+        is_mask = isinstance(condition, Register) and condition.kind == "mask"
+        test = str(condition) if is_mask else f"{condition} != 0.0"
+        return f"tl.where({test}, {self._number(a)}, {self._number(b)})"
+
+    def _number(self, operand: Operand) -> str:
+        """The operand's text; a comparison counts as 1 or 0, as in torch."""
+        if isinstance(operand, float):
+            value = repr(operand) if abs(operand) < float("inf") else f'float("{operand}")'
+            return f"tl.full((), {value}, {self.number})"
+        if isinstance(operand, Register) and operand.kind == "mask":
+            return f"tl.where({operand}, 1.0, 0.0).to(number)"
+        return str(operand)

@@ -1,0 +1,90 @@
+"""How the tests of the command line run it: in this process for its messages, in another to be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import steprule
+from steprule.lab.cli import main
+
+SOURCE = Path(steprule.__file__).parents[1]
+
+# Draws from every global generator, in the data and in the model, and can be slowed from outside.
+OWN_TASK = """
+import os, random, time
+import numpy, torch
+from torch import nn
+from steprule.lab import Task, accuracy
+
+class Noisy:
+    def __init__(self, first, last):
+        self.first, self.last = first, last
+    def __len__(self):
+        return self.last - self.first
+    def __getitem__(self, i):
+        time.sleep(float(os.environ.get("SLOW", "0")))
+        label = (self.first + i) % 3
+        noise = numpy.random.randn() + random.random() + torch.randn(4)
+        return label + 0.3 * noise, label
+
+def task():
+    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    return Task(model=model, train=Noisy(0, 240), validation=Noisy(240, 270), test=Noisy(270, 300),
+                loss=nn.functional.cross_entropy, score=accuracy, epochs=3, batch_size=4, threads=1)
+"""
+
+
+@dataclass
+class Answer:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Answer:
+    """Run a command in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    captured = capsys.readouterr()
+    return Answer(int(ended.value.code or 0), captured.out, captured.err)
+
+
+def assert_refused(answer: Answer, *parts: str) -> None:
+    """One line on stderr, exit code 2, and every part in the line."""
+    assert answer.code == 2, answer
+    assert answer.err.count("\n") == 1, answer.err
+    assert answer.err.startswith("steprule: "), answer.err
+    for part in parts:
+        assert part in answer.err, answer.err
+
+
+def start_process(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from steprule.lab.cli import main; main()", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def metrics_in(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    """All files beneath a folder."""
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
