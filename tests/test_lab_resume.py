@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from torch import nn
 
 import steprule
 from steprule.lab import Task
+from steprule.lab.cli import main
 from steprule.lab.errors import LabError
 from steprule.lab.randomness import seed_everything
 from steprule.lab.run_folder import RunConfig, RunFolder
@@ -29,6 +31,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN_TASK)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run, made once, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "own.py").write_text(OWN_TASK)
+    arguments = (*TRAIN[:2], f"{folder}/own.py:task", *TRAIN[3:], "--epochs", "1")
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--out", f"{folder}/one"])
+    assert not ended.value.code
+    return folder / "one"
+
+
+@pytest.fixture
+def one(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "one"))
 
 
 def checkpoint_of(folder: Path) -> dict[str, Any]:
@@ -245,13 +264,12 @@ def test_without_a_folder_the_newest_run_that_fits_is_resumed(
     ],
 )
 def test_a_run_goes_on_as_what_it_is(
-    folder: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, told: str
+    one: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, told: str
 ) -> None:
-    assert run(capsys, *TRAIN, "--epochs", "1", "--out", "one").code == 0
-    before = everything_in(folder / "one")
-    refused = run(capsys, "train", "--resume", "--out", "one", option, value)
+    before = everything_in(one)
+    refused = run(capsys, "train", "--resume", "--out", str(one), option, value)
     assert_refused(refused, told)
-    assert everything_in(folder / "one") == before
+    assert everything_in(one) == before
 
 
 def test_what_changed_since_the_run_began_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,16 +315,15 @@ def replace_by_other(file: Path) -> None:
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_touched(
-    folder: Path,
+    one: Path,
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[Path], None],
     told: str,
 ) -> None:
-    assert run(capsys, *TRAIN, "--epochs", "1", "--out", "one").code == 0
-    damage(folder / "one/checkpoint.pt")
-    before = everything_in(folder / "one")
-    assert_refused(run(capsys, "train", "--resume", "--out", "one"), told)
-    assert everything_in(folder / "one") == before
+    damage(one / "checkpoint.pt")
+    before = everything_in(one)
+    assert_refused(run(capsys, "train", "--resume", "--out", str(one)), told)
+    assert everything_in(one) == before
 
 
 def test_a_checkpoint_of_another_model_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,13 +338,12 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("file", ["config.json", "metrics.jsonl"])
 def test_damaged_companions_of_the_checkpoint_are_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str], file: str
+    one: Path, capsys: pytest.CaptureFixture[str], file: str
 ) -> None:
-    assert run(capsys, *TRAIN, "--epochs", "1", "--out", "one").code == 0
-    (folder / "one" / file).write_text("{")
-    before = everything_in(folder / "one")
-    assert_refused(run(capsys, "train", "--resume", "--out", "one"), file)
-    assert everything_in(folder / "one") == before
+    (one / file).write_text("{")
+    before = everything_in(one)
+    assert_refused(run(capsys, "train", "--resume", "--out", str(one)), file)
+    assert everything_in(one) == before
 
 
 def test_a_failed_write_leaves_the_checkpoint_of_before(
@@ -347,9 +363,8 @@ def test_a_failed_write_leaves_the_checkpoint_of_before(
     assert everything_in(tmp_path) == before
 
 
-def test_two_processes_do_not_train_in_one_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, *TRAIN, "--epochs", "1", "--out", "one").code == 0
-    with RunFolder(folder / "one").opened():
-        refused = run(capsys, "train", "--resume", "--out", "one")
+def test_two_processes_do_not_train_in_one_folder(one: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder(one).opened():
+        refused = run(capsys, "train", "--resume", "--out", str(one))
     assert_refused(refused, "another process is training")
-    assert run(capsys, "train", "--resume", "--out", "one").code == 0
+    assert run(capsys, "train", "--resume", "--out", str(one)).code == 0

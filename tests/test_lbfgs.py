@@ -343,6 +343,18 @@ def test_a_gradient_without_a_number_counts_too() -> None:
     assert params[0].item() == 0.5
 
 
+@BOTH
+def test_a_direction_that_overflows_is_not_taken(options: dict[str, Any]) -> None:
+    p = nn.Parameter(torch.full((3,), 4.0))
+    optimizer = LBFGS([p], max_iter=1, **options)
+    advance(optimizer, lambda: 10 * p.sum())
+    optimizer.state[p]["H_diag"] = torch.tensor(1e38)
+    begun = p.detach().clone()
+    with pytest.warns(RuntimeWarning):
+        advance(optimizer, lambda: 10 * p.sum())
+    assert same_bits(p.detach(), begun)
+
+
 def test_a_closure_that_fails_in_a_search_leaves_the_parameters_where_they_were() -> None:
     params, loss = valley()
     optimizer = LBFGS(params, **WOLFE)

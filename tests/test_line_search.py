@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.optim.lbfgs import _strong_wolfe
 
 from steprule.closure.line_search import Point, cubic_minimum, kept_off_the_ends, strong_wolfe
 
@@ -49,17 +50,17 @@ FIRST = [1e-4, 0.1, 1.0, 10.0, 300.0]
 class Watched:
     """A function of one number that remembers where it was looked at."""
 
-    def __init__(self, function: Function):
-        self.function = function
+    def __init__(self, function: Function, dtype: torch.dtype = torch.float64):
+        self.function, self.dtype = function, dtype
         self.places: list[float] = []
         self.start = self.at(0.0)
 
     def at(self, t: Any) -> Point:
-        place = torch.as_tensor(float(t), dtype=torch.float64).requires_grad_()
+        place = torch.as_tensor(float(t), dtype=self.dtype).requires_grad_()
         value = self.function(place)
         (slope,) = torch.autograd.grad(value, place)
         finite = bool(value.isfinite() and slope.isfinite())
-        return Point(t, value.item() if finite else math.inf, slope, slope)
+        return Point(t, value.item() if finite else math.inf, slope, slope[None])
 
     def look(self, t: Any) -> Point:
         self.places.append(float(t))
@@ -88,6 +89,35 @@ def test_both_conditions_hold_for_any_bowl(lowest: float, steepness: float, powe
     watched = Watched(lambda t: steepness * (t / lowest - 1) ** power)
     found = strong_wolfe(watched.look, watched.start, 1.0, trials=60, c2=0.3)
     assert_wolfe(watched, found, 1e-4, 0.3)
+
+
+@given(
+    first=st.sampled_from(FIRST),
+    lowest=st.floats(0.1, 30),
+    waves=st.floats(0.0, 3),
+    frequency=st.floats(0.5, 20),
+    trials=st.integers(0, 30),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=150)
+def test_every_trial_is_torchs(
+    first: float, lowest: float, waves: float, frequency: float, trials: int, dtype: torch.dtype
+) -> None:
+    watched = Watched(lambda t: (t / lowest - 1) ** 2 + waves * torch.cos(frequency * t), dtype)
+    assume(watched.start.slope < 0)
+    found = strong_wolfe(watched.look, watched.start, first, trials=trials)
+    seen: list[float] = []
+
+    def objective(_: None, t: Any, d: Tensor) -> tuple[float, Tensor]:
+        seen.append(float(t))
+        here = watched.at(t)
+        return here.value, here.gradient
+
+    start, d = watched.start, torch.ones(1, dtype=dtype)
+    value, _, t, _ = _strong_wolfe(
+        objective, None, first, d, start.value, start.gradient, start.slope, max_ls=trials
+    )
+    assert (found.value, float(found.t), watched.places) == (value, float(t), seen)
 
 
 def test_a_good_first_trial_is_taken_at_once() -> None:

@@ -211,7 +211,9 @@ def test_differentiable_gives_the_slope_of_the_loss_over_lr(case: Case) -> None:
     h = 1e-6
     above = two_steps(case, 0.01 + h, gradients, tape=False)
     below = two_steps(case, 0.01 - h, gradients, tape=False)
-    assert slope.item() == pytest.approx((above - below).item() / (2 * h), rel=1e-4)
+    # ASGD keeps η in single precision, which a difference quotient over so small an h feels.
+    tolerance = 1e-3 if case.name == "ASGD" else 1e-4
+    assert slope.item() == pytest.approx((above - below).item() / (2 * h), rel=tolerance)
 
 
 @each(among=TAPED)

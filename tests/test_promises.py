@@ -396,7 +396,7 @@ def test_half_precision_is_computed_in_single_and_rounded_once(case: Case, dtype
         for param, wide in zip(flat(optimizer), flat(twin), strict=True):
             assert_same(param.detach(), wide.detach().to(dtype))
             for key, value in optimizer.state[param].items():
-                if value.shape == param.shape and value.dtype is dtype:
+                if key != "step" and value.shape == param.shape and value.dtype is dtype:
                     assert_same(value, twin.state[wide][key].to(dtype), key)
 
 

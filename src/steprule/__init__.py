@@ -1,9 +1,9 @@
 """steprule: write an optimizer's step rule once; run it everywhere with the same numbers."""
 
+from steprule import schedules as schedules
 from steprule.catalogue import Description as Description
 from steprule.catalogue import catalogue as catalogue
 from steprule.catalogue import describe as describe
-from steprule import schedules as schedules
 from steprule.closure.lbfgs import LBFGS as LBFGS
 from steprule.declare import Elementwise as Elementwise
 from steprule.declare import decay as decay

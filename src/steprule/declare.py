@@ -33,7 +33,7 @@ from steprule import errors
 from steprule.engine.compose import decay as decay_mode
 from steprule.engine.fields import Field, Shape, Slot
 from steprule.engine.optimizer import WeightDecay
-from steprule.engine.rule import FLAGS, RuleOptimizer, run_on_slots
+from steprule.engine.rule import FLAGS, OPTIONS, RuleOptimizer, run_on_slots
 from steprule.words import Number
 
 __all__ = [
@@ -99,14 +99,27 @@ def slot(
     when: str | None = None,
     starts: float | str = 0.0,
     shape: Shape | None = None,
+    never_negative: bool = False,
+    not_in_8_bits: str | None = None,
 ) -> Number:
     """State with one number per entry of the parameter.
 
     key: the name in checkpoints (torch's where torch has the slot). when: the option it exists for.
     starts: its first value, or the name of the hyper-parameter that gives it. shape: for matrix rules, the
     slot's shape as a function of the parameter's; None where the parameter has no such slot.
+    never_negative: it may be kept as the code of its root. not_in_8_bits: why it must not be kept so coarsely.
     """
-    return cast(Number, Slot(key, when=when, starts=starts, shape=shape))
+    return cast(
+        Number,
+        Slot(
+            key,
+            when=when,
+            starts=starts,
+            shape=shape,
+            never_negative=never_negative,
+            not_in_8_bits=not_in_8_bits,
+        ),
+    )
 
 
 def scalar_slot(key: str, *, starts: float | str = 0.0) -> float:
@@ -123,7 +136,7 @@ class _Rule(RuleOptimizer):
         super().__init_subclass__(**kwargs)
         body = dict(vars(cls))
         fields = dict(cls.fields) | _declared_fields(cls, body)
-        cls.fields = dict(sorted(fields.items(), key=lambda item: item[0] in FLAGS))
+        cls.fields = dict(sorted(fields.items(), key=lambda item: item[0] in (*FLAGS, *OPTIONS)))
         cls.slots = dict(cls.slots) | {
             letter: replace(value, letter=letter) for letter, value in body.items() if isinstance(value, Slot)
         }
@@ -134,7 +147,8 @@ class _Rule(RuleOptimizer):
             raise errors.bad_statement(cls.__name__, "update must be a static method", fix)
         _check_statement(cls)
         cls.decay_default = next((f.decay for f in cls.fields.values() if f.decay), None)
-        cls.__init__ = _constructor(cls, positional.split())  # type: ignore[method-assign]
+        if "__init__" not in body:
+            cls.__init__ = _constructor(cls, positional.split())  # type: ignore[method-assign]
 
 
 def _declared_fields(cls: type, body: dict[str, Any]) -> dict[str, Field]:
@@ -183,10 +197,10 @@ def _check_statement(cls: type[_Rule]) -> None:
 def _constructor(cls: type[_Rule], positional: list[str]) -> Callable[..., None]:
     """`__init__(self, params, …)` with every hyper-parameter by name, type and default."""
     kinds = inspect.Parameter
-    own = [f for f in cls.fields.values() if f.name not in FLAGS]
+    own = [f for f in cls.fields.values() if f.name not in (*FLAGS, *OPTIONS)]
     first = [f for f in own if f.positional] + [cls.fields[name] for name in positional]
     rest = [f for f in own if not f.positional]
-    rest += [cls.fields[name] for name in FLAGS if name not in positional and name in cls.fields]
+    rest += [cls.fields[name] for name in (*FLAGS, *OPTIONS) if name not in positional and name in cls.fields]
     parameters = [
         kinds("self", kinds.POSITIONAL_OR_KEYWORD),
         kinds("params", kinds.POSITIONAL_OR_KEYWORD, annotation="ParamsT"),
@@ -210,12 +224,16 @@ def _constructor(cls: type[_Rule], positional: list[str]) -> Callable[..., None]
     return __init__
 
 
+def _option(*, kw_only: bool, meaning: str) -> Any:
+    return Field(None, positional=not kw_only, free=True, meaning=meaning)
+
+
 def _flag(default: bool | None, *, kw_only: bool, meaning: str) -> Any:
     kind = "bool" if isinstance(default, bool) else "bool | None"
     return Field(default, type=kind, positional=not kw_only, meaning=meaning)
 
 
-@dataclass_transform(kw_only_default=False, field_specifiers=(hyper, decay, _flag))
+@dataclass_transform(kw_only_default=False, field_specifiers=(hyper, decay, _flag, _option))
 class Elementwise(_Rule):
     """A rule that looks at one number at a time: subclass it, declare, and write `update`.
 
@@ -232,6 +250,20 @@ class Elementwise(_Rule):
     differentiable: bool = _flag(False, kw_only=True, meaning="keep the step on autograd's tape")
     fused: bool | None = _flag(
         None, kw_only=True, meaning="True: one fused kernel or an error; False: not that one"
+    )
+
+    state_dtype: str | dict[str, str] | None = _option(
+        kw_only=True, meaning="how slots are kept: 'fp32', 'bf16', 'fp16' or 'int8', or one of them per slot"
+    )
+    low_precision: str | None = _option(
+        kw_only=True, meaning="for 16-bit parameters: 'none', 'stochastic', 'kahan' or 'master'"
+    )
+
+    nonfinite: str = hyper(
+        "ignore",
+        choices=("ignore", "raise", "skip"),
+        kw_only=True,
+        meaning="on NaN or infinite gradients: step all the same, raise, or let the whole step pass",
     )
 
     # Type checkers read the fields above as arguments of this constructor; subclasses get their own.

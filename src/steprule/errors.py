@@ -230,6 +230,58 @@ def checkpoint(who: str, problem: str, fix: str = ""):
     return ValueError(f"{who}.load_state_dict: {problem}. {fix}".rstrip())
 
 
+def not_a_state_dict(who: str, kind: str):
+    """Something else in place of a state dict."""
+    return TypeError(f"{who}.load_state_dict takes the dict that optimizer.state_dict() returned, got {kind}.")
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """Some names in a sentence: the first few, and how many more."""
+    names = list(names)
+    shown = names[:limit] if len(names) > limit + 1 else names
+    text = ", ".join(shown)
+    return f"{text} and {len(names) - len(shown)} more" if len(names) > len(shown) else text
+
+
+def cannot_write(path: object, reason: object):
+    """A file that could not be written; what was there before still is."""
+    return OSError(f"cannot write {path}: {reason}. What was there before is kept.")
+
+
+def damaged_file(path: object, reason: str):
+    """A file that is no checkpoint, or no longer the one that was written."""
+    return ValueError(f"{path} is damaged or no checkpoint: {reason}. Use an earlier one.")
+
+
+def unsafe_file(path: object, wanted: Iterable[str]):
+    """A file that holds more than tensors and plain containers."""
+    return ValueError(
+        f"{path} was not loaded: it asks for {listed(wanted)}, and loading could run code. Checkpoints hold "
+        "tensors, numbers, strings, and dicts, lists and tuples of them."
+    )
+
+
+def not_plain(path: object, wanted: Iterable[str]):
+    """An object in a checkpoint that could not be loaded again without running code."""
+    return TypeError(
+        f"{path} was not written: it would hold {listed(wanted)}, which no safe loader accepts. Checkpoints "
+        "hold tensors, numbers, strings, and dicts, lists and tuples of them; save an object's state_dict()."
+    )
+
+
+def nonfinite_gradients(who: str, names: Iterable[str]):
+    """Gradients that are not numbers, where the user asked to hear of it."""
+    return RuntimeError(
+        f"{who}: the gradient of {listed(names)} is NaN or infinite; nothing was moved. Look for the cause in "
+        "the loss or a large lr, clip the gradients, or pass over such steps with nonfinite='skip'."
+    )
+
+
+def not_convertible(problem: str, fix: str):
+    """A state that cannot be converted from one rule to another."""
+    return ValueError(f"convert_state: {problem}. {fix}")
+
+
 # Single rules
 
 
@@ -280,4 +332,27 @@ def loss_not_finite(who: str, when: str) -> str:
     return (
         f"{who}: the loss or its gradient was NaN or infinite {when}. The history is emptied. Lower lr, use "
         "line_search_fn='strong_wolfe', or look for the cause in what the closure computes."
+    )
+
+
+# Storage
+
+
+def no_slot_to_store(who: str, key: str, slots: Iterable[str], group: int | None):
+    """`state_dtype` names a slot that the rule does not have."""
+    return ValueError(
+        f"{who}: state_dtype names '{key}', no slot of {who}{in_group(group)}. {nearest(key, slots)}"
+    )
+
+
+def not_in_8_bits(who: str, key: str, reason: str, group: int | None):
+    """A slot that eight bits would spoil."""
+    return ValueError(f"{who}: '{key}' cannot be kept in int8: {reason}{in_group(group)}. Use bf16.")
+
+
+def only_bfloat16(who: str, low_precision: str, name: str, group: int):
+    """A float16 parameter for storage that needs the exponent of float32."""
+    return ValueError(
+        f"{who}: low_precision='{low_precision}' needs bfloat16 parameters, but {name} is float16 (parameter "
+        f"group {group}). Use low_precision='kahan', or bfloat16."
     )

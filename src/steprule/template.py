@@ -39,6 +39,7 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
         "lr": Field(1e-3, name="lr", at_least=0, meaning="step size"),
         "betas": Field((0.9, 0.999), name="betas", type="tuple", at_least=0, below=1),
         "eps": Field(1e-8, name="eps", at_least=0, meaning="keeps divisions finite"),
+        "nonfinite": Field("ignore", "nonfinite", "str", choices=("ignore", "raise", "skip")),
     }
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
 import torch
@@ -46,6 +46,8 @@ class LBFGS(CheckedOptimizer):
     help, the parameters go back to where the iteration began, the history is emptied, the step ends, and
     a RuntimeWarning says so.
     """
+
+    one_vector = True
 
     fields: ClassVar[dict[str, Field]] = {
         field.name: field
@@ -109,19 +111,17 @@ class LBFGS(CheckedOptimizer):
             raise errors.one_group_only(type(self).__name__)
         super().add_param_group(param_group)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # Comes before anything is changed: the history of another model must not be taken over.
-        params: list[Tensor] = state["param_groups"][0]["params"]
-        wanted = sum(2 * p.numel() if p.is_complex() else p.numel() for p in params)
-        for saved in state["state"].values():
-            vector = saved.get("d")
-            if vector is not None and vector.numel() != wanted:
-                raise errors.checkpoint(
-                    type(self).__name__,
-                    f"its directions have {vector.numel()} numbers, the parameters have {wanted}",
-                    "Was it written for another model?",
-                )
-        super().__setstate__(state)
+    def _check_loaded(self, state: Mapping[Tensor, Any]) -> None:
+        who = type(self).__name__
+        params: list[Tensor] = self.param_groups[0]["params"]
+        numbers = sum(2 * p.numel() if p.is_complex() else p.numel() for p in params)
+        for param, saved in state.items():
+            if saved and param is not params[0]:
+                raise errors.checkpoint(who, f"{self.name_of(param)} has state, only the first keeps any")
+            for key, value in saved.items():
+                problem = _misfit(key, value, numbers)
+                if problem:
+                    raise errors.checkpoint(who, f"'{key}' {problem}", "Was it written for another model?")
 
     def init_state(self) -> None:
         """Create the counts, without a step. The history comes with the first iteration."""
@@ -161,6 +161,27 @@ class LBFGS(CheckedOptimizer):
         state = self.state.get(group["params"][0], {})
         kept, search = len(state.get("old_dirs", [])), group["line_search_fn"] or "none"
         return [f"direction: {kept} of {group['history_size']} pairs kept; search: {search}"]
+
+
+def _misfit(key: str, value: Any, numbers: int) -> str:
+    """Why this cannot be a part of the state for so many numbers; nothing if it can."""
+    vectors = value if key in ("old_dirs", "old_stps") else [value]
+    if key in ("d", "prev_flat_grad", "old_dirs", "old_stps"):
+        if not isinstance(vectors, list):
+            return f"is {type(value).__name__}, must be a list"
+        for vector in cast(list[Any], vectors):
+            if not isinstance(vector, Tensor) or not vector.is_floating_point():
+                return f"holds {type(vector).__name__}, must be floating-point tensors"
+            if vector.shape != (numbers,):
+                return f"has {vector.numel()} numbers, the parameters have {numbers}"
+        return ""
+    if key in ("ro", "al"):
+        fine = isinstance(value, list)
+    elif key in ("func_evals", "n_iter", "t", "prev_loss", "H_diag"):
+        fine = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+    else:
+        return "is not part of the state"
+    return "" if fine else f"is {type(value).__name__}"
 
 
 # Iterations

@@ -140,7 +140,7 @@ def cubic_minimum(one: Point, other: Point, lowest: Scalar, highest: Scalar) -> 
     """
     middle = (lowest + highest) / 2.0
     left, right = (one, other) if one.t <= other.t else (other, one)
-    if left.t == right.t or math.inf in (left.value, right.value):
+    if left.t == right.t:
         return middle
     d1 = left.slope + right.slope - 3 * (left.value - right.value) / (left.t - right.t)
     square = d1**2 - left.slope * right.slope

@@ -36,8 +36,8 @@ class AdaBelief(Elementwise):
     eps_in_state: bool = hyper(False, kw_only=True, meaning="let ε gather in s, as the paper does")
 
     m = slot("exp_avg")
-    s = slot("exp_avg_var")
-    s_max = slot("max_exp_avg_var", when="amsgrad")
+    s = slot("exp_avg_var", never_negative=True)
+    s_max = slot("max_exp_avg_var", when="amsgrad", never_negative=True)
 
     @staticmethod
     def update(h: AdaBelief, p: Number, g: Number, s: AdaBelief, t: float) -> Number:

@@ -27,8 +27,8 @@ class Adadelta(
     eps: float = hyper(1e-6, at_least=0, meaning="ε, the size of the first step")
     weight_decay: float = decay(0)
 
-    v = slot("square_avg")
-    a = slot("acc_delta")
+    v = slot("square_avg", never_negative=True)
+    a = slot("acc_delta", never_negative=True)
 
     @staticmethod
     def update(h: Adadelta, p: Number, g: Number, s: Adadelta, t: float) -> Number:

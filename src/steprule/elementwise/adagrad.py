@@ -27,7 +27,7 @@ class Adagrad(Elementwise, flags="foreach maximize differentiable fused", positi
     initial_accumulator_value: float = hyper(0, at_least=0, meaning="where s starts")
     eps: float = hyper(1e-10, at_least=0, meaning="ε, keeps the division finite")
 
-    s = slot("sum", starts="initial_accumulator_value")
+    s = slot("sum", starts="initial_accumulator_value", never_negative=True)
 
     @staticmethod
     def update(h: Adagrad, p: Number, g: Number, s: Adagrad, t: float) -> Number:

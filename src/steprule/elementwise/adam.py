@@ -30,8 +30,8 @@ class Adam(Elementwise):
     optimized_update: bool = hyper(False, kw_only=True, meaning="add ε before correcting the bias of v")
 
     m = slot("exp_avg")
-    v = slot("exp_avg_sq")
-    v_max = slot("max_exp_avg_sq", when="amsgrad")
+    v = slot("exp_avg_sq", never_negative=True)
+    v_max = slot("max_exp_avg_sq", when="amsgrad", never_negative=True)
 
     @staticmethod
     def update(h: Adam, p: Number, g: Number, s: Adam, t: float) -> Number:
@@ -66,7 +66,7 @@ class AMSGrad(Elementwise):
     amsgrad: bool = hyper(True, meaning="False: plain Adam")
 
     m = slot("exp_avg")
-    v = slot("exp_avg_sq")
-    v_max = slot("max_exp_avg_sq", when="amsgrad")
+    v = slot("exp_avg_sq", never_negative=True)
+    v_max = slot("max_exp_avg_sq", when="amsgrad", never_negative=True)
 
     update = staticmethod(Adam.update)

@@ -24,7 +24,7 @@ class Adamax(Elementwise, flags="foreach maximize differentiable capturable", po
     weight_decay: float = decay(0)
 
     m = slot("exp_avg")
-    u = slot("exp_inf")
+    u = slot("exp_inf", never_negative=True)
 
     @staticmethod
     def update(h: Adamax, p: Number, g: Number, s: Adamax, t: float) -> Number:

@@ -31,7 +31,7 @@ class AdamW(Elementwise):
     optimized_update: bool = hyper(False, kw_only=True, meaning="add ε before correcting the bias of v")
 
     m = slot("exp_avg")
-    v = slot("exp_avg_sq")
-    v_max = slot("max_exp_avg_sq", when="amsgrad")
+    v = slot("exp_avg_sq", never_negative=True)
+    v_max = slot("max_exp_avg_sq", when="amsgrad", never_negative=True)
 
     update = staticmethod(Adam.update)

@@ -30,7 +30,7 @@ class ASGD(
     t0: float = hyper(1e6, meaning="the step at which averaging starts")
     weight_decay: float = decay(0)
 
-    ax = slot("ax")
+    ax = slot("ax", not_in_8_bits="it is the answer")
     eta = scalar_slot("eta", starts="lr")
     mu = scalar_slot("mu", starts=1.0)
 

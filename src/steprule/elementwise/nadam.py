@@ -27,7 +27,7 @@ class NAdam(Elementwise, flags="maximize foreach capturable differentiable"):
     decoupled_weight_decay: bool = hyper(False, meaning="decay as AdamW does")
 
     m = slot("exp_avg")
-    v = slot("exp_avg_sq")
+    v = slot("exp_avg_sq", never_negative=True)
     mu_product = scalar_slot("mu_product", starts=1.0)
 
     @staticmethod

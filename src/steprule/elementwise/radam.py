@@ -41,7 +41,7 @@ class RAdam(Elementwise, flags="maximize foreach capturable differentiable"):
     degenerate_to_sgd: bool = hyper(True, kw_only=True, meaning="step along m̂ while v is too young")
 
     m = slot("exp_avg")
-    v = slot("exp_avg_sq")
+    v = slot("exp_avg_sq", never_negative=True)
 
     @staticmethod
     def update(h: RAdam, p: Number, g: Number, s: RAdam, t: float) -> Number:

@@ -33,7 +33,7 @@ class RMSprop(
     momentum: float = hyper(0, at_least=0, switch=True, meaning="μ, how much of the last step stays")
     centered: bool = hyper(False, meaning="divide by the variance instead of the mean square")
 
-    v = slot("square_avg")
+    v = slot("square_avg", never_negative=True)
     b = slot("momentum_buffer", when="momentum")
     g_mean = slot("grad_avg", when="centered")
 

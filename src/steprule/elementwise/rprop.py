@@ -26,8 +26,8 @@ class Rprop(Elementwise, flags="capturable foreach maximize differentiable"):
     etas: tuple[float, float] = hyper((0.5, 1.2), above=0, meaning="η⁻ below 1, η⁺ above 1")
     step_sizes: tuple[float, float] = hyper((1e-6, 50), at_least=0, meaning="smallest and largest δ")
 
-    g_last = slot("prev")
-    delta = slot("step_size", starts="lr")
+    g_last = slot("prev", not_in_8_bits="a small gradient would lose its sign")
+    delta = slot("step_size", starts="lr", not_in_8_bits="it grows by less than a code")
 
     @staticmethod
     def update(h: Rprop, p: Number, g: Number, s: Rprop, t: float) -> Number:

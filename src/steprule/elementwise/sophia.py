@@ -31,7 +31,7 @@ class Sophia(Elementwise):
     weight_decay: float = decay(0, mode="decoupled")
 
     m = slot("exp_avg")
-    h = slot("hessian")
+    h = slot("hessian", never_negative=True)
 
     @staticmethod
     def update(h: Sophia, p: Number, g: Number, s: Sophia, t: float) -> Number:
@@ -51,6 +51,8 @@ class Sophia(Elementwise):
         Call it after the backward pass of the loss with labels sampled from the model, before `step`.
         n_tokens_training_batch: the number of tokens or examples that the loss averages over.
         """
+        if not self._may_step(count=False):
+            return
         for group in self.param_groups:
             run_on_slots(self, Sophia.estimate, group, float(n_tokens_training_batch))
 

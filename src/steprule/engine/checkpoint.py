@@ -1,124 +1,315 @@
-"""Fitting a checkpoint to an optimizer: everything is checked before anything is changed."""
+"""Checkpoints: what `state_dict` writes, and fitting one to an optimizer, all checked before anything changes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine.fields import FOREIGN_KEYS, scalar_dtype
+from steprule.engine import matching
+from steprule.engine.fields import Slot, scalar_dtype
+from steprule.engine.load_report import Change, LoadReport
+from steprule.engine.resumed_groups import Resumed, chooser
+
+Dict = dict[str, Any]
 
 
-def fit(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The new `state` and `param_groups` of the optimizer, copied from a checkpoint that fits.
+def pack(optimizer: Any) -> Dict:
+    """The optimizer in torch's format; where the parameters have names, with their shapes.
 
-    Raises: ValueError that names what does not fit.
+    State of a parameter that is in no group any more is left out.
+    """
+    groups: list[Dict] = []
+    places: dict[int, int] = {}
+    for group in optimizer.param_groups:
+        params: list[Tensor] = group["params"]
+        packed = {key: value for key, value in group.items() if key != "params"}
+        if matching.names_of(group):
+            packed[matching.SHAPES] = [list(param.shape) for param in params]
+        packed["params"] = list(range(len(places), len(places) + len(params)))
+        places.update(zip(map(id, params), packed["params"], strict=True))
+        groups.append(packed)
+    state: dict[Any, Any] = {}
+    for key, value in optimizer.state.items():
+        if not isinstance(key, Tensor):
+            state[key] = value
+        elif id(key) in places:
+            state[places[id(key)]] = {name: _alone(entry) for name, entry in value.items()}
+    return {"state": state, "param_groups": groups}
+
+
+def _alone(value: Any) -> Any:
+    """A number that is a view into a table of many, as a tensor of its own: files hold whole storages."""
+    table = type(value) is Tensor and value.dim() == 0 and value.layout == torch.strided
+    return value.clone() if table and value.untyped_storage().nbytes() > value.element_size() else value
+
+
+def fit(
+    optimizer: Any, state_dict: Mapping[str, Any], strict: bool, hyperparams: Any
+) -> tuple[Dict, LoadReport]:
+    """The new `state` and `param_groups` of the optimizer, copied from a checkpoint, and what was done.
+
+    Raises: ValueError or TypeError that names what does not fit.
     """
     who = type(optimizer).__name__
-    for key in ("state", "param_groups"):
-        if key not in state_dict:
-            raise errors.checkpoint(
-                who, f"the checkpoint has no '{key}'", "Pass what optimizer.state_dict() returned."
-            )
-    saved_groups: list[dict[str, Any]] = state_dict["param_groups"]
-    groups: list[dict[str, Any]] = optimizer.param_groups
-    if len(saved_groups) != len(groups):
-        raise errors.checkpoint(
-            who,
-            f"the checkpoint has {len(saved_groups)} parameter groups, a different number of parameter "
-            f"groups than the optimizer's {len(groups)}",
-            "Build the groups as they were when it was saved.",
-        )
-    param_groups: list[dict[str, Any]] = []
-    by_id: dict[Any, tuple[Tensor, dict[str, Any]]] = {}
-    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        if len(saved["params"]) != len(group["params"]):
-            raise errors.checkpoint(
-                who,
-                f"parameter group {index} has {len(saved['params'])} parameters in the checkpoint, which "
-                f"doesn't match the size of optimizer's group ({len(group['params'])})",
-                "Build the groups as they were when it was saved.",
-            )
-        fitted = _fit_group(optimizer, saved, group, index)
-        param_groups.append(fitted)
-        by_id.update({k: (p, fitted) for k, p in zip(saved["params"], group["params"], strict=True)})
-    state: defaultdict[Any, Any] = defaultdict(dict)
-    for key, saved_state in state_dict["state"].items():
-        if key not in by_id:
-            raise errors.checkpoint(who, f"it holds state for parameter {key!r}, which is in no group")
-        param, group = by_id[key]
-        state[param] = _fit_state(optimizer, param, group, saved_state)
-    return {"state": state, "param_groups": param_groups}
-
-
-def _fit_group(optimizer: Any, saved: dict[str, Any], group: dict[str, Any], index: int) -> dict[str, Any]:
-    who = type(optimizer).__name__
-    known = optimizer._known_keys() | set(group)
-    for key in saved:
-        if key not in known and key not in FOREIGN_KEYS:
-            raise errors.unknown_hyperparameter(who, key, known, index)
-    fitted = {key: deepcopy(value) for key, value in saved.items() if key != "params"}
-    for key, value in optimizer.defaults.items():
-        fitted.setdefault(key, value)
-    if "param_names" in group:
-        fitted.setdefault("param_names", group["param_names"])
-    fitted = optimizer._normalize(fitted, index)
-    return {"params": group["params"], **fitted}
-
-
-def _fit_state(optimizer: Any, param: Tensor, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    who, name = type(optimizer).__name__, optimizer.name_of(param)
+    groups, state = _read(who, state_dict)
     slots = {slot.key: slot for slot in optimizer.slots.values()}
-    fitted: dict[str, Any] = {}
-    for key, value in saved.items():
-        if value is None:
-            continue
-        if slots and key not in slots and key != "step":
-            wanted = ", ".join(sorted(slots))
-            raise errors.checkpoint(
-                who,
-                f"the state of {name} has '{key}', but {who} keeps {wanted}",
-                "Was it written by another optimizer?",
-            )
-        if key == "step":
-            fitted[key] = _as_count(value, optimizer)
-            continue
-        slot = slots.get(key)
-        if slot is not None:
-            shape = slot.shape_for(param)
-            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-                given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    saved = matching.saved_places(groups, state, slots.values())
+    match = matching.match(
+        who,
+        groups,
+        optimizer.param_groups,
+        saved,
+        matching.own_places(optimizer.param_groups),
+        in_order=optimizer.one_vector,
+    )
+    known = {place.key for place in saved}
+    if len(known) < len(saved):
+        raise errors.checkpoint(who, "two parameters of its groups have the same number")
+    in_no_group = [key for key in state if key not in known]
+    if strict:
+        matching.refuse_differences(who, match)
+        for key in in_no_group:
+            raise errors.checkpoint(who, f"it holds state for parameter {key!r}, which is in no group")
+    choose = chooser(who, hyperparams, optimizer._known_keys())
+    resumed = Resumed(optimizer, groups, match, choose, strict)
+    fitted = _States(optimizer, slots, strict)
+    loaded = fitted.all(match, state, groups, resumed.groups)
+    optimizer._check_loaded(loaded)
+    report = LoadReport(
+        rule=who,
+        matched_by=match.by,
+        matched=tuple(here.label for _, here in match.pairs),
+        missing=(*(place.label for place in match.missing), *fitted.missing),
+        unexpected=(
+            *(place.label for place in match.unexpected),
+            *(f"parameter {key!r}" for key in in_no_group),
+            *fitted.unexpected,
+            *resumed.unexpected,
+        ),
+        reshaped=tuple(Change(here.label, there.shape, here.shape) for there, here in match.reshaped),
+        moved=tuple(resumed.moved(match)),
+        converted=tuple(fitted.converted),
+        nonfinite=tuple(fitted.nonfinite),
+        hyperparameters=tuple(resumed.differences),
+    )
+    return {"state": loaded, "param_groups": resumed.groups}, report
+
+
+def _read(who: str, state_dict: Any) -> tuple[list[Dict], dict[Any, Dict]]:
+    """The groups and the states of a checkpoint, if it has the form of one."""
+    if not isinstance(state_dict, Mapping):
+        raise errors.not_a_state_dict(who, type(state_dict).__name__)
+    whole = cast("Mapping[Any, Any]", state_dict)
+    for key, kind in (("state", Mapping), ("param_groups", (list, tuple))):
+        if key not in whole:
+            held = errors.listed(str(name) for name in whole)
+            fix = f"Pass what optimizer.state_dict() returned; this holds {held or 'nothing'}."
+            raise errors.checkpoint(who, f"the checkpoint has no '{key}'", fix)
+        if not isinstance(whole[key], kind):
+            raise _malformed(who, f"'{key}'", whole[key])
+    groups: list[Any] = list(whole["param_groups"])
+    keys: list[Any] = []
+    for index, group in enumerate(groups):
+        where = f"parameter group {index}"
+        if not isinstance(group, Mapping):
+            raise _malformed(who, where, group)
+        if not isinstance(group.get("params"), (list, tuple)):
+            raise _malformed(who, f"'params' of {where}", group.get("params"))
+        keys += group["params"]
+    if not all(isinstance(key, (int, str)) for key in keys):
+        raise errors.checkpoint(who, "the parameters of its groups are not numbered")
+    known = set(keys)
+    state: Mapping[Any, Any] = whole["state"]
+    for key, value in state.items():
+        if key in known and not isinstance(value, Mapping):
+            raise _malformed(who, f"the state of parameter {key!r}", value)
+    return groups, dict(state)
+
+
+def _malformed(who: str, what: str, given: Any) -> Exception:
+    problem = f"{what} is {type(given).__name__} in the checkpoint, not what state_dict() writes"
+    return errors.checkpoint(who, problem)
+
+
+class _States:
+    """Refits the state of one parameter after the other, and notes what there is to report."""
+
+    def __init__(self, optimizer: Any, slots: dict[str, Slot], strict: bool):
+        self.optimizer = optimizer
+        self.who = type(optimizer).__name__
+        self.slots = slots
+        self.strict = strict
+        self.missing: list[str] = []
+        self.unexpected: list[str] = []
+        self.converted: list[Change] = []
+        self.nonfinite: list[str] = []
+
+    def all(
+        self,
+        match: matching.Match,
+        saved: dict[Any, Dict],
+        saved_groups: list[Dict],
+        groups: list[Dict],
+    ) -> defaultdict[Any, Any]:
+        """The states of all parameters: the saved one where there is one, else what it is now."""
+        state: defaultdict[Any, Any] = defaultdict(dict)
+        by_key = {there.key: (there, here) for there, here in match.pairs}
+        for key, value in saved.items():
+            if key in by_key:
+                there, here = by_key[key]
+                state[here.key] = self._one(here, value, saved_groups[there.group], groups[here.group])
+        for here in (*match.missing, *(pair[1] for pair in match.reshaped)):
+            if here.key in self.optimizer.state:
+                state[here.key] = self.optimizer.state[here.key]
+        return state
+
+    def _one(self, place: matching.Place, saved: Dict, saved_group: Dict, group: Dict) -> Dict:
+        fitted: Dict = {}
+        for key, value in saved.items():
+            if value is None:
+                continue
+            if not self.slots:
+                self._check_finite(place, key, value)
+                fitted[key] = _copied(value, None if key == "step" else place.key.device)
+            elif key == "step":
+                fitted[key] = self._count(place, value)
+            elif self._keeps(place, key, group):
+                fitted[key] = self._slot(place, self.slots[key], value)
+        if fitted and self.slots and not self._complete(place, fitted, saved_group, group):
+            return {}
+        return fitted
+
+    def _keeps(self, place: matching.Place, key: str, group: Dict) -> bool:
+        """Whether the optimizer has this slot. One that an option has switched off is left out."""
+        if key not in self.slots:
+            if self.strict:
                 raise errors.checkpoint(
-                    who,
-                    f"'{key}' of {name} has shape {given} in the checkpoint, the parameter needs {shape}",
-                    "Does the order of the parameters differ?",
+                    self.who,
+                    f"the state of {place.shown} has '{key}', but {self.who} keeps "
+                    f"{', '.join(sorted(self.slots)) or 'nothing'}",
+                    "Was it written by another optimizer? Between some, steprule.convert_state translates.",
                 )
-        fitted[key] = _moved(value, param, keep=slot is not None and slot.per_tensor)
-    if fitted and slots and "step" not in fitted and optimizer.counts(group):
-        # torch's SGD keeps no count, yet its buffer says that the first step is over.
-        if optimizer.counts_steps is True:
-            raise errors.checkpoint(who, f"the state of {name} has no 'step'")
-        fitted["step"] = torch.ones((), dtype=scalar_dtype())
-    return fitted
+        elif self.slots[key].exists(group):
+            return True
+        self.unexpected.append(f"{place.label}: {key}")
+        return False
+
+    def _slot(self, place: matching.Place, slot: Slot, value: Any) -> Tensor:
+        param: Tensor = place.key
+        if slot.per_tensor and isinstance(value, (int, float)) and not isinstance(value, bool):
+            number = torch.tensor(float(value), dtype=scalar_dtype())
+            self.converted.append(Change(f"{place.label}: {slot.key}", type(value).__name__, number.dtype))
+            value = number
+        if not isinstance(value, Tensor):
+            problem = f"'{slot.key}' of {place.shown} is {type(value).__name__}, must be a tensor"
+            raise errors.checkpoint(self.who, problem)
+        shape = slot.shape_for(param)
+        if tuple(value.shape) != shape:
+            raise errors.checkpoint(
+                self.who,
+                f"'{slot.key}' of {place.shown} has shape {tuple(value.shape)} in the checkpoint, the "
+                f"parameter needs {shape}",
+                "Does the order of the parameters differ?",
+            )
+        if not _holds_numbers_for(param, slot, value):
+            kind = "complex" if param.is_complex() and not slot.per_tensor else "floating-point"
+            problem = (
+                f"'{slot.key}' of {place.shown} holds {value.dtype} ({value.layout}), must be {kind} numbers"
+            )
+            raise errors.checkpoint(self.who, problem)
+        self._check_finite(place, slot.key, value)
+        return _copied(value, None if slot.per_tensor else param.device)
+
+    def _count(self, place: matching.Place, value: Any) -> Any:
+        """The number of steps, in the type that the rule keeps it in."""
+        fine = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(value, Tensor):
+            fine = value.numel() == 1 and not value.is_complex() and value.dtype is not torch.bool
+        number = float(value) if fine else -1.0
+        if not 0 <= number < float("inf"):
+            given = "" if isinstance(value, Tensor) and value.numel() > 1 else f" ({value!r})"
+            problem = f"'step' of {place.shown}{given} is no count, must be one number, at least 0"
+            raise errors.checkpoint(self.who, problem)
+        as_int = self.optimizer.gradients == "rows only"
+        if type(value) is int if as_int else isinstance(value, Tensor):
+            return _copied(value, None)
+        count = int(number) if as_int else torch.tensor(number, dtype=torch.float32)
+        kinds = [str(x.dtype) if isinstance(x, Tensor) else type(x).__name__ for x in (value, count)]
+        self.converted.append(Change(f"{place.label}: step", *kinds))
+        return count
+
+    def _complete(self, place: matching.Place, fitted: Dict, saved_group: Dict, group: Dict) -> bool:
+        """Whether nothing is missing. A slot at its start beside a high count would be silently wrong."""
+        lacking: list[str] = []
+        if "step" not in fitted and self.optimizer.counts(group):
+            if self.optimizer.counts_steps is True:
+                lacking.append("step")
+            # torch's SGD keeps no count, yet its buffer says that the first step is over.
+            fitted["step"] = torch.ones((), dtype=scalar_dtype())
+        for slot in self.slots.values():
+            if slot.key in fitted or not slot.exists(group) or slot.shape_for(place.key) is None:
+                continue
+            if slot.when is None or saved_group.get(slot.when):
+                lacking.append(slot.key)
+            else:
+                self.missing.append(f"{place.label}: {slot.key}")
+        if lacking and self.strict:
+            problem = f"the state of {place.shown} has no '{lacking[0]}'"
+            raise errors.checkpoint(self.who, problem, "strict=False starts that parameter's state anew.")
+        self.missing += [f"{place.label}: {key}" for key in lacking]
+        return not lacking
+
+    def _check_finite(self, place: matching.Place, key: str, value: Any) -> None:
+        if all(map(_is_finite, _tensors_in(value))):
+            return
+        if self.strict:
+            problem = f"'{key}' of {place.shown} is NaN or infinite"
+            fix = "Go back to an earlier checkpoint, or load it as it is with strict=False."
+            raise errors.checkpoint(self.who, problem, fix)
+        self.nonfinite.append(f"{place.label}: {key}")
 
 
-def _as_count(value: Any, optimizer: Any) -> Any:
-    if optimizer.slots and optimizer.gradients == "rows only":
-        return int(value)
+def _holds_numbers_for(param: Tensor, slot: Slot, value: Tensor) -> bool:
+    """Whether a slot may be stored in this dtype. Any precision will do: a slot keeps its own."""
+    if value.layout != torch.strided:
+        return False
+    if param.is_complex() and not slot.per_tensor:
+        return value.is_complex()
+    return value.is_floating_point()
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        return value.detach().clone()
-    if optimizer.slots:
-        return torch.tensor(float(value), dtype=torch.float32)
-    return value
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for entry in cast("list[Any]", value):
+            yield from _tensors_in(entry)
+    elif isinstance(value, Mapping):
+        for entry in cast("Mapping[Any, Any]", value).values():
+            yield from _tensors_in(entry)
 
 
-def _moved(value: Any, param: Tensor, keep: bool) -> Any:
-    """A copy on the parameter's device (per-tensor numbers stay where they are), in its own dtype."""
+def _is_finite(tensor: Tensor) -> bool:
+    local: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+    if local.is_meta or local.element_size() < 2 or not (local.is_floating_point() or local.is_complex()):
+        return True
+    return bool(local.isfinite().all())
+
+
+def _copied(value: Any, device: torch.device | None) -> Any:
+    """A copy that shares nothing, with every tensor in its dtype and layout, on this device if one is given."""
     if isinstance(value, Tensor):
         value = value.detach()
-        return value.clone() if keep else value.to(param.device, copy=True)
+        return value.clone() if device is None else value.to(device, copy=True)
+    if isinstance(value, (list, tuple)):
+        entries = [_copied(entry, device) for entry in cast("list[Any]", value)]
+        return entries if isinstance(value, list) else tuple(entries)
+    if isinstance(value, Mapping):
+        return {key: _copied(entry, device) for key, entry in cast("Mapping[Any, Any]", value).items()}
     return deepcopy(value)

@@ -44,7 +44,7 @@ WORDS = {
     "lerp": "lerp({0}, {1}, {2})",
     "larger": "larger({0}, {1})",
     "smaller": "smaller({0}, {1})",
-    "clamp": "smaller(larger({0}, {1}), {2})",
+    "clamp": "at_most(at_least({0}, {1}), {2})",
     "less": "{0} < {1}",
     "less_equal": "{0} <= {1}",
     "greater": "{0} > {1}",
@@ -53,6 +53,9 @@ WORDS = {
     "not_equal": "{0} != {1}",
     "where": "where({0}, {1}, {2})",
 }
+
+# These words when the second operand is a plain number, and the same for every entry.
+BOUNDS = {"larger": "at_least({0}, {1})", "smaller": "at_most({0}, {1})"}
 
 # Powers that torch computes without `pow`.
 POWERS = {
@@ -184,6 +187,8 @@ class _Printer:
             return self._where(step)
         texts = [self._number(operand) for operand in step.operands]
         form = WORDS[step.word]
+        if step.word in BOUNDS and not isinstance(step.operands[1], Register):
+            form = BOUNDS[step.word]
         if step.word == "power" and isinstance(step.operands[1], float):
             form = POWERS.get(step.operands[1], form)
         return form.format(*texts)

@@ -36,7 +36,7 @@ class Launch:
         self._pointers = np.zeros((len(program.inputs), len(lengths)), dtype=np.int64)
         self._rows = np.zeros(len(lengths), dtype=np.int64)
         widest = max(len(words) for words in self.reductions)
-        self._partials = np.zeros((len(self._chunks), widest))
+        self._partials = np.zeros(len(self._chunks) * widest)
         self._reduced = np.zeros((sum(len(words) for words in self.reductions), len(lengths)))
         self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._job = np.zeros(len(cpu_threads.JOB), dtype=np.int64)
@@ -65,7 +65,8 @@ class Launch:
         for kernel, words in zip(self.kernels, self.reductions, strict=True):
             cpu_threads.run(kernel, self._job, number)
             for place, step in enumerate(words):
-                self._reduced[done] = self._combine(step.word, self._partials[:, place])
+                partials = self._partials[place : len(self._chunks) * len(words) : len(words)]
+                self._reduced[done] = self._combine(step.word, partials)
                 done += 1
 
     def _fill(self, name: str, table: NDArray[np.int64] | NDArray[np.float64]) -> None:

@@ -67,9 +67,21 @@ def llvm(name):
 
 
 def _extreme(comparison):
+    """The one that compares so; of equal ones (0 and -0) the second, as in torch.maximum."""
+
     def build(builder, a, b):
         chosen = builder.select(builder.fcmp_ordered(comparison, a, b), a, b)
         return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
+
+    return build
+
+
+def _bounded(comparison):
+    """The bound where it compares so, else the number, also where they are equal: as in torch.clamp."""
+
+    def build(builder, x, bound):
+        chosen = builder.select(builder.fcmp_ordered(comparison, bound, x), bound, x)
+        return builder.select(builder.fcmp_unordered("uno", bound, bound), bound, chosen)
 
     return build
 
@@ -98,6 +110,8 @@ negative = unary(lambda builder, x: builder.fneg(x))
 sign = unary(_sign)  # 0 for what is not a number, as torch.sign has it
 larger = binary(_extreme(">"))  # not a number if either is not
 smaller = binary(_extreme("<"))
+at_least = binary(_bounded(">"))
+at_most = binary(_bounded("<"))
 where = ternary(lambda builder, condition, a, b: builder.select(condition, a, b))
 # The order of a sum over a tensor is free: that is what lets several lanes carry it.
 sum_with = binary(lambda builder, total, x: builder.fadd(total, x, flags=("reassoc",)))

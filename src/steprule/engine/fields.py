@@ -12,10 +12,12 @@ import torch
 from steprule import errors
 from steprule.words import SCALAR_WORDS
 
+# Where a group with nonfinite="skip" counts the steps that were passed over.
+SKIPPED_STEPS = "skipped_steps"
 # Keys that schedulers, trainers and users put into groups; everything else must be a hyper-parameter.
 FOREIGN_KEYS = frozenset(
     {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum"}
-    | {"max_momentum", "swa_lr", "weight_decay_mode"}
+    | {"max_momentum", "swa_lr", "weight_decay_mode", "param_shapes", SKIPPED_STEPS}
 )
 
 Shape = Callable[[torch.Size], tuple[int, ...] | None]
@@ -35,7 +37,7 @@ class Field:
     choices: tuple[Any, ...] | None = None
     switch: bool = False
     positional: bool = True
-    live: bool = False
+    free: bool = False
     decay: str | None = None
     meaning: str = ""
 
@@ -63,6 +65,8 @@ class Field:
 
     def check(self, who: str, value: Any, group: int | None) -> Any:
         """The value as it goes into the group, or an error that says what is allowed."""
+        if self.free:
+            return value  # checked where it is used, beside the slots that it names
         if self.choices is not None:
             if value not in self.choices:
                 raise errors.out_of_range(who, self.name, value, self.allowed, group)
@@ -143,6 +147,8 @@ class Slot:
     starts: float | str = 0.0
     per_tensor: bool = False
     shape: Shape | None = None
+    never_negative: bool = False
+    not_in_8_bits: str | None = None
     letter: str = ""
 
     def exists(self, group: dict[str, Any]) -> bool:

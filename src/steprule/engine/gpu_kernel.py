@@ -11,6 +11,7 @@ reduces, `combine` adds up what the chunks of each tensor came to, always in the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -39,9 +40,9 @@ WORDS = {
     "div": "tl.div_rn({0}, {1})",
     "add_scaled": "tl.fma({2}, {1}, {0})",
     "addcmul": "tl.fma({3} * {1}, {2}, {0})",
-    "lerp": "tl.where(tl.abs({2}) < 0.5, tl.fma({2}, {1} - {0}, {0}), tl.fma({1} - {0}, {2} - 1.0, {1}))",
-    "larger": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
-    "smaller": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
+    "lerp": "tl.fma(tl.where({3}, {2}, {2} - 1.0), {1} - {0}, tl.where({3}, {0}, {1}))",
+    "larger": "tl.maximum({0}, {1}, tl.PropagateNan.ALL)",
+    "smaller": "tl.minimum({0}, {1}, tl.PropagateNan.ALL)",
     "less": "{0} < {1}",
     "less_equal": "{0} <= {1}",
     "greater": "{0} > {1}",
@@ -76,7 +77,7 @@ POWER = '''
 @triton.jit
 def power(x, y):
     """xʸ as C's `pow` has it, by way of double precision."""
-    x, y = x.to(tl.float64), y.to(tl.float64)
+    x, y = tl.broadcast(x.to(tl.float64), y.to(tl.float64))
     size = tl.exp(y * tl.log(tl.abs(x)))
     size = tl.where((y == 0.0) | (tl.abs(x) == 1.0), 1.0, size)
     odd = tl.floor(y * 0.5) * 2.0 != y
@@ -87,21 +88,27 @@ def power(x, y):
 
 '''
 
+LARGEST = '''
+@triton.jit
+def largest(x):
+    """The largest lane; not a number if any is not."""
+    undefined = tl.max(tl.where(x == x, 0, 1))
+    return tl.where(undefined == 0, tl.max(tl.where(x == x, x, float("-inf"))), float("nan"))
+
+'''
+
 # How a reduction starts, and takes one block of numbers in; what is masked out counts as its start.
 REDUCTIONS = {
     "mean": ("0.0", "{0} + {1}"),
     "norm": ("0.0", "{0} + {1} * {1}"),
-    "largest": ('float("-inf")', "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})"),
+    "largest": ('float("-inf")', WORDS["larger"]),
 }
 
 # How its lanes become one number, and how the numbers of all chunks become the result.
 FOLDS = {
     "mean": ("tl.sum({0})", "{0} / tl.load(lengths + tensor)"),
     "norm": ("tl.sum({0})", "tl.sqrt({0})"),
-    "largest": (
-        'tl.where(tl.max(tl.where({0} == {0}, 0, 1)) == 0, tl.max({0}), float("nan"))',
-        "{0}",
-    ),
+    "largest": ("largest({0})", "{0}"),
 }
 
 
@@ -168,12 +175,12 @@ class _Printer:
     def text(self, title: str) -> str:
         """The whole source."""
         head = f'"""{title}; written by steprule.\n\n{self.program}\n"""\n\n'
-        head += "import triton\nimport triton.language as tl\n\n"
-        power = POWER if any(map(_needs_power, self.sweep.instructions)) else ""
+        head += f"import triton\nimport triton.language as tl\n\nnumber = tl.constexpr({self.number})\n\n"
+        own = POWER if any(map(_needs_power, self.sweep.instructions)) else ""
+        own += LARGEST if any(x.word == "largest" for x in self.sweep.reductions) else ""
         functions = [self._entries(), self._kernel()]
         functions += [self._combine()] if self.totals else []
-        text = head + power + "\n" + "\n\n\n".join("\n".join(lines) for lines in functions) + "\n"
-        return text.replace(".to(number)", f".to({self.number})")
+        return head + own + "\n" + "\n\n\n".join("\n".join(lines) for lines in functions) + "\n"
 
     # One block of entries
 
@@ -201,10 +208,11 @@ class _Printer:
         inside = [x for x in self.sweep.instructions if x.out.kind != "reduced"]
         used = {x for step in (*inside, *self.sweep.reductions) for x in step.operands}
         used |= set(self.sweep.outputs.values())
-        reduced = {str(x) for x in used if isinstance(x, Register) and x.kind == "reduced"}
+        reduced = {x.index for x in used if isinstance(x, Register) and x.kind == "reduced"}
         names = {str(x) for x in used}
         scaling = ["unscale"] if "g" in self.sweep.inputs else []
-        return [*scaling, *(f"c{i}" for i in self.scalars if f"c{i}" in names), *sorted(reduced)]
+        scalars = [f"c{i}" for i in self.scalars if f"c{i}" in names]
+        return [*scaling, *scalars, *(f"r{i}" for i in sorted(reduced))]
 
     def _load(self, name: str) -> str:
         loaded = f"tl.load(at_{name} + i, inside)"
@@ -312,10 +320,13 @@ class _Printer:
         """What the word's register is set to; where there are several, each builds on the one before."""
         if step.word == "where":
             return [self._where(step)]
-        texts = [self._number(operand) for operand in step.operands]
         if step.word == "clamp":
-            low, high = self._form("larger"), self._form("smaller")
-            return [low.format(texts[0], texts[1]), high.format(step.out, texts[2])]
+            x, low, high = map(self._number, step.operands)
+            return [WORDS["larger"].format(x, low), WORDS["smaller"].format(step.out, high)]
+        plain = self._form(step.word).startswith("{0} ")
+        texts = [self._number(operand, plain) for operand in step.operands]
+        # `lerp` goes from whichever end is nearer.
+        texts += [f"tl.abs({texts[2]}) < 0.5"] if step.word == "lerp" else []
         exponent = step.operands[-1]
         if step.word == "power" and isinstance(exponent, float) and exponent in POWERS:
             forms = [self._form(word) for word in POWERS[exponent]] or ["{0}"]
@@ -335,11 +346,14 @@ class _Printer:
         test = str(condition) if is_mask else f"{condition} != 0.0"
         return f"tl.where({test}, {self._number(a)}, {self._number(b)})"
 
-    def _number(self, operand: Operand) -> str:
-        """The operand's text; a comparison counts as 1 or 0, as in torch."""
+    def _number(self, operand: Operand, plain: bool = False) -> str:
+        """The operand's text; a comparison counts as 1 or 0, as in torch.
+
+        plain: beside an operator a plain number takes the other side's precision; elsewhere float32.
+        """
         if isinstance(operand, float):
-            value = repr(operand) if abs(operand) < float("inf") else f'float("{operand}")'
-            return f"tl.full((), {value}, {self.number})"
+            value = repr(operand) if math.isfinite(operand) else f'float("{operand}")'
+            return value if plain else f"tl.full((), {value}, number)"
         if isinstance(operand, Register) and operand.kind == "mask":
             return f"tl.where({operand}, 1.0, 0.0).to(number)"
         return str(operand)

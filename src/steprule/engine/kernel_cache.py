@@ -14,7 +14,6 @@ import os
 import stat
 import tempfile
 import threading
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,6 @@ def _obtain(name: str, text: str) -> tuple[int, Any]:
 # On disk
 
 
-@cache
 def cache_folder() -> Path | None:
     """Where kernels are kept: $XDG_CACHE_HOME, else ~/.cache, else a temporary folder of this user's own."""
     for folder in _candidates():

@@ -17,9 +17,8 @@ from steprule.engine.cpu_threads import JOB
 ENTRY = "steprule_kernel"
 
 
-@cache
 def machine() -> Any:
-    """The code generator for this very processor."""
+    """A code generator for this very processor; what is linked with one becomes its owner."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, ClassVar, cast
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from steprule import errors
-from steprule.engine import checkpoint
-from steprule.engine.fields import FOREIGN_KEYS, Field, Slot, scalar_dtype
+from steprule.engine import checkpoint, moving, nonfinite
+from steprule.engine.fields import FOREIGN_KEYS, SKIPPED_STEPS, Field, Slot, scalar_dtype
+from steprule.engine.load_report import LoadReport
 
 DECAY_MODES = ("l2", "decoupled", "absolute")
 
@@ -125,6 +126,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
         for name, field in self.fields.items():
             if name in group:
                 group[name] = field.check(who, group[name], index)
+        if group.get("nonfinite") != "skip":
+            group.pop(SKIPPED_STEPS, None)
+        elif index is not None:
+            group.setdefault(SKIPPED_STEPS, 0)
         self._check_combinations(group, index)
         return group
 
@@ -196,12 +201,25 @@ class CheckedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._state_is_away:
+            self.reload_state()
         for group in self.param_groups:
             self._check_group(group)
+        if not self._may_step():
+            return loss
         for group in self.param_groups:
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 self._step_group(group)
         return loss
+
+    def _may_step(self, count: bool = True) -> bool:
+        """Whether the gradients are finite, in groups that ask; else count a step that is passed over."""
+        asked = any("nonfinite" in group for group in self.param_groups)
+        return not asked or nonfinite.allow_step(self, count)
+
+    def nonfinite_parameters(self) -> list[str]:
+        """The parameters whose gradients are NaN or infinite now, by name, or else by place."""
+        return [place.label for place in nonfinite.offenders(self.param_groups)]
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Refuse gradients before anything moves; rules add their own."""
@@ -228,19 +246,86 @@ class CheckedOptimizer(torch.optim.Optimizer):
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    # The whole history is one state, kept with the first parameter, whose vectors hold all in order.
+    one_vector: ClassVar[bool] = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the groups in torch's format, with shapes where the parameters have names.
+
+        Tensors are those of the optimizer, not copies. State of parameters that are in no group any more
+        is left out.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        packed: Any = checkpoint.pack(self)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, packed)
+            packed = packed if changed is None else changed
+        return packed
+
+    def load_state_dict(  # type: ignore[override]
+        self,
+        state_dict: Mapping[str, Any],
+        *,
+        strict: bool = True,
+        hyperparams: str | Mapping[str, str] = "saved",
+    ) -> LoadReport:
         """Load a checkpoint of this optimizer, or of the torch.optim class of the same name.
 
-        Tensors are copied, follow their parameter's device and keep their dtype. When anything does not
-        fit, ValueError names it and nothing is changed.
+        Parameters are matched by name if both sides have names, whatever their order and groups; else by
+        position, if numbers and shapes agree. Tensors are copied, follow their parameter's device and keep
+        their dtype and layout; numbers kept per tensor, such as step counts, stay where they are.
+
+        strict: refuse added, removed and reshaped parameters, missing slots, NaN and unknown keys. False
+        loads what fits, leaves the rest as it is, and reports it.
+        hyperparams: "saved" takes those of the checkpoint, "current" keeps those of the groups; a dict says
+        which for single ones, as in {"lr": "current"}, and means "saved" for others.
+
+        Raises: ValueError or TypeError that names what does not fit; then nothing is changed.
         """
-        state_dict = state_dict.copy()
+        if not isinstance(state_dict, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise errors.not_a_state_dict(type(self).__name__, type(state_dict).__name__)
+        state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        loaded = checkpoint.fit(self, state_dict)
+        loaded, report = checkpoint.fit(self, state_dict, strict, hyperparams)
         self.__setstate__(loaded)
+        self._state_is_away = False
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
+        return report
+
+    def _check_loaded(self, state: Mapping[Tensor, Any]) -> None:
+        """Refuse a loaded state before it is taken over; rules add their own."""
+
+    # Where the state is
+
+    _state_is_away: bool = False
+
+    def to(self, device: torch.device | str) -> CheckedOptimizer:
+        """Move the state to a device, as after `model.to(device)`; parameters and step counts stay.
+
+        Returns the optimizer.
+        """
+        moving.move_state(self, lambda param: moving.to(torch.device(device)))
+        return self
+
+    def offload_state(self) -> None:
+        """Move the state to main memory (pinned, from CUDA), to free the device between phases of training.
+
+        It can be saved from there. The next step brings it back by itself; `reload_state` does so earlier.
+        """
+        moving.move_state(self, lambda param: moving.to_host)
+        self._state_is_away = True
+
+    def reload_state(self) -> None:
+        """Move the state to where each parameter is."""
+        moving.move_state(self, lambda param: moving.to(param.device))
+        self._state_is_away = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        away = {"_state_is_away": True} if self._state_is_away else {}
+        return {**super().__getstate__(), **away}
 
     # Reading
 

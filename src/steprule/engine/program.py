@@ -220,7 +220,7 @@ def static_key(rule: Any, group: Mapping[str, Any]) -> tuple[Any, ...]:
     """What of a group's options decides the program: booleans, choices, which switches are on."""
     parts: list[Any] = []
     for name, fld in rule.fields.items():
-        if name not in group:
+        if name not in group or fld.free:
             continue
         if fld.switch:
             parts.append((name, bool(group[name])))
@@ -246,7 +246,8 @@ def trace(rule: Any, update: Update, worn: Worn, group: Mapping[str, Any]) -> Pr
 def _trace(rule: Any, update: Update, worn: Worn, group: Mapping[str, Any]) -> Program:
     tracer = _Tracer(rule.__name__)
     memory = tracer.memory
-    values = {n: _symbolic(memory, n, f, group[n]) for n, f in rule.fields.items() if n in group}
+    fields = {name: fld for name, fld in rule.fields.items() if name in group and not fld.free}
+    values = {name: _symbolic(memory, name, fld, group[name]) for name, fld in fields.items()}
     h = Hyper(tracer.rule, rule.fields, values)
     exists = {letter: slot for letter, slot in rule.slots.items() if slot.exists(dict(group))}
     slots = {letter: slot for letter, slot in exists.items() if not slot.per_tensor}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steprule.engine import storage
 from steprule.engine.compose import Hyper, Slots, Update, Worn, one_step
 from steprule.engine.fields import Slot, scalar_dtype
 from steprule.words import Number
@@ -143,7 +144,7 @@ def run(
     h = Hyper(
         machine.rule,
         rule.fields,
-        {k: as_plain(group[k], machine, live) for k in rule.fields if k in group},
+        {k: as_plain(group[k], machine, live) for k, f in rule.fields.items() if k in group and not f.free},
     )
     slots: dict[str, Slot] = {k: v for k, v in rule.slots.items() if v.key in state}
 
@@ -152,15 +153,18 @@ def run(
 
     numbers: dict[str, Any] = {}
     for letter, slot in slots.items():
-        stored = state[slot.key]
-        numbers[letter] = stored.item() if slot.per_tensor and not live else load(stored)
+        once = slot.per_tensor and not live
+        numbers[letter] = state[slot.key].item() if once else load(storage.load(state, slot.key))
     s = Slots(machine, rule.slots, numbers)
     # A differentiable step keeps old values on the tape, so the parameter must not alias them.
-    p = load(param.clone() if live else param)
+    p = load(param.clone() if live else storage.load_parameter(param, state))
     t = Number(machine, t) if isinstance(t, Tensor) else t
     new = one_step(update, worn, h, p, load(gradient), s, t)
     _store_state(s, slots, state, live)
-    real(param).copy_(new.handle)
+    if param.dtype in storage.HALF and not live:
+        storage.store_parameter(param, state, new.handle)
+    else:
+        real(param).copy_(new.handle)
 
 
 def _store_state(s: Slots, slots: dict[str, Slot], state: dict[str, Any], live: bool) -> None:
@@ -172,7 +176,9 @@ def _store_state(s: Slots, slots: dict[str, Slot], state: dict[str, Any], live: 
     for key, value in values.items():
         if isinstance(value, Tensor) and live and not state[key].is_complex():
             state[key] = value.to(state[key].dtype)
-        elif isinstance(value, Tensor):
+        elif isinstance(value, Tensor) and state[key].is_complex():
             real(state[key]).copy_(value)
+        elif isinstance(value, Tensor):
+            storage.store(state, key, value)
         else:
             state[key].fill_(value)

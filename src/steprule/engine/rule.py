@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine import foreach, program, reference, runners, sparse
+from steprule.engine import foreach, program, reference, runners, sparse, storage
 from steprule.engine.compose import Update, Worn
 from steprule.engine.optimizer import CheckedOptimizer, make_step_counter
 
 FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
+# Options that no rule of torch has: they stand in a group only where they were given.
+OPTIONS = ("state_dtype", "low_precision", "nonfinite")
+ABSENT = (None, False, "ignore")
 
 
 class RuleOptimizer(CheckedOptimizer):
@@ -34,9 +37,9 @@ class RuleOptimizer(CheckedOptimizer):
     decays_first: ClassVar[bool] = True
 
     def __init__(self, params: Any, defaults: dict[str, Any]):
-        for flag in FLAGS:
+        for flag in (*FLAGS, *OPTIONS):
             # torch's rules differ in the switches they know; groups hold the same keys as theirs.
-            if flag not in self.torch_flags and not defaults.get(flag):
+            if flag not in self.torch_flags and defaults.get(flag) in ABSENT:
                 defaults.pop(flag, None)
         super().__init__(params, {**defaults, **self.fixed})
         if self.traced:
@@ -51,6 +54,7 @@ class RuleOptimizer(CheckedOptimizer):
         for name, value in self.fixed.items():
             if group[name] != value:
                 raise errors.out_of_range(who, name, group[name], repr(value), index)
+        storage.check(who, self.slots, group, index)
         if not self.traced and group.get("differentiable"):
             fix = f"{who} reads numbers of the whole matrix on the host; there is no tape through them."
             raise errors.contradiction(who, "differentiable=True", "a rule on matrices", fix)
@@ -71,6 +75,9 @@ class RuleOptimizer(CheckedOptimizer):
                         "capturable=False and foreach=True",
                         f"Give {name} as a float, or leave foreach out.",
                     )
+
+    def _check_parameters(self, group: dict[str, Any], index: int) -> None:
+        storage.check_parameters(type(self).__name__, group, index)
 
     # What the rule wears
 
@@ -104,9 +111,9 @@ class RuleOptimizer(CheckedOptimizer):
             state["step"] = 0 if self.gradients == "rows only" else make_step_counter()
         for slot in self.slots.values():
             if slot.key not in state and slot.exists(group):
-                created = slot.create(param, group)
-                if created is not None:
-                    state[slot.key] = created
+                state.update(storage.create(slot, param, group))
+        if group.get("low_precision") and not storage.PARAMETER_STATE & state.keys():
+            state.update(storage.create_for_parameter(param, group, len(self.state)))
         return state
 
     def init_state(self) -> None:

@@ -64,6 +64,8 @@ def _never_listed(rule: Any, group: dict[str, Any]) -> str | None:
         return f"{rule.__name__} steps single rows"
     if group.get("differentiable"):
         return "differentiable=True needs autograd's tape"
+    if group.get("low_precision") not in (None, "none") or "int8" in str(group.get("state_dtype")):
+        return "only the reference keeps numbers this way"
     lr = group.get("lr")
     if isinstance(lr, Tensor) and lr.requires_grad:
         return "lr requires a gradient"

@@ -47,7 +47,9 @@ def as_batches(name: str, data: Data) -> Batches:
         x, y = given
         if len(x) != len(y):
             raise LabError(f"{name} is (X, y) with {len(x)} inputs but {len(y)} targets.")
-        batches = Batches(len(x), lambda index: (_as_input(x[index], leading=1), _as_target(y[index])))
+        batches = Batches(
+            len(x), lambda index: (_as_input(_take(x, index), leading=1), _as_target(_take(y, index)))
+        )
     elif hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         batches = Batches(len(given), lambda index: _read(name, given, index))
     else:
@@ -58,6 +60,11 @@ def as_batches(name: str, data: Data) -> Batches:
     if not len(batches):
         raise LabError(f"{name} is empty; training needs at least one item.")
     return batches
+
+
+def _take(array: Any, index: Tensor) -> Any:
+    # An array takes a tensor with one number for a plain number, and would drop the dimension.
+    return array[index] if isinstance(array, Tensor) else array[index.numpy()]
 
 
 def _read(name: str, items: Items, index: Tensor) -> Batch:
@@ -89,14 +96,16 @@ def _input_and_target(name: str, item: Any) -> tuple[Any, Any]:
         if len(parts) == 2:
             return parts[0], parts[1]
         raise LabError(f"an item of {name} has {len(parts)} parts; it needs (input, target).")
-    raise LabError(f"an item of {name} is a {type(item).__name__}; it must be (input, target) or a dict.")
+    raise LabError(
+        f"the items of {name} are of type {type(item).__name__}; they must be (input, target) or dicts."
+    )
 
 
 def _as_input(value: Any, leading: int = 0) -> Tensor:
     """Floats as they are, bytes as 0 to 1, images with the channel first.
 
-    A float tensor already has torch's layout; bytes, arrays and PIL images have the channel last
-    unless the shape says otherwise. `leading` counts the dimensions before those of one item.
+    A float tensor already has torch's layout; bytes and arrays have the channel last unless the
+    shape says otherwise. `leading` counts the dimensions before those of one item.
     """
     tensor = _as_tensor(value)
     image = not isinstance(value, Tensor) or tensor.dtype == torch.uint8
@@ -125,7 +134,8 @@ def _as_tensor(value: Any) -> Tensor:
         import numpy
 
         known = value.mode in ("L", "RGB", "RGBA")
-        return torch.tensor(numpy.array(value if known else value.convert("RGB")))
+        pixels = torch.tensor(numpy.array(value if known else value.convert("RGB")))
+        return pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels
     try:
         return torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -13,7 +13,7 @@ from steprule.lab.data import Batch
 from steprule.lab.errors import LabError, told
 from steprule.lab.tasks import Task
 
-__all__ = ["CURVATURE_EVERY", "estimate_curvature", "step_on"]
+__all__ = ["CURVATURE_EVERY", "estimate_curvature", "loss_of", "step_on"]
 
 CURVATURE_EVERY = 10
 
@@ -32,11 +32,13 @@ def step_on(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Ba
         optimizer.zero_grad()
         try:
             output = model(given)
-            loss: Any = task.loss(output, target)
-            loss.backward()
+            loss = loss_of(task, output, target)
+            torch.autograd.backward(loss)
             if first and task.score is not None:
                 with torch.no_grad():
                     score = float(task.score.of_batch(output, target))
+        except LabError:
+            raise
         except Exception as error:  # the task may be a user's own and fail in any way
             raise LabError(f"the task failed on a batch: {told(error)}.") from error
         first = False
@@ -44,6 +46,15 @@ def step_on(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Ba
 
     loss: Any = optimizer.step(closure)
     return float(loss.detach()), score
+
+
+def loss_of(task: Task, output: Tensor, target: Tensor) -> Tensor:
+    """The task's loss. Raises `LabError` if it is not one number."""
+    loss: Any = task.loss(output, target)
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss
+    kind = f"of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else type(loss).__name__
+    raise LabError(f"loss(output, target) must return a tensor with one number, not one {kind}.")
 
 
 def estimate_curvature(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Batch) -> None:
@@ -63,6 +74,5 @@ def estimate_curvature(task: Task, model: nn.Module, optimizer: CheckedOptimizer
     optimizer.zero_grad()
     chances = output.detach().flatten(0, -2).softmax(-1)
     drawn = torch.multinomial(chances, 1).view_as(target)
-    loss: Any = task.loss(output, drawn)
-    loss.backward()
+    torch.autograd.backward(loss_of(task, output, drawn))
     optimizer.update_hessian(target.numel())

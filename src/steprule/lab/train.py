@@ -21,7 +21,7 @@ from steprule.lab.optimizers import (
 )
 from steprule.lab.randomness import order_of_epoch, random_state, set_random_state
 from steprule.lab.run_folder import RunConfig, RunFolder
-from steprule.lab.step import CURVATURE_EVERY, estimate_curvature, step_on
+from steprule.lab.step import CURVATURE_EVERY, estimate_curvature, loss_of, step_on
 from steprule.lab.tasks import Task, shown
 
 __all__ = ["Screen", "Training", "rehearse"]
@@ -125,7 +125,7 @@ class Training:
             for index in torch.split(torch.arange(len(data)), self.config.batch_size):
                 given, target = data.fetch(index)
                 output = self.model(given)
-                loss += float(self.task.loss(output, target)) * len(index)
+                loss += float(loss_of(self.task, output, target)) * len(index)
                 if self.task.score is not None:
                     score += float(self.task.score.of_batch(output, target)) * len(index)
         self.model.train()

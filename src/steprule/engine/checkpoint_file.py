@@ -1,0 +1,112 @@
+"""Checkpoints on disk: written so that a kill loses nothing, read so that a file can do no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from steprule import errors
+
+TEMPORARY = ".tmp"
+
+
+def save_checkpoint(path: str | PathLike[str], checkpoint: Mapping[str, Any]) -> None:
+    """Write a training checkpoint so that at any moment a whole one is there: this one, or the one before.
+
+    When: instead of `torch.save`, for what must survive a kill or a power failure in the middle of writing.
+    Several processes may write the same path; the last one stays.
+
+        save_checkpoint("run.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+    path: the file; beside it there is `path` + ".tmp" while it is written. checkpoint: tensors, numbers,
+    strings, and dicts, lists and tuples of them.
+
+    Raises: TypeError for anything else, since `load_checkpoint` would refuse it; OSError if the file cannot
+    be written. What was there before is then kept.
+    """
+    file = Path(path).resolve()
+
+    def write(stream: IO[bytes]) -> None:
+        torch.save(dict(checkpoint), stream)
+        stream.flush()
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(stream.name)
+        if unsafe:
+            raise errors.not_plain(file, unsafe)
+
+    replace_file(file, write)
+
+
+def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint to main memory, checking every byte and running no code that it may hold.
+
+    When: always, for files of `save_checkpoint` or `torch.save`; `load_state_dict` copies the tensors to
+    where their parameters are.
+
+    Raises: FileNotFoundError, or ValueError if the file is damaged, is no checkpoint, or asks for code.
+    """
+    file = Path(path)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is not what was written")
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        checkpoint: Any = None if unsafe else torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise errors.damaged_file(file, reason) from error
+    if unsafe:
+        raise errors.unsafe_file(file, unsafe)
+    if not isinstance(checkpoint, dict):
+        raise errors.damaged_file(file, f"it holds {type(checkpoint).__name__}, not a dict")
+    return checkpoint
+
+
+def replace_file(file: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that at any moment, power failure included, the old or the new one is there.
+
+    Raises: OSError if it cannot be written, and what `write` raises; then the old one is kept.
+    """
+    temporary = file.with_name(file.name + TEMPORARY)
+    try:
+        with _folder_for_one(file.parent) as folder:
+            with open(temporary, "wb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, file)
+            if folder is not None:
+                os.fsync(folder)
+    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
+        temporary.unlink(missing_ok=True)
+        raise errors.cannot_write(file, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _folder_for_one(path: Path) -> Iterator[int | None]:
+    """The folder, opened to be synced, and locked so that two writers never share a temporary file."""
+    if sys.platform == "win32":  # where a folder cannot be opened
+        yield None
+        return
+    import fcntl
+
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # file systems that cannot lock
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(folder)

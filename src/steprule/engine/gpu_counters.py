@@ -1,0 +1,142 @@
+"""What is kept once per tensor, and the scalars made of it, where the host must not look.
+
+A step that is captured in a CUDA graph, or that a gradient scaler may skip, has its step count and its
+learning rate on the device. Here the scalars of a program are computed there too: the function that computes
+them is plain arithmetic, so it takes tables with one entry per tensor in place of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import is_
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steprule.engine.program import Program
+from steprule.words import SCALAR_WORDS
+
+
+class DeviceCounters:
+    """The counts of a set of tensors: one table each, of which the states hold views.
+
+    keys: of the states' entries, 'step' first if it is among them. dtype: what the scalars are rounded to.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        keys: list[str],
+        states: Sequence[dict[str, Any]],
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.program = program
+        self.keys = keys
+        self.device = device
+        self.dtype = dtype
+        self.tables = [
+            torch.stack([state[key].reshape(()).to(device, non_blocking=True) for state in states])
+            for key in keys
+        ]
+        self.entries = [list(table.unbind()) for table in self.tables]
+        for key, entries in zip(keys, self.entries, strict=True):
+            for state, entry in zip(states, entries, strict=True):
+                state[key] = entry
+        self._scalars = scalars_on(device, program.scalar_source)
+        self._rows = np.arange(len(states), dtype=np.int64)
+
+    def hold(self, states: Sequence[dict[str, Any]]) -> bool:
+        """Whether the states still hold the views."""
+        pairs = zip(self.keys, self.entries, strict=True)
+        return all(all(map(is_, [s[key] for s in states], entries)) for key, entries in pairs)
+
+    def next(self, values: Mapping[str, Any]) -> tuple[Tensor, Any, tuple[Any, ...]]:
+        """The rows of scalars of the coming step, the row of each tensor, and the new counts."""
+        counts = [table.double() for table in self.tables]
+        t = counts.pop(0) + 1 if "step" in self.keys else float("nan")
+        own = dict(zip(self.program.scalar_slots, counts, strict=True))
+        hyper = {name: self._as_double(value) for name, value in values.items()}
+        operands, new = self._scalars(hyper, t, own)
+        table = torch.empty(len(self._rows), len(operands), dtype=self.dtype, device=self.device)
+        for column, operand in enumerate(operands):
+            table[:, column] = operand
+        return table, self._rows, new
+
+    def advance(self, after: tuple[Any, ...], scaling: Tensor | None = None) -> None:
+        """Count the step and store the new values of the rule's own counts, unless the step was skipped."""
+        skipped = None if scaling is None else scaling[1] != 0
+        if "step" in self.keys:
+            self.tables[0] += 1 if skipped is None else ~skipped
+        for letter, new in zip(self.program.scalar_outputs, after, strict=True):
+            table = self.tables[self.keys.index(self.program.scalar_slots[letter].key)]
+            new = as_table(new, self.device)
+            table.copy_(new if skipped is None else torch.where(skipped, table.double(), new))
+
+    def _as_double(self, value: Any) -> Any:
+        """A hyper-parameter; a number of the host stays there, one of the device is not looked at."""
+        if isinstance(value, tuple):
+            return tuple(map(self._as_double, cast(tuple[Any, ...], value)))
+        if not isinstance(value, Tensor):
+            return value
+        return value.double() if value.device == self.device else value.item()
+
+
+def scaling(grad_scale: Tensor | None, found_inf: Tensor | None, device: torch.device) -> Tensor:
+    """What a launch is told by a gradient scaler: the factor of all gradients, and whether to skip the step.
+
+    The factor is rounded as `GradScaler.unscale_` rounds it.
+    """
+    table = torch.zeros(2, device=device)
+    table[0] = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().reshape(())
+    if found_inf is not None:
+        table[1] = (found_inf != 0).reshape(())
+    return table
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    return x**0.5
+
+
+def _as_stored(x: Tensor) -> Tensor:
+    return x.float().double()
+
+
+def _select(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(condition != 0, a, b)
+
+
+# The words of scalars, where an operand is a table.
+WORDS: dict[str, Callable[..., Tensor]] = {
+    "sqrt": _sqrt,
+    "exp": torch.exp,
+    "log": torch.log,
+    "sign": torch.sign,
+    "larger": torch.maximum,
+    "smaller": torch.minimum,
+    "as_stored": _as_stored,
+    "select": _select,
+}
+
+
+def as_table(x: Any, device: torch.device) -> Tensor:
+    """A plain number as a table with one entry for all tensors; a table as it is."""
+    return x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float64, device=device)
+
+
+def scalars_on(device: torch.device, source: str) -> Callable[..., tuple[Any, Any]]:
+    """The function that computes the scalars of a program, for tables on this device."""
+
+    def word(name: str) -> Callable[..., Any]:
+        def carry_out(*operands: Any) -> Any:
+            if not any(isinstance(x, Tensor) for x in operands):
+                return SCALAR_WORDS[name](*operands)
+            return WORDS[name](*(as_table(x, device) for x in operands))
+
+        return carry_out
+
+    scope: dict[str, Any] = {name: word(name) for name in SCALAR_WORDS}
+    exec(compile(source, "<scalars of a step rule>", "exec"), scope)
+    return scope["scalars"]

@@ -1,0 +1,191 @@
+"""Runs the kernels of a program over a set of tensors on a GPU: one launch for all of them.
+
+What depends on the tensors' sizes alone is sent to the device once; their addresses are sent when one of them
+has changed, and the scalars at every step. Nothing waits for the device, and nothing is read back from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import linecache
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steprule.engine import gpu_kernel, kernel_cache
+from steprule.engine.kernel_cache import NoKernel
+from steprule.engine.program import Program
+
+# Entries that one program of the launch walks, and how many of them it holds in registers at a time.
+CHUNK = 1 << 13
+BLOCK = 1 << 10
+# Products are fused with sums where a rule says so, and nowhere else.
+OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+class Launch:
+    """One program over tensors of these lengths and dtypes on one device, ready to run.
+
+    dtypes: of 'p', 'g' and every slot letter. lengths: the number of entries of each tensor.
+
+    Raises: NoKernel if it cannot be compiled here.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        dtypes: Mapping[str, torch.dtype],
+        lengths: Sequence[int],
+        device: torch.device,
+    ):
+        reason = missing(device) or gpu_kernel.why_not(program, dtypes)
+        if reason is not None:
+            raise NoKernel(reason)
+        self.device = device
+        self.dtype = torch.float64 if torch.float64 in dtypes.values() else torch.float32
+        self._inputs = list(program.inputs)
+        self._kernels = [_functions(name, text) for name, text in gpu_kernel.sources(program, dtypes)]
+        self._reductions = [len(sweep.reductions) for sweep in program.passes()]
+        sizes = np.array(lengths, dtype=np.int64)
+        chunks = _chunks(sizes)
+        self._programs = len(chunks)
+        self._chunks = self._send(chunks)
+        self._bounds = self._send(np.searchsorted(chunks[:, 0], np.arange(len(sizes) + 1)))
+        self._lengths = self._send(np.maximum(sizes, 1), torch.float64)
+        self._unscaled = self._send(np.array([1.0, 0.0]), torch.float32)
+        cells = (len(sizes) * sum(self._reductions), len(chunks) * max(self._reductions))
+        self._reduced, self._partials = (self._send(np.zeros(count)) for count in cells)
+        self._pointers = np.zeros((len(sizes), len(self._inputs)), dtype=np.int64)
+        self._sent: tuple[Any, Tensor] | None = None
+        self._rows: tuple[Any, Tensor] | None = None
+        self._compile()
+
+    def place(self, name: str, addresses: Sequence[int]) -> None:
+        """Say where the first entry of each tensor is, for one input of the program."""
+        self._pointers[:, self._inputs.index(name)] = addresses
+
+    def run(
+        self, scalars: Sequence[Sequence[float]] | Tensor, rows: Any, scaling: Tensor | None = None
+    ) -> None:
+        """One step.
+
+        scalars: rows of what `Program.scalars` computes, or a table of them on the device, in `dtype`.
+        rows: which of them is each tensor's own. scaling: what `gpu_counters.scaling` made, if a gradient
+        scaler is at work.
+        """
+        if not self._programs:
+            return
+        with _on(self.device):
+            if not isinstance(scalars, Tensor):
+                scalars = self._send(np.array(scalars, dtype=np.float64), self.dtype)
+            if self._rows is None or not np.array_equal(self._rows[0], rows):
+                self._rows = rows.copy(), self._send(rows)
+            tables = [self._pointer_table(), self._chunks, self._rows[1], scalars]
+            tables += [self._unscaled if scaling is None else scaling]
+            aligned = not np.bitwise_or.reduce(self._pointers, axis=None) & 15
+            self._launch(tables, bool(aligned))
+
+    def _launch(self, tables: list[Tensor], aligned: bool, only_compile: bool = False) -> None:
+        reducing = [self._reduced, self._partials] if any(self._reductions) else []
+        finishing = (self._bounds, self._lengths, self._partials, self._reduced)
+        options = {**OPTIONS, "BLOCK": BLOCK, "warmup": only_compile}
+        for kernel, combine in self._kernels:
+            kernel.run(*tables, *reducing, ALIGNED=aligned, grid=(self._programs,), **options)
+            if combine is not None:
+                combine.run(*finishing, grid=(len(self._pointers),), **options)
+
+    def _compile(self) -> None:
+        """Compile the kernels, or find those that an earlier process compiled."""
+        integers, numbers = self._chunks, self._lengths.to(self.dtype)
+        try:
+            with _on(self.device):
+                tables = [integers, integers, integers, numbers, self._unscaled]
+                self._launch(tables, aligned=True, only_compile=True)
+        except Exception as error:
+            raise NoKernel(f"no kernel could be made ({type(error).__name__}: {error})") from error
+
+    def _pointer_table(self) -> Tensor:
+        """The addresses on the device, sent anew if one has changed."""
+        if _capturing(self.device):
+            # A CUDA graph sends the table again whenever it is replayed, so it must have one of its own.
+            table = self._send(self._pointers)
+            _captured.append((self, table))
+            return table
+        if self._sent is None or not np.array_equal(self._sent[0], self._pointers):
+            self._sent = self._pointers.copy(), self._send(self._pointers)
+        return self._sent[1]
+
+    def _send(self, array: Any, dtype: torch.dtype | None = None) -> Tensor:
+        """A copy of the array on the device, made without waiting for the device."""
+        host = torch.as_tensor(array).to(dtype)
+        if self.device.type == "cpu":
+            return host.clone()
+        # Pinned memory is read later; torch does not give it to anyone else before that.
+        return host.pin_memory().to(self.device, non_blocking=True)
+
+
+# Launches that a CUDA graph may repeat. It reads their tables for as long as it lives, which nobody is told.
+_captured: list[Any] = []
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether what is launched now is recorded for a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _on(device: torch.device) -> Any:
+    """A block in which kernels go to this device."""
+    if device.type == "cpu":
+        return contextlib.nullcontext()
+    return torch.get_device_module(device).device(device)
+
+
+@cache
+def missing(device: torch.device) -> str | None:
+    """Why no kernel can run on this device, or None."""
+    for library in ("triton", "numpy"):
+        if find_spec(library) is None:
+            return f"{library} is not installed (pip install {library})"
+    if device.type == "cpu":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return None if interpreted else "Triton's kernels run on a CPU only with TRITON_INTERPRET=1"
+    if device.type not in ("cuda", "xpu"):
+        return f"Triton makes no kernels for {device.type}"
+    if device.type == "cuda" and not torch.version.hip:
+        found = torch.cuda.get_device_capability(device)
+        if found < (7, 0):
+            return f"Triton needs compute capability 7.0 or higher, {device} has {found[0]}.{found[1]}"
+    return None
+
+
+@cache
+def _functions(name: str, text: str) -> tuple[Any, Any]:
+    """The functions `kernel` and `combine` of a source; the second is None where nothing is reduced."""
+    file = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
+    folder = kernel_cache.cache_folder()
+    if folder is not None:
+        file = str(folder / file)
+        with contextlib.suppress(OSError):
+            kernel_cache._keep(Path(file), text.encode())  # pyright: ignore[reportPrivateUsage]
+    # Triton reads the text of a function back through this cache, so a full disk is no matter.
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    module = ModuleType(name)
+    exec(compile(text, file, "exec"), vars(module))
+    return module.kernel, getattr(module, "combine", None)
+
+
+def _chunks(lengths: Any) -> Any:
+    """(tensor, first entry, number of entries) of each chunk, tensor after tensor."""
+    counts = -(-lengths // CHUNK)
+    tensors = np.repeat(np.arange(len(lengths)), counts)
+    starts = (np.arange(len(tensors)) - np.repeat(np.cumsum(counts) - counts, counts)) * CHUNK
+    return np.stack((tensors, starts, np.minimum(CHUNK, lengths[tensors] - starts)), axis=1)

@@ -1,0 +1,90 @@
+"""What loading a checkpoint did, as a value to look at and as a table to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from steprule import errors
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that is not the same in the checkpoint and in the optimizer."""
+
+    what: str
+    saved: Any
+    current: Any
+    taken: str = "saved"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_state_dict` took from a checkpoint, and what it did not. `print` shows a table.
+
+    matched_by: "name" or "position". matched: the parameters that have their saved state now.
+    missing: parameters and slots that the checkpoint lacks; such a parameter keeps the state it has, one
+    that lacks a slot starts anew (a slot that an option adds starts alone). unexpected: parameters, slots and hyper-parameters that the optimizer lacks; not used.
+    reshaped: parameters of another shape, which keep the state they have. moved: parameters that were in
+    another group. converted: values that have another type now. nonfinite: state that is NaN or infinite.
+    hyperparameters: those that differ, and whether the "saved" or the "current" value was taken.
+    """
+
+    rule: str
+    matched_by: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    reshaped: tuple[Change, ...] = ()
+    moved: tuple[Change, ...] = ()
+    converted: tuple[Change, ...] = ()
+    nonfinite: tuple[str, ...] = ()
+    hyperparameters: tuple[Change, ...] = ()
+
+    def __str__(self) -> str:
+        total = len(self.matched)
+        head = f"{self.rule}: {total} parameter{'s' * (total != 1)} matched by {self.matched_by}"
+        return "\n".join([head, *as_table(self._rows())])
+
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        yield from (("missing", name, "not in the checkpoint") for name in self.missing)
+        yield from (("unexpected", name, "not in the optimizer") for name in self.unexpected)
+        for change in self.reshaped:
+            yield "reshaped", change.what, f"{change.saved} in the checkpoint, {change.current} here"
+        for change in self.moved:
+            yield "moved", change.what, f"from group {change.saved} to group {change.current}"
+        for change in self.converted:
+            yield "converted", change.what, f"from {change.saved} to {change.current}"
+        yield from (("not finite", name, "NaN or infinite in the checkpoint") for name in self.nonfinite)
+        for change in self.hyperparameters:
+            saved, current = plain(change.saved), plain(change.current)
+            values = f"{saved} in the checkpoint, {current} here: {change.taken} value taken"
+            yield "hyper-parameter", change.what, values
+
+
+def plain(value: Any) -> str:
+    """A hyper-parameter in a sentence."""
+    return repr(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
+
+
+def as_table(rows: Iterable[tuple[str, str, str]], limit: int = 12) -> list[str]:
+    """Lines with three aligned columns; of many rows of one kind, the first few and how many more."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for kind, what, text in rows:
+        kinds.setdefault(kind, []).append((what, text))
+    cells: list[tuple[str, str, str]] = []
+    for kind, entries in kinds.items():
+        shown = entries[:limit] if len(entries) > limit + 1 else entries
+        cells += [(kind if i == 0 else "", *entry) for i, entry in enumerate(shown)]
+        if len(entries) > len(shown):
+            cells.append(("", f"and {len(entries) - len(shown)} more", ""))
+    first, second = (max((len(row[i]) for row in cells), default=0) for i in (0, 1))
+    return [f"    {a:{first}}  {b:{second}}  {c}".rstrip() for a, b, c in cells]
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names in a sentence."""
+    return errors.listed(f"'{name}'" for name in names)

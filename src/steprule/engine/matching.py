@@ -1,0 +1,201 @@
+"""Who is who: the parameters of a checkpoint, and those of the optimizer that loads it.
+
+Where both sides have names, the names decide. Without, the places do, and then everything must agree:
+the number of groups, their sizes and every shape that is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor
+
+from steprule import errors
+from steprule.engine.load_report import quoted
+
+SHAPES = "param_shapes"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One parameter as one side knows it: its group, name and shape, and the key of its state."""
+
+    group: int
+    label: str
+    shape: tuple[int, ...] | None
+    key: Any
+
+    @property
+    def shown(self) -> str:
+        """How messages call it."""
+        return self.label if self.label.startswith("parameter ") else f"'{self.label}'"
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which saved parameter is which of the optimizer's, as pairs (saved, own)."""
+
+    by: str
+    pairs: list[tuple[Place, Place]]
+    missing: list[Place]
+    unexpected: list[Place]
+    reshaped: list[tuple[Place, Place]]
+
+
+def own_places(groups: list[dict[str, Any]]) -> list[Place]:
+    """The optimizer's parameters."""
+    places: list[Place] = []
+    for index, group in enumerate(groups):
+        params: list[Tensor] = group["params"]
+        names = names_of(group)
+        for i, param in enumerate(params):
+            label = names[i] if names else f"parameter {len(places)}"
+            places.append(Place(index, label, tuple(param.shape), param))
+    return places
+
+
+def saved_places(groups: list[dict[str, Any]], state: Mapping[Any, Any], slots: Iterable[Any]) -> list[Place]:
+    """The parameters of a checkpoint. A shape is known if it was stored, or a slot of that shape was."""
+    whole = [slot.key for slot in slots if slot.shape is None and not slot.per_tensor]
+    places: list[Place] = []
+    for index, group in enumerate(groups):
+        names = names_of(group)
+        shapes = _shapes_of(group)
+        for i, key in enumerate(group["params"]):
+            label = names[i] if names else f"parameter {len(places)}"
+            shape = shapes[i] if shapes else None
+            if shape is None and names:
+                saved = state.get(key, {})
+                found = {tuple(saved[x].shape) for x in whole if isinstance(saved.get(x), Tensor)}
+                shape = found.pop() if len(found) == 1 else None
+            places.append(Place(index, label, shape, key))
+    return places
+
+
+def names_of(group: Mapping[str, Any]) -> list[str] | None:
+    """The names of a group's parameters, if there is one for each."""
+    return cast("list[str] | None", _one_each(group, "param_names", lambda name: isinstance(name, str)))
+
+
+def _shapes_of(group: Mapping[str, Any]) -> list[tuple[int, ...]] | None:
+    def is_shape(shape: Any) -> bool:
+        return isinstance(shape, (list, tuple)) and all(type(n) is int for n in cast("list[Any]", shape))
+
+    shapes = _one_each(group, SHAPES, is_shape)
+    return None if shapes is None else [tuple(shape) for shape in shapes]
+
+
+def _one_each(group: Mapping[str, Any], key: str, fits: Any) -> list[Any] | None:
+    entries: Any = group.get(key)
+    if not isinstance(entries, (list, tuple)):
+        return None
+    entries = list(cast("list[Any]", entries))
+    return entries if len(entries) == len(group["params"]) and all(map(fits, entries)) else None
+
+
+def match(
+    who: str,
+    saved_groups: list[dict[str, Any]],
+    own_groups: list[dict[str, Any]],
+    saved: list[Place],
+    own: list[Place],
+    in_order: bool,
+) -> Match:
+    """Pair the parameters.
+
+    in_order: the rule keeps one state for all parameters together, so they must be the same in the same
+    order. Raises: ValueError if there are no names to go by and the places do not agree.
+    """
+    named = all(names_of(g) is not None for g in (*saved_groups, *own_groups) if g["params"])
+    by_name = {place.label: place for place in saved}
+    if not (named and len(by_name) == len(saved) and len({place.label for place in own}) == len(own)):
+        return _by_position(who, saved_groups, own_groups, saved, own)
+    if in_order and [place.label for place in saved] != [place.label for place in own]:
+        raise errors.checkpoint(
+            who,
+            "it keeps one history for all parameters together, and in the checkpoint they are others, or in "
+            "another order",
+            "Build it from the same parameters in the same order.",
+        )
+    labels = {place.label for place in own}
+    pairs = [(by_name[place.label], place) for place in own if place.label in by_name]
+    reshaped = [(a, b) for a, b in pairs if a.shape not in (None, b.shape)]
+    return Match(
+        by="name",
+        pairs=[pair for pair in pairs if pair not in reshaped],
+        missing=[place for place in own if place.label not in by_name],
+        unexpected=[place for place in saved if place.label not in labels],
+        reshaped=reshaped,
+    )
+
+
+def _by_position(
+    who: str,
+    saved_groups: list[dict[str, Any]],
+    own_groups: list[dict[str, Any]],
+    saved: list[Place],
+    own: list[Place],
+) -> Match:
+    fix = (
+        "Build the groups as they were when it was saved, or give both optimizers named_parameters() or the "
+        "module: then parameters are matched by name."
+    )
+    if len(saved_groups) != len(own_groups):
+        problem = (
+            f"the checkpoint has {len(saved_groups)} parameter groups, a different number of parameter "
+            f"groups than the optimizer's {len(own_groups)}"
+        )
+        raise errors.checkpoint(who, problem, fix)
+    for index, (there, here) in enumerate(zip(saved_groups, own_groups, strict=True)):
+        if len(there["params"]) != len(here["params"]):
+            problem = (
+                f"parameter group {index} has {len(there['params'])} parameters in the checkpoint, which "
+                f"doesn't match the size of optimizer's group ({len(here['params'])})"
+            )
+            raise errors.checkpoint(who, problem, fix)
+    pairs = list(zip(saved, own, strict=True))
+    for there, here in pairs:
+        if there.shape not in (None, here.shape):
+            problem = (
+                f"{here.shown} has shape {here.shape}, and in its place the checkpoint has "
+                f"{there.shown} with shape {there.shape}"
+            )
+            raise errors.checkpoint(who, problem, fix)
+    return Match("position", pairs, [], [], [])
+
+
+def refuse_differences(who: str, match: Match) -> None:
+    """Raise ValueError if a parameter is on one side only, or has another shape."""
+    problems: list[str] = []
+    if match.missing:
+        problems.append(f"the checkpoint lacks {quoted(place.label for place in match.missing)}")
+    if match.unexpected:
+        problems.append(f"the optimizer lacks {quoted(place.label for place in match.unexpected)}")
+    problems += [
+        f"{here.shown} has shape {there.shape} in the checkpoint and {here.shape} here"
+        for there, here in match.reshaped[:3]
+    ]
+    if problems:
+        fix = _prefix_hint(match) or (
+            "load_state_dict(…, strict=False) loads what fits, leaves the rest as it is, and returns a "
+            "report of it."
+        )
+        raise errors.checkpoint(who, "; ".join(problems), fix)
+
+
+def _prefix_hint(match: Match) -> str | None:
+    """Wrapping a model (DataParallel, torch.compile) puts a prefix before every name."""
+    if match.pairs or match.reshaped:
+        return None
+    there = [place.label for place in match.unexpected]
+    here = [place.label for place in match.missing]
+    for longer, shorter, side in ((there, here, "in the checkpoint"), (here, there, "in the optimizer")):
+        prefix = longer[0].partition(".")[0] + "." if longer else ""
+        if prefix and {prefix + name for name in shorter} == set(longer):
+            return (
+                f"Every name {side} begins with '{prefix}': rename state_dict['param_groups'][i]"
+                "['param_names'], or build the optimizer from the same (wrapped or bare) module."
+            )
+    return None

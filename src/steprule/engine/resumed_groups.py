@@ -1,0 +1,184 @@
+"""Which hyper-parameters a group has after loading: the saved ones or its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any, cast
+
+from torch import Tensor
+
+from steprule import errors
+from steprule.engine.fields import FOREIGN_KEYS, SKIPPED_STEPS
+from steprule.engine.load_report import Change, plain
+from steprule.engine.matching import SHAPES, Match, names_of
+
+CHOICES = ("saved", "current")
+# Keys that belong to the parameters or to the group itself, not to its settings.
+OWN = frozenset({"params", "param_names", SHAPES, "name", SKIPPED_STEPS})
+# What schedulers and WeightDecay keep beside a hyper-parameter goes with it.
+FOLLOWS = {
+    "initial_lr": ("lr",),
+    "max_lr": ("lr",),
+    "min_lr": ("lr",),
+    "swa_lr": ("lr",),
+    "base_momentum": ("momentum", "betas"),
+    "max_momentum": ("momentum", "betas"),
+    "weight_decay_mode": ("weight_decay",),
+    "decoupled_weight_decay": ("weight_decay",),
+}
+_ABSENT = object()
+
+
+def chooser(who: str, hyperparams: Any, known: set[str]) -> Callable[[str], str]:
+    """'saved' or 'current' for every key, from what the user asked for.
+
+    Raises: ValueError for a choice or a hyper-parameter that does not exist.
+    """
+    allowed = "'saved', 'current', or a dict from names to these"
+    if not isinstance(hyperparams, Mapping):
+        if hyperparams not in CHOICES:
+            raise errors.out_of_range(f"{who}.load_state_dict", "hyperparams", hyperparams, allowed)
+        return lambda key: hyperparams
+    asked = cast("Mapping[str, str]", hyperparams)
+    for name, choice in asked.items():
+        if name not in known | FOREIGN_KEYS:
+            raise errors.unknown_hyperparameter(who, name, known)
+        if choice not in CHOICES:
+            raise errors.out_of_range(f"{who}.load_state_dict", f"hyperparams['{name}']", choice, allowed)
+
+    def choose(key: str) -> str:
+        leaders = [name for name in (key, *FOLLOWS.get(key, ())) if name in asked]
+        return asked[leaders[0]] if leaders else "saved"
+
+    return choose
+
+
+class Resumed:
+    """The groups of an optimizer, refitted; `groups`, and what there is to report."""
+
+    def __init__(
+        self,
+        optimizer: Any,
+        saved: list[dict[str, Any]],
+        match: Match,
+        choose: Callable[[str], str],
+        strict: bool,
+    ):
+        self.who = type(optimizer).__name__
+        self.optimizer = optimizer
+        self.saved = saved
+        self.choose = choose
+        self.strict = strict
+        self.differences: list[Change] = []
+        self.unexpected: list[str] = []
+        own: list[dict[str, Any]] = optimizer.param_groups
+        pairs = match.pairs + match.reshaped
+        if match.by == "position":
+            self.sources = [[index] for index in range(len(own))]
+            self.homes: list[int | None] = list(range(len(own)))
+        else:
+            shared = Counter((here.group, there.group) for there, here in pairs)
+            self.sources = [sorted(i for g, i in shared if g == index) for index in range(len(own))]
+            self.homes = [self._home(index, shared) for index in range(len(own))]
+        self.own = own
+        self.groups = [self._group(index) for index in range(len(own))]
+
+    def moved(self, match: Match) -> list[Change]:
+        """The parameters whose group here does not go on from the one they were in."""
+        return [
+            Change(here.label, there.group, here.group, "current")
+            for there, here in match.pairs
+            if there.group != (here.group if self.homes[here.group] is None else self.homes[here.group])
+        ]
+
+    def _home(self, index: int, shared: Counter[tuple[int, int]]) -> int | None:
+        """The saved group that this group goes on from: each has most of the other's parameters."""
+        here = {i: n for (g, i), n in shared.items() if g == index}
+        for i, count in here.items():
+            there = sum(n for (_, j), n in shared.items() if j == i)
+            if 2 * count > sum(here.values()) and 2 * count > there:
+                return i
+        return None
+
+    def _group(self, index: int) -> dict[str, Any]:
+        own = self.own[index]
+        home = self.homes[index]
+        sources = [self.saved[i] for i in (self.sources[index] if home is None else [home])]
+        fitted = {key: value for key, value in own.items() if key != "params"}
+        for key in dict.fromkeys(key for source in sources for key in source):
+            if key in OWN:
+                continue
+            if key not in fitted and key not in FOREIGN_KEYS | self.optimizer._known_keys():
+                self._unknown(key, index)
+                continue
+            values = [source.get(key, _ABSENT) for source in sources]
+            value = self._value(key, values, index)
+            if value is not _ABSENT:
+                fitted[key] = deepcopy(value)
+        if len(sources) == 1:
+            names = {"param_names": names_of(sources[0]), "name": sources[0].get("name")}
+            fitted = {key: deepcopy(value) for key, value in names.items() if value is not None} | fitted
+        counts = [source[SKIPPED_STEPS] for source in sources if SKIPPED_STEPS in source]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise errors.out_of_range(self.who, SKIPPED_STEPS, max(counts, key=str), "a whole number", index)
+        fitted |= {SKIPPED_STEPS: max(counts)} if counts else {}
+        return {"params": own["params"], **self.optimizer._normalize(fitted, index)}
+
+    def _unknown(self, key: str, index: int) -> None:
+        known = self.optimizer._known_keys()
+        if self.strict:
+            raise errors.unknown_hyperparameter(self.who, key, known, index)
+        self.unexpected.append(f"hyper-parameter '{key}' (group {index})")
+
+    def _value(self, key: str, saved: list[Any], index: int) -> Any:
+        """What the group gets for one key; differences are noted."""
+        current = self.own[index].get(key, _ABSENT)
+        differing = [value for value in saved if value is not _ABSENT and not same(value, current)]
+        if not differing:
+            return current
+        choice, settled = self.choose(key), self._settled(key, saved, index)
+        if current is _ABSENT:
+            return saved[0] if choice == "saved" and settled else _ABSENT
+        if choice == "saved" and not settled:
+            if self.strict:
+                values = ", ".join(dict.fromkeys(plain(value) for value in differing))
+                problem = (
+                    f"parameter group {index} has {key} = {plain(current)} and its parameters come from "
+                    f"groups that were divided otherwise, with {key} = {values}"
+                )
+                fix = f"Say hyperparams={{'{key}': 'current'}}, or strict=False, to keep {plain(current)}."
+                raise errors.checkpoint(self.who, problem, fix)
+            choice = "current"
+        self.differences.append(Change(f"{key} (group {index})", differing[0], current, choice))
+        return differing[0] if choice == "saved" else current
+
+    def _settled(self, key: str, saved: list[Any], index: int) -> bool:
+        """Whether the checkpoint says what this group's value is.
+
+        Not if its parameters had different values, nor if they shared a group with others from which the
+        optimizer now tells them apart.
+        """
+        if self.homes[index] is not None:
+            return True
+        if any(not same(value, saved[0]) for value in saved):
+            return False
+        sharing = [g for i, g in enumerate(self.own) if set(self.sources[i]) & set(self.sources[index])]
+        return all(same(group.get(key, _ABSENT), self.own[index].get(key, _ABSENT)) for group in sharing)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two hyper-parameters have the same value; lists are as good as tuples."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        left, right = cast("list[Any]", one), cast("list[Any]", other)
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+            return False
+        return one.shape == other.shape and bool((one.cpu() == other.cpu()).all())
+    return (type(one) is type(other) and bool(one == other)) or (_both_numbers(one, other) and one == other)
+
+
+def _both_numbers(one: Any, other: Any) -> bool:
+    return all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (one, other))

@@ -1,0 +1,207 @@
+"""How numbers are kept between steps: state in fewer bits, and parameters of 16 bits that lose nothing.
+
+Everything here is seen by its state alone, so a checkpoint says how it is to be read:
+
+| state entry          | meaning                                                                             |
+|----------------------|-------------------------------------------------------------------------------------|
+| a slot in bf16, fp16 | the number, rounded to nearest even                                                 |
+| a slot in int8       | x ≈ code/127 · scale, scale the largest |x| of 256 neighbours (`<key>_scale`)       |
+| a slot in uint8      | √x ≈ code/255 · scale: for slots that are never negative; only 0 has the code 0     |
+| `compensation`       | what the parameter's 16 bits leave out, itself in 16 bits (Kahan)                   |
+| `low_bits`           | the lower half of the parameter in fp32; the parameter holds the upper half         |
+| `rounding_key`       | the parameter is rounded up or down at random, by a hash of this and of the place   |
+
+Neighbours are neighbours in the tensor's own order of dimensions, not in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from steprule import errors
+from steprule.engine.fields import Slot
+
+BLOCK = 256
+SMALLEST = 4096
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = (*DTYPES, "int8")
+LOW_PRECISION = ("none", "stochastic", "kahan", "master")
+PARAMETER_KEYS = {"kahan": "compensation", "master": "low_bits", "stochastic": "rounding_key"}
+PARAMETER_STATE = frozenset(PARAMETER_KEYS.values())
+HALF = (torch.bfloat16, torch.float16)
+_UINT32 = 0xFFFFFFFF
+
+
+def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | None) -> None:
+    """Refuse names of storage that do not exist, and slots that cannot bear eight bits."""
+    wanted = group.get("state_dtype")
+    if wanted is not None and not isinstance(wanted, (str, dict)):
+        allowed = f"one of {', '.join(KINDS)}, or a dict from slot to one of them"
+        raise errors.wrong_type(who, "state_dtype", wanted, allowed, index)
+    keys = {slot.key for slot in slots.values() if not slot.per_tensor}
+    named = cast(dict[str, Any], wanted) if isinstance(wanted, dict) else {}
+    for key in named:
+        if key not in keys:
+            raise errors.no_slot_to_store(who, key, keys, index)
+    for slot in slots.values():
+        kind = kind_of(slot, group)
+        if kind not in (None, *KINDS):
+            raise errors.out_of_range(who, "state_dtype", kind, f"one of {', '.join(KINDS)}", index)
+        if kind == "int8" and slot.not_in_8_bits is not None:
+            raise errors.not_in_8_bits(who, slot.key, slot.not_in_8_bits, index)
+    low = group.get("low_precision")
+    if low is not None and low not in LOW_PRECISION:
+        allowed = "one of " + ", ".join(LOW_PRECISION)
+        raise errors.out_of_range(who, "low_precision", low, allowed, index)
+
+
+def check_parameters(who: str, group: dict[str, Any], index: int) -> None:
+    """Refuse parameters whose dtype the storage cannot keep."""
+    if group.get("low_precision") in ("stochastic", "master"):
+        for place, param in enumerate(group["params"]):
+            if param.dtype == torch.float16:
+                raise errors.only_bfloat16(who, group["low_precision"], f"parameter {place}", index)
+
+
+def kind_of(slot: Slot, group: dict[str, Any]) -> str | None:
+    """What `state_dtype` asks for this slot; None is the parameter's own dtype."""
+    wanted: Any = group.get("state_dtype")
+    if slot.per_tensor or slot.shape is not None:
+        return None
+    return cast(dict[str, str], wanted).get(slot.key) if isinstance(wanted, dict) else wanted
+
+
+def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """The state entries of a slot at its start; small tensors are not worth eight bits."""
+    start = slot.create(param, group)
+    if start is None:
+        return {}
+    kind = kind_of(slot, group)
+    if kind == "int8" and (param.is_complex() or param.numel() < SMALLEST):
+        kind = None
+    if kind in DTYPES and not param.is_complex():
+        return {slot.key: start.to(DTYPES[kind])}
+    if kind == "int8":
+        dtype = torch.uint8 if slot.never_negative else torch.int8
+        codes = torch.empty_like(start, dtype=dtype)
+        scale = start.new_empty(-(-start.numel() // BLOCK), dtype=torch.float32)
+        _encode(start.float(), codes, scale)
+        return {slot.key: codes, f"{slot.key}_scale": scale}
+    return {slot.key: start}
+
+
+def create_for_parameter(param: Tensor, group: dict[str, Any], place: int) -> dict[str, Tensor]:
+    """The state entries that a parameter of 16 bits needs besides its rule's slots.
+
+    place: a number of its own, so that no two parameters round alike. The first key comes from
+    torch.manual_seed; from then on it is in the state.
+    """
+    low = group.get("low_precision")
+    if param.dtype not in HALF or low in (None, "none"):
+        return {}
+    key = PARAMETER_KEYS[low]
+    if low == "kahan":
+        return {key: torch.zeros_like(param, memory_format=torch.preserve_format)}
+    if low == "master":
+        return {key: torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)}
+    return {key: torch.tensor(mix(torch.initial_seed() * 0x9E3779B1 + place), dtype=torch.int64)}
+
+
+# Slots
+
+
+def load(state: dict[str, Any], key: str) -> Tensor:
+    """A slot as numbers, in whatever floating dtype it is kept."""
+    stored: Tensor = state[key]
+    if stored.dtype not in (torch.int8, torch.uint8):
+        return stored
+    root = stored.dtype == torch.uint8
+    scale = state[f"{key}_scale"] / (255.0 if root else 127.0)
+    values = _blocks(stored.reshape(-1).float()) * scale[:, None]
+    values = (values * values if root else values).reshape(-1)[: stored.numel()]
+    return values.reshape(stored.shape)
+
+
+def store(state: dict[str, Any], key: str, value: Tensor) -> None:
+    """Keep the numbers of a slot, rounded once to what it is kept in."""
+    stored: Tensor = state[key]
+    if stored.dtype in (torch.int8, torch.uint8):
+        _encode(value.float(), stored, state[f"{key}_scale"])
+    else:
+        stored.copy_(value)
+
+
+def _encode(value: Tensor, codes: Tensor, scale: Tensor) -> None:
+    """Codes and scales of float32 numbers, in place."""
+    root = codes.dtype == torch.uint8
+    flat = value.reshape(-1)
+    blocks = _blocks(flat.sqrt() if root else flat)
+    largest = blocks.abs().amax(dim=1)
+    scale.copy_(largest)
+    steps = 255.0 if root else 127.0
+    inverse = torch.where(largest > 0, steps / largest, torch.zeros_like(largest))
+    rounded = (blocks * inverse[:, None]).round_()
+    if root:
+        # A second moment that became 0 beside a mean that did not would make an endless step.
+        rounded = torch.where((blocks > 0) & (rounded < 1), 1.0, rounded)
+    codes.copy_(rounded.reshape(-1)[: flat.numel()].reshape(codes.shape).to(codes.dtype))
+
+
+def _blocks(flat: Tensor) -> Tensor:
+    """Rows of 256 neighbours; the last row is filled up with zeros."""
+    missing = -flat.numel() % BLOCK
+    return torch.nn.functional.pad(flat, (0, missing)).view(-1, BLOCK)
+
+
+# Parameters of 16 bits
+
+
+def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
+    """The parameter, in float32 with what its 16 bits leave out if they leave out anything."""
+    if param.dtype not in HALF:
+        return param
+    wide = param.float()
+    if "compensation" in state:
+        return wide + state["compensation"].float()
+    if "low_bits" in state:
+        bits = (param.view(torch.int16).to(torch.int32) << 16) + state["low_bits"].to(torch.int32)
+        return bits.view(torch.float32)
+    return wide
+
+
+def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None:
+    """Keep the parameter in its 16 bits, and what they leave out in the state."""
+    if "rounding_key" in state:
+        noise = hash_of_places(state["rounding_key"], value) & 0xFFFF
+        bits = value.view(torch.int32)
+        rounded = ((bits + noise.to(torch.int32)) & -0x10000).view(torch.float32)
+        param.copy_(torch.where(value.isfinite(), rounded, value))
+        state["rounding_key"].copy_(mix(int(state["rounding_key"]) + 1))
+    elif "low_bits" in state:
+        bits = value.view(torch.int32)
+        # Half up, not half to even: the lower half must fit into 16 bits with a sign.
+        upper = (bits + 0x8000) >> 16
+        state["low_bits"].copy_((bits - (upper << 16)).to(torch.int16))
+        param.copy_((upper << 16).view(torch.float32))
+    else:
+        param.copy_(value)
+        if "compensation" in state:
+            left_out = value - param.float()
+            state["compensation"].copy_(torch.where(left_out.isfinite(), left_out, 0.0))
+
+
+def hash_of_places(key: Tensor, like: Tensor) -> Tensor:
+    """32 random bits for every place of a tensor, the same for the same key."""
+    places = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
+    return cast(Tensor, mix(places * 0x9E3779B1 + int(key))).view(like.shape)
+
+
+def mix(x: Any) -> Any:
+    """32 bits, well mixed (the finalizer of MurmurHash3, Appleby 2008); for ints and int64 tensors."""
+    x = x & _UINT32
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _UINT32
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _UINT32
+    return x ^ (x >> 16)

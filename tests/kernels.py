@@ -1,0 +1,59 @@
+"""What the tests of the fused kernels share: the same optimizer by kernels and by the loop, and exact roots."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rules import Case, assert_same, flat
+from torch import Tensor
+
+from steprule.engine import cpu_launch, reference
+
+# 0-dim, one, none, primes, over one chunk, over two and a bit, many dimensions.
+SHAPES = ((), (1,), (0,), (3,), (97,), (2, 3, 5, 7), (cpu_launch.CHUNK + 1,), (2 * cpu_launch.CHUNK + 5,))
+FUSED: dict[str, Any] = {"fused": True, "foreach": None}
+LOOP: dict[str, Any] = {"fused": None, "foreach": False}
+DEFAULT: dict[str, Any] = {"fused": None, "foreach": None}
+
+
+def has_kernel(case: Case) -> bool:
+    return getattr(case.rule, "traced", False) and not case.sparse_only
+
+
+def root(x: Tensor) -> Tensor:
+    """The correctly rounded root, which IEEE 754 asks of the processor and numpy uses."""
+    return torch.as_tensor(np.sqrt(x.detach().numpy()))
+
+
+@contextlib.contextmanager
+def exact_roots() -> Iterator[None]:
+    """Give the reference correctly rounded roots; ATen's are up to one unit off in the last place.
+
+    With them, a kernel has to equal it to the last bit.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(reference.WORDS, "sqrt", root)
+        yield
+
+
+def assert_same_numbers(given: Any, wanted: Any) -> None:
+    """The same parameters and state to the last bit, where any NaN is as good as another."""
+    for place, (one, other) in enumerate(zip(flat(given), flat(wanted), strict=True)):
+        pairs = {"parameter": (one.detach(), other.detach())}
+        assert set(given.state[one]) == set(wanted.state[other])
+        pairs |= {key: (given.state[one][key], wanted.state[other][key]) for key in wanted.state[other]}
+        for name, pair in pairs.items():
+            clean = (torch.where(x.isnan(), torch.full_like(x, math.nan), x) for x in pair)
+            assert_same(*clean, f"{name} {place}")
+
+
+def both(case: Case, dtype: torch.dtype, shapes: Any = SHAPES) -> tuple[Any, Any]:
+    """The same optimizer twice: one by kernels, one by the loop that they must equal."""
+    kernel = case.make(case.parameters(dtype, shapes), **FUSED)
+    return kernel, case.make(case.parameters(dtype, shapes), **LOOP)

@@ -1,0 +1,54 @@
+"""The text of every rule's CPU kernel, as reviewed: `python tests/test_golden.py` writes it anew.
+
+A change to a rule, to the tracer or to the printer shows here as a change of text, line by line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from rules import LOOPS, Case
+
+from steprule.engine import cpu_kernel
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def texts() -> dict[str, str]:
+    """The kernels of each rule by file name: in float32, and once in bfloat16."""
+    found: dict[str, str] = {}
+    for case in LOOPS:
+        if getattr(case.rule, "traced", False) and not case.sparse_only and case.name in BUILT_IN:
+            name = case.name + ("-options" if case.options else "")
+            found[f"{name}.txt"] = text_of(case, torch.float32)
+    return {**found, "AdamW-bfloat16.txt": text_of(Case(BUILT_IN["AdamW"]), torch.bfloat16)}
+
+
+def text_of(case: Case, dtype: torch.dtype) -> str:
+    optimizer = case.make()
+    program = optimizer.program(optimizer.param_groups[0])
+    kernels = cpu_kernel.sources(program, dict.fromkeys(program.inputs, dtype))
+    return "\n\n".join(source.text for source in kernels)
+
+
+BUILT_IN = {case.name: case.rule for case in LOOPS if case.rule.__module__.startswith("steprule.")}
+
+
+@pytest.mark.parametrize("name", sorted(texts()))
+def test_the_text_is_the_reviewed_one(name: str) -> None:
+    wanted = (GOLDEN / name).read_text(encoding="utf-8")
+    assert texts()[name] == wanted, f"{name} changed; python tests/test_golden.py writes it anew"
+
+
+def test_no_text_is_left_over() -> None:
+    assert sorted(file.name for file in GOLDEN.iterdir()) == sorted(texts())
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for old in GOLDEN.iterdir():
+        old.unlink()
+    for file, content in texts().items():
+        (GOLDEN / file).write_text(content, encoding="utf-8")

@@ -1,0 +1,266 @@
+"""What is kept of a compiled kernel, between processes that trust nothing, and what a fork may not break."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from steprule.engine import kernel_cache, kernel_compiler
+
+pytest.importorskip("numba", reason="the kernels are compiled by it")
+
+TEXT = """
+from numpy import float32 as number
+
+from steprule.engine.cpu_words import *
+
+
+def kernel(job):
+    for part in range(thread_number(job), shares(job), thread_count(job)):
+        number(part)
+"""
+
+# A step whose outcome every process must agree on, and whether numba was needed for it.
+STEP = """
+import sys, torch, steprule
+param = torch.nn.Parameter(torch.linspace(-1, 1, 100_000))
+param.grad = torch.linspace(1, -1, 100_000)
+steprule.AdamW([param], lr=0.1, fused=True).step()
+print("numba" in sys.modules, float(param.double().sum()), float(param[7]))
+"""
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(folder), **more}
+
+
+def start(script: str, env: dict[str, str]) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", script], env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out.strip()
+
+
+def run(script: str, env: dict[str, str]) -> str:
+    return finish(start(script, env))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of this test's own, in this process too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    forget(monkeypatch)
+    return tmp_path / "steprule"
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a new process would begin."""
+    monkeypatch.setattr(kernel_cache, "_loaded", {})
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were compiled during the test."""
+    files: list[str] = []
+    real = kernel_compiler.machine_code
+
+    def noted(text: str, file: str) -> bytes:
+        files.append(file)
+        return real(text, file)
+
+    monkeypatch.setattr(kernel_compiler, "machine_code", noted)
+    return files
+
+
+def test_a_second_process_needs_neither_numba_nor_time(tmp_path: Path) -> None:
+    first, second = (run(STEP, environment(tmp_path)).split() for _ in range(2))
+    assert (first[0], second[0]) == ("True", "False")
+    assert first[1:] == second[1:]
+    (kept,) = (tmp_path / "steprule").glob("*.o")
+    assert kept.with_suffix(".py").read_text().startswith('"""AdamW, pass 1 of 1')
+
+
+DAMAGE = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "one bit": lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+    "no digest": lambda content: content[32:],
+    "text": lambda content: b"hello",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_compiled_again(
+    damage: str, folder: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel_cache.address_of("k", TEXT)
+    (kept,) = folder.glob("*.o")
+    kept.write_bytes(DAMAGE[damage](kept.read_bytes()))
+    kept.with_suffix(".py").write_text("raise SystemExit")
+    forget(monkeypatch)
+    kernel_cache.address_of("k", TEXT)
+    assert len(compiled) == 2
+    assert kept.with_suffix(".py").read_text() == TEXT
+    forget(monkeypatch)
+    kernel_cache.address_of("k", TEXT)
+    assert len(compiled) == 2
+
+
+def test_another_kernels_file_is_not_taken(
+    folder: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel_cache.address_of("one", TEXT)
+    kernel_cache.address_of("other", TEXT + "\n")
+    one, other = sorted(folder.glob("*.o"))
+    one.write_bytes(other.read_bytes())
+    forget(monkeypatch)
+    kernel_cache.address_of("one", TEXT)
+    assert len(compiled) == 3
+    forget(monkeypatch)
+    kernel_cache.address_of("one", TEXT)
+    assert len(compiled) == 3
+
+
+def test_what_the_code_depends_on_is_in_its_name(
+    folder: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another processor or another numba finds nothing of ours."""
+    kernel_cache.address_of("k", TEXT)
+    surroundings = kernel_compiler.surroundings()
+    monkeypatch.setattr(kernel_compiler, "surroundings", lambda: surroundings + "another processor")
+    forget(monkeypatch)
+    kernel_cache.address_of("k", TEXT)
+    assert len(set(compiled)) == 2
+    assert len(list(folder.glob("*.o"))) == 2
+
+
+def test_processes_that_compile_at_once(tmp_path: Path) -> None:
+    processes = [start(STEP, environment(tmp_path)) for _ in range(3)]
+    results = {tuple(finish(process).split()[1:]) for process in processes}
+    assert len(results) == 1
+    files = sorted(file.suffix for file in (tmp_path / "steprule").iterdir())
+    assert files == [".o", ".py"]
+    assert run(STEP, environment(tmp_path)).split()[0] == "False"
+
+
+def test_a_process_killed_while_it_compiles_leaves_nothing_half_written(tmp_path: Path) -> None:
+    slowly = STEP.replace("import sys,", "import time, sys,").replace(
+        "param =",
+        "from steprule.engine import kernel_compiler as c\n"
+        "link = c.machine_code\n"
+        "c.machine_code = lambda *x: (link(*x), print('compiled', flush=True), time.sleep(60))[0]\n"
+        "param =",
+        1,
+    )
+    process = start(slowly, environment(tmp_path))
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "compiled"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list((tmp_path / "steprule").glob("*.o"))
+    assert run(STEP, environment(tmp_path)).split()[0] == "True"
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        kernel_cache._keep(tmp_path / "k.o", b"code")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_home_kernels_go_to_a_temporary_folder_of_ones_own(tmp_path: Path) -> None:
+    blocked = environment(Path("/dev/null"), HOME="/dev/null", TMPDIR=str(tmp_path))
+    assert run(STEP, blocked).split()[0] == "True"
+    assert run(STEP, blocked).split()[0] == "False"
+    (own,) = tmp_path.glob("steprule-*")
+    assert own.stat().st_mode & 0o777 == 0o700
+
+
+def test_nowhere_to_write_is_no_reason_to_fail(tmp_path: Path) -> None:
+    """A shared place where someone else put a folder of that name counts as nowhere."""
+    mine = tmp_path / f"steprule-{os.getuid()}"
+    mine.mkdir(mode=0o777)
+    mine.chmod(0o777)
+    blocked = environment(Path("/dev/null"), HOME="/dev/null", TMPDIR=str(tmp_path))
+    assert run(STEP, blocked).split()[0] == "True"
+    assert list(mine.iterdir()) == []
+
+
+# Forks
+
+FORK = """
+import os, signal, torch, steprule
+
+def train(steps):
+    torch.manual_seed(0)
+    param = torch.nn.Parameter(torch.randn(300_000))
+    optimizer = steprule.AdamW([param], lr=0.1, fused=True)
+    for _ in range(steps):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    return param, optimizer
+
+torch.randn(1000, 1000) @ torch.randn(1000, 1000)
+param, optimizer = train(3)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    torch.set_num_threads(1)  # as a DataLoader's workers do: torch's own kernels would hang
+    own, _ = train(3)
+    optimizer.step()
+    again, _ = train(4)
+    os._exit(0 if torch.equal(own, train(3)[0]) and torch.equal(param, again) else 3)
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+optimizer.step()
+assert torch.equal(param, train(4)[0])
+"""
+
+WORKERS = """
+import torch, steprule
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+model = torch.nn.Sequential(torch.nn.Linear(8, 512), torch.nn.ReLU(), torch.nn.Linear(512, 1))
+optimizer = steprule.AdamW(model.parameters(), fused=True)
+for _ in range(2):
+    for x, y in DataLoader(data, batch_size=16, num_workers=2, multiprocessing_context="fork"):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("script", [FORK, WORKERS], ids=["a step in the child", "workers that fork"])
+def test_a_fork_breaks_nothing(script: str) -> None:
+    """Right numbers on both sides, and no hang: the alarm would end the child."""
+    begin = time.monotonic()
+    run(script, dict(os.environ))
+    assert time.monotonic() - begin < 100
+
+
+def test_threads_are_not_used_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    from steprule.engine import cpu_threads
+
+    monkeypatch.setattr(cpu_threads, "_forked", True)
+    assert cpu_threads.threads(1 << 30) == 1
+    assert "forked" in (cpu_threads.alone() or "")
+    monkeypatch.setattr(cpu_threads, "_forked", False)
+    assert cpu_threads.threads(1 << 30) in (1, torch.get_num_threads())
