@@ -199,7 +199,7 @@ def test_a_log_gets_a_plain_line_every_few_seconds(monkeypatch: pytest.MonkeyPat
             shown.step(step, 1, 1.0)
             shown.validated("accuracy 50.00 %")
     assert screen.getvalue().splitlines() == [
-        f"epoch 1/2  step {step}/6  loss 1.000  validation accuracy 50.00 %  1 steps/s" for step in (2, 4, 6)
+        f"epoch 1/2  step {step}/6  loss 1.000  validation accuracy 50.00 %  0.67 steps/s" for step in (2, 4, 6)
     ]
 
 

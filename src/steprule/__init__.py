@@ -5,6 +5,7 @@ from steprule.catalogue import Description as Description
 from steprule.catalogue import catalogue as catalogue
 from steprule.catalogue import describe as describe
 from steprule.closure.lbfgs import LBFGS as LBFGS
+from steprule.convert import convert_state as convert_state
 from steprule.declare import Elementwise as Elementwise
 from steprule.declare import decay as decay
 from steprule.declare import hyper as hyper
@@ -26,6 +27,9 @@ from steprule.elementwise.rprop import Rprop as Rprop
 from steprule.elementwise.sgd import SGD as SGD
 from steprule.elementwise.sophia import Sophia as Sophia
 from steprule.elementwise.sparse_adam import SparseAdam as SparseAdam
+from steprule.engine.checkpoint_file import load_checkpoint as load_checkpoint
+from steprule.engine.checkpoint_file import save_checkpoint as save_checkpoint
+from steprule.engine.load_report import LoadReport as LoadReport
 from steprule.engine.optimizer import explain as explain
 from steprule.matrix.adafactor import Adafactor as Adafactor
 from steprule.matrix.muon import Muon as Muon

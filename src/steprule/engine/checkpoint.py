@@ -1,4 +1,4 @@
-"""Checkpoints: what `state_dict` writes, and fitting one to an optimizer, all checked before anything changes."""
+"""Checkpoints: what `state_dict` writes, and fitting one to an optimizer before anything is changed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine import matching
+from steprule.engine import matching, storage
 from steprule.engine.fields import Slot, scalar_dtype
 from steprule.engine.load_report import Change, LoadReport
 from steprule.engine.resumed_groups import Resumed, chooser
 
 Dict = dict[str, Any]
+CODES = (torch.int8, torch.uint8)
 
 
 def pack(optimizer: Any) -> Dict:
@@ -113,23 +114,30 @@ def _read(who: str, state_dict: Any) -> tuple[list[Dict], dict[Any, Dict]]:
             raise errors.checkpoint(who, f"the checkpoint has no '{key}'", fix)
         if not isinstance(whole[key], kind):
             raise _malformed(who, f"'{key}'", whole[key])
-    groups: list[Any] = list(whole["param_groups"])
+    groups: list[Dict] = []
     keys: list[Any] = []
-    for index, group in enumerate(groups):
+    for index, group in enumerate(whole["param_groups"]):
         where = f"parameter group {index}"
-        if not isinstance(group, Mapping):
+        if not _is_named(group):
             raise _malformed(who, where, group)
-        if not isinstance(group.get("params"), (list, tuple)):
-            raise _malformed(who, f"'params' of {where}", group.get("params"))
-        keys += group["params"]
+        groups.append(dict(cast("Mapping[str, Any]", group)))
+        params = groups[-1].get("params")
+        if not isinstance(params, (list, tuple)):
+            raise _malformed(who, f"'params' of {where}", params)
+        keys += cast("list[Any]", params)
     if not all(isinstance(key, (int, str)) for key in keys):
         raise errors.checkpoint(who, "the parameters of its groups are not numbered")
     known = set(keys)
     state: Mapping[Any, Any] = whole["state"]
     for key, value in state.items():
-        if key in known and not isinstance(value, Mapping):
+        if key in known and not _is_named(value):
             raise _malformed(who, f"the state of parameter {key!r}", value)
     return groups, dict(state)
+
+
+def _is_named(value: Any) -> bool:
+    """Whether this is a dict whose keys are names."""
+    return isinstance(value, Mapping) and all(type(key) is str for key in cast("Mapping[Any, Any]", value))
 
 
 def _malformed(who: str, what: str, given: Any) -> Exception:
@@ -179,8 +187,10 @@ class _States:
                 fitted[key] = _copied(value, None if key == "step" else place.key.device)
             elif key == "step":
                 fitted[key] = self._count(place, value)
+            elif key in storage.PARAMETER_STATE or key.removesuffix("_scale") in self.slots.keys() - {key}:
+                fitted[key] = self._stored(place, key, value)
             elif self._keeps(place, key, group):
-                fitted[key] = self._slot(place, self.slots[key], value)
+                fitted[key] = self._slot(place, self.slots[key], value, f"{key}_scale" in saved)
         if fitted and self.slots and not self._complete(place, fitted, saved_group, group):
             return {}
         return fitted
@@ -200,14 +210,29 @@ class _States:
         self.unexpected.append(f"{place.label}: {key}")
         return False
 
-    def _slot(self, place: matching.Place, slot: Slot, value: Any) -> Tensor:
+    def _stored(self, place: matching.Place, key: str, value: Any) -> Tensor:
+        """What is kept beside the slots where state or parameters are kept in fewer bits."""
+        param: Tensor = place.key
+        wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "compensation": (tuple(param.shape), param.dtype),
+            "low_bits": (tuple(param.shape), torch.int16),
+            "rounding_key": ((), torch.int64),
+        }
+        shape, dtype = wanted.get(key, ((-(-param.numel() // storage.BLOCK),), torch.float32))
+        if not isinstance(value, Tensor) or (tuple(value.shape), value.dtype) != (shape, dtype):
+            problem = f"'{key}' of {place.shown} is {_described(value)}, must be {dtype} of shape {shape}"
+            raise errors.checkpoint(self.who, problem)
+        self._check_finite(place, key, value)
+        return _copied(value, None if key == "rounding_key" else param.device)
+
+    def _slot(self, place: matching.Place, slot: Slot, value: Any, coded: bool) -> Tensor:
         param: Tensor = place.key
         if slot.per_tensor and isinstance(value, (int, float)) and not isinstance(value, bool):
             number = torch.tensor(float(value), dtype=scalar_dtype())
             self.converted.append(Change(f"{place.label}: {slot.key}", type(value).__name__, number.dtype))
             value = number
         if not isinstance(value, Tensor):
-            problem = f"'{slot.key}' of {place.shown} is {type(value).__name__}, must be a tensor"
+            problem = f"'{slot.key}' of {place.shown} is {_described(value)}, must be a tensor"
             raise errors.checkpoint(self.who, problem)
         shape = slot.shape_for(param)
         if tuple(value.shape) != shape:
@@ -217,11 +242,10 @@ class _States:
                 f"parameter needs {shape}",
                 "Does the order of the parameters differ?",
             )
-        if not _holds_numbers_for(param, slot, value):
-            kind = "complex" if param.is_complex() and not slot.per_tensor else "floating-point"
-            problem = (
-                f"'{slot.key}' of {place.shown} holds {value.dtype} ({value.layout}), must be {kind} numbers"
-            )
+        kind = "complex" if param.is_complex() and not slot.per_tensor else "floating-point"
+        fine = value.is_complex() if kind == "complex" else value.is_floating_point()
+        if not (fine or (coded and value.dtype in CODES)) or value.layout != torch.strided:
+            problem = f"'{slot.key}' of {place.shown} is {_described(value)}, must be {kind} numbers"
             raise errors.checkpoint(self.who, problem)
         self._check_finite(place, slot.key, value)
         return _copied(value, None if slot.per_tensor else param.device)
@@ -275,13 +299,11 @@ class _States:
         self.nonfinite.append(f"{place.label}: {key}")
 
 
-def _holds_numbers_for(param: Tensor, slot: Slot, value: Tensor) -> bool:
-    """Whether a slot may be stored in this dtype. Any precision will do: a slot keeps its own."""
-    if value.layout != torch.strided:
-        return False
-    if param.is_complex() and not slot.per_tensor:
-        return value.is_complex()
-    return value.is_floating_point()
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        layout = "" if value.layout == torch.strided else f" ({value.layout})"
+        return f"{value.dtype} of shape {tuple(value.shape)}{layout}"
+    return type(value).__name__
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
@@ -296,7 +318,7 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    local: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+    local: Any = getattr(tensor, "to_local", lambda: tensor)()
     if local.is_meta or local.element_size() < 2 or not (local.is_floating_point() or local.is_complex()):
         return True
     return bool(local.isfinite().all())

@@ -6,10 +6,10 @@ import contextlib
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -53,23 +53,22 @@ def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     Raises: FileNotFoundError, or ValueError if the file is damaged, is no checkpoint, or asks for code.
     """
     file = Path(path)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} is not what was written")
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        checkpoint: Any = None if unsafe else torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise errors.damaged_file(file, reason) from error
+    with open(file, "rb") as stream:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} is not what was written")
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+            checkpoint: Any = None if unsafe else torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged file makes the readers raise
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise errors.damaged_file(file, reason) from error
     if unsafe:
         raise errors.unsafe_file(file, unsafe)
     if not isinstance(checkpoint, dict):
         raise errors.damaged_file(file, f"it holds {type(checkpoint).__name__}, not a dict")
-    return checkpoint
+    return cast("dict[str, Any]", checkpoint)
 
 
 def replace_file(file: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -80,23 +79,23 @@ def replace_file(file: Path, write: Callable[[IO[bytes]], object]) -> None:
     temporary = file.with_name(file.name + TEMPORARY)
     try:
         with _folder_for_one(file.parent) as folder:
-            with open(temporary, "wb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
+            try:
+                with open(temporary, "wb") as stream:
+                    write(stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(temporary, file)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
             if folder is not None:
                 os.fsync(folder)
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
-        temporary.unlink(missing_ok=True)
         raise errors.cannot_write(file, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager
-def _folder_for_one(path: Path) -> Iterator[int | None]:
+def _folder_for_one(path: Path) -> Generator[int | None]:
     """The folder, opened to be synced, and locked so that two writers never share a temporary file."""
     if sys.platform == "win32":  # where a folder cannot be opened
         yield None

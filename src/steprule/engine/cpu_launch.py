@@ -6,13 +6,16 @@ What depends on the tensors' sizes alone is made once; their addresses are hande
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from steprule.engine import cpu_kernel, cpu_threads, kernel_cache
 from steprule.engine.program import Program
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray  # slow to import
 
 # A chunk is long enough that its own cost vanishes and short enough to share tensors out evenly.
 CHUNK = 1 << 14
@@ -27,19 +30,21 @@ class Launch:
     def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], lengths: Sequence[int]):
         self._inputs = list(program.inputs)
         texts = cpu_kernel.sources(program, dtypes)
-        self.kernels = [kernel_cache.address_of(name, text) for name, text in texts]
-        self.reductions = [list(sweep.reductions) for sweep in program.passes()]
+        self._kernels = [cpu_threads.Kernel(kernel_cache.address_of(name, text)) for name, text in texts]
+        self._reductions = [list(sweep.reductions) for sweep in program.passes()]
         self.bytes = sum(lengths) * sum(dtypes[name].itemsize for name in program.inputs)
         self._lengths = np.array(lengths, dtype=np.int64)
         self._chunks = _chunks(self._lengths)
         self._work = np.concatenate(([0], np.cumsum(self._chunks[:, 2])))
         self._pointers = np.zeros((len(program.inputs), len(lengths)), dtype=np.int64)
         self._rows = np.zeros(len(lengths), dtype=np.int64)
-        widest = max(len(words) for words in self.reductions)
+        widest = max(len(words) for words in self._reductions)
         self._partials = np.zeros(len(self._chunks) * widest)
-        self._reduced = np.zeros((sum(len(words) for words in self.reductions), len(lengths)))
+        self._reduced = np.zeros((sum(len(words) for words in self._reductions), len(lengths)))
         self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._job = np.zeros(len(cpu_threads.JOB), dtype=np.int64)
+        self._job_address: int = self._job.ctypes.data
+        self._scalars = np.zeros((0, program.scalar_count))
         self._fill("chunks", self._chunks)
         self._fill("pointers", self._pointers)
         self._fill("rows", self._rows)
@@ -56,14 +61,16 @@ class Launch:
 
         scalars: rows of what `Program.scalars` computes. rows: which of them is each tensor's own.
         """
-        table = np.array(scalars, dtype=np.float64)
-        self._fill("scalars", table)
-        np.multiply(rows, table.shape[1], out=self._rows)
+        if len(scalars) != len(self._scalars):
+            self._scalars = np.zeros((len(scalars), self._scalars.shape[1]))
+            self._fill("scalars", self._scalars)
+        self._scalars[:] = scalars
+        np.multiply(rows, self._scalars.shape[1], out=self._rows)
         number = cpu_threads.threads(self.bytes)
         self._share(number)
         done = 0
-        for kernel, words in zip(self.kernels, self.reductions, strict=True):
-            cpu_threads.run(kernel, self._job, number)
+        for kernel, words in zip(self._kernels, self._reductions, strict=True):
+            kernel.run(self._job_address, number)
             for place, step in enumerate(words):
                 partials = self._partials[place : len(self._chunks) * len(words) : len(words)]
                 self._reduced[done] = self._combine(step.word, partials)

@@ -16,9 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 # What a kernel is handed: the address of one 64-bit integer for each of these, in this order.
 JOB = (
@@ -37,8 +35,6 @@ JOB = (
 
 # The work that is not worth waking the other threads for, in bytes; torch's own limit is 32,768 numbers.
 SMALL = 1 << 18
-
-_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class OpenMP(NamedTuple):
@@ -98,10 +94,17 @@ def threads(size: int) -> int:
     return 1 if size < SMALL or alone() is not None else torch.get_num_threads()
 
 
-def run(kernel: int, job: NDArray[np.int64], number: int) -> None:
-    """Run the kernel at this address on so many threads, with the GIL released; returns when all is done."""
-    library = openmp()
-    if number == 1 or library is None:
-        _KERNEL(kernel)(job.ctypes.data)
-    else:
-        library.parallel(kernel, job.ctypes.data, number, 0)
+class Kernel:
+    """A compiled kernel: the C function void(int64) at an address."""
+
+    def __init__(self, address: int):
+        self._address = address
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+
+    def run(self, job: int, number: int) -> None:
+        """Do the job at this address on so many threads, with the GIL released; return when all is done."""
+        library = openmp()
+        if number == 1 or library is None:
+            self._alone(job)
+        else:
+            library.parallel(self._address, job, number, 0)

@@ -249,7 +249,7 @@ def _widen(builder, kind, bits):
 
 
 def _narrow(builder, kind, x):
-    """Round once, to the nearest, ties to even; what is not a number stays so."""
+    """Round once, to the nearest, ties to even; what is not a number stays none."""
     if kind == FLOAT16:
         return builder.bitcast(builder.fptrunc(x, ir.HalfType()), INT16)
     if kind != BFLOAT16:
@@ -257,8 +257,8 @@ def _narrow(builder, kind, x):
     bits = builder.bitcast(x, INT32)
     last = builder.and_(builder.lshr(bits, ir.Constant(INT32, 16)), ir.Constant(INT32, 1))
     rounded = builder.add(bits, builder.add(last, ir.Constant(INT32, 0x7FFF)))
-    quiet = builder.or_(bits, ir.Constant(INT32, 0x400000))
-    kept = builder.select(builder.fcmp_unordered("uno", x, x), quiet, rounded)
+    not_a_number = ir.Constant(INT32, 0x7FC00000)
+    kept = builder.select(builder.fcmp_unordered("uno", x, x), not_a_number, rounded)
     return builder.trunc(builder.lshr(kept, ir.Constant(INT32, 16)), INT16)
 
 

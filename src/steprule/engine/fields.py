@@ -116,7 +116,7 @@ class Field:
         )
         if not fine:
             raise errors.out_of_range(who, what, value, self.allowed, group)
-        if self.type == "int" and number != int(number):
+        if self.type in ("int", "int | None") and number != int(number):
             raise errors.wrong_type(who, what, value, "a whole number", group)
         return value
 

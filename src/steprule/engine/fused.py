@@ -61,9 +61,9 @@ def _hyperparameters(optimizer: Any, group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _detached(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_detached, cast(tuple[Any, ...], value)))
-    return value.detach().reshape(()) if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.detach().reshape(())
+    return tuple(map(_detached, cast(tuple[Any, ...], value))) if isinstance(value, tuple) else value
 
 
 def reasons(optimizer: Any, group: dict[str, Any]) -> dict[str, str]:
@@ -174,6 +174,7 @@ class Plan:
             tensors = (param, gradient, *slots.values(), *(state[x] for x in _counters(program, state)))
             together.setdefault(tuple(x.dtype for x in tensors), []).append(place)
         self.states = [optimizer.state.get(param) for param in self.params]
+        self._run = _run_of(list(optimizer.state.values()), self.states)
         self.batches: list[Batch] = []
         for places in together.values():
             try:
@@ -189,11 +190,17 @@ class Plan:
             program is self.program
             and len(params) == len(self.params)
             and all(map(is_, params, self.params))
-            and all(map(is_, map(state.get, params), self.states))
+            and self._same_states(state)
             and [gradient is None for gradient in gradients] == self.absent
             and all(batch.holds(gradients) for batch in self.batches)
             and not any(self._acceptable(param, state[param]) for param in self._for_now)
         )
+
+    def _same_states(self, state: Mapping[Tensor, Any]) -> bool:
+        if self._run is None:
+            return all(map(is_, map(state.get, self.params), self.states))
+        now = list(state.values())[self._run]
+        return len(now) == len(self.states) and all(map(is_, now, self.states))
 
     def _acceptable(self, param: Tensor, state: dict[str, Any]) -> bool:
         """Whether what once was refused could be taken now."""
@@ -204,6 +211,15 @@ class Plan:
 
     def _slots(self, state: dict[str, Any]) -> dict[str, Tensor]:
         return {slot.key: state[slot.key] for slot in self.program.slots.values()}
+
+
+def _run_of(everything: Sequence[Any], part: Sequence[Any]) -> slice | None:
+    """Where the part stands in one piece, in order, as it mostly does: a look-up by parameter costs more."""
+    for start, entry in enumerate(everything):
+        if entry is part[0]:
+            found = slice(start, start + len(part))
+            return found if all(map(is_, everything[found], part)) else None
+    return None
 
 
 def _sharing_memory(params: Sequence[Tensor]) -> set[int]:
@@ -279,7 +295,8 @@ class Batch:
 
     def _take(self, gradients: Sequence[Tensor | None]) -> bool:
         """Note down where the gradients are, if all have the form that the kernel expects."""
-        own: list[Any] = [gradients[i] for i in self.places]
+        whole = len(self.places) == len(gradients)
+        own: Sequence[Any] = gradients if whole else [gradients[i] for i in self.places]
         if not PLAIN.issuperset(map(type, own)) and any(map(_wrapped, own)):
             return False
         try:
@@ -324,6 +341,7 @@ class Counters:
         self._counts_steps = "step" in keys
         self._first = np.zeros(1, dtype=np.int64)
         self._row_of = np.zeros(len(states), dtype=np.int64)
+        self._alike = self._row_of  # for each tensor, the first one with equal counts
 
     def hold(self, states: Sequence[dict[str, Any]]) -> bool:
         """Whether the states still hold the views."""
@@ -333,9 +351,10 @@ class Counters:
     def next(self, values: Mapping[str, Any]) -> tuple[list[list[float]], Any, list[Any]]:
         """The rows of scalars of the coming step, the row of each tensor, and the rows of new counts."""
         counts = np.array([table.numpy() for table in self.tables], dtype=np.float64)
-        if len(counts) and not np.array_equal(counts, counts[:, self._first[self._row_of]]):
+        if len(counts) and not (counts == counts[:, self._alike]).all():
             _, self._first, inverse = np.unique(counts, axis=1, return_index=True, return_inverse=True)
             self._row_of = inverse.reshape(-1)
+            self._alike = self._first[self._row_of]
         rows: list[list[float]] = []
         after: list[Any] = []
         columns: list[list[float]] = counts[:, self._first].T.tolist() if len(counts) else [[]]

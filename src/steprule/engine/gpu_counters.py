@@ -75,6 +75,17 @@ class DeviceCounters:
             new = as_table(new, self.device)
             table.copy_(new if skipped is None else torch.where(skipped, table.double(), new))
 
+    def scaling(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> Tensor:
+        """What a gradient scaler tells a launch: the factor of all gradients, and whether to skip the step.
+
+        The factor is rounded as `GradScaler.unscale_` rounds it.
+        """
+        table = torch.zeros(2, device=self.device)
+        table[0] = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().reshape(())
+        if found_inf is not None:
+            table[1] = (found_inf != 0).reshape(())
+        return table
+
     def _as_double(self, value: Any) -> Any:
         """A hyper-parameter; a number of the host stays there, one of the device is not looked at."""
         if isinstance(value, tuple):
@@ -82,18 +93,6 @@ class DeviceCounters:
         if not isinstance(value, Tensor):
             return value
         return value.double() if value.device == self.device else value.item()
-
-
-def scaling(grad_scale: Tensor | None, found_inf: Tensor | None, device: torch.device) -> Tensor:
-    """What a launch is told by a gradient scaler: the factor of all gradients, and whether to skip the step.
-
-    The factor is rounded as `GradScaler.unscale_` rounds it.
-    """
-    table = torch.zeros(2, device=device)
-    table[0] = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().reshape(())
-    if found_inf is not None:
-        table[1] = (found_inf != 0).reshape(())
-    return table
 
 
 def _sqrt(x: Tensor) -> Tensor:

@@ -80,10 +80,11 @@ def power(x, y):
     x, y = tl.broadcast(x.to(tl.float64), y.to(tl.float64))
     size = tl.exp(y * tl.log(tl.abs(x)))
     size = tl.where((y == 0.0) | (tl.abs(x) == 1.0), 1.0, size)
-    odd = tl.floor(y * 0.5) * 2.0 != y
+    whole = tl.floor(y) == y
+    odd = whole & (tl.floor(y * 0.5) * 2.0 != y)
     negative = x.to(tl.int64, bitcast=True) < 0
     size = tl.where(negative & odd, size * -1.0, size)
-    undefined = (x < 0.0) & (tl.floor(y) != y) & (tl.abs(x) < float("inf"))
+    undefined = (x < 0.0) & (tl.abs(x) < float("inf")) & (tl.floor(y) != y)
     return tl.where(undefined | ((x != x) & (y != 0.0)), float("nan"), size).to(tl.float32)
 
 '''

@@ -79,8 +79,8 @@ class Launch:
         """One step.
 
         scalars: rows of what `Program.scalars` computes, or a table of them on the device, in `dtype`.
-        rows: which of them is each tensor's own. scaling: what `gpu_counters.scaling` made, if a gradient
-        scaler is at work.
+        rows: which of them is each tensor's own. scaling: what `DeviceCounters.scaling` made, if a
+        gradient scaler is at work.
         """
         if not self._programs:
             return
@@ -152,9 +152,8 @@ def _on(device: torch.device) -> Any:
 @cache
 def missing(device: torch.device) -> str | None:
     """Why no kernel can run on this device, or None."""
-    for library in ("triton", "numpy"):
-        if find_spec(library) is None:
-            return f"{library} is not installed (pip install {library})"
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
     if device.type == "cpu":
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         return None if interpreted else "Triton's kernels run on a CPU only with TRITON_INTERPRET=1"

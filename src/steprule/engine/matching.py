@@ -6,7 +6,7 @@ the number of groups, their sizes and every shape that is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -76,18 +76,23 @@ def saved_places(groups: list[dict[str, Any]], state: Mapping[Any, Any], slots: 
 
 def names_of(group: Mapping[str, Any]) -> list[str] | None:
     """The names of a group's parameters, if there is one for each."""
-    return cast("list[str] | None", _one_each(group, "param_names", lambda name: isinstance(name, str)))
+    return _one_each(group, "param_names", _is_name)
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str)
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, (list, tuple)) and all(type(n) is int for n in cast("list[Any]", shape))
 
 
 def _shapes_of(group: Mapping[str, Any]) -> list[tuple[int, ...]] | None:
-    def is_shape(shape: Any) -> bool:
-        return isinstance(shape, (list, tuple)) and all(type(n) is int for n in cast("list[Any]", shape))
-
-    shapes = _one_each(group, SHAPES, is_shape)
+    shapes = _one_each(group, SHAPES, _is_shape)
     return None if shapes is None else [tuple(shape) for shape in shapes]
 
 
-def _one_each(group: Mapping[str, Any], key: str, fits: Any) -> list[Any] | None:
+def _one_each(group: Mapping[str, Any], key: str, fits: Callable[[Any], bool]) -> list[Any] | None:
     entries: Any = group.get(key)
     if not isinstance(entries, (list, tuple)):
         return None

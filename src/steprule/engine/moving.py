@@ -16,7 +16,7 @@ def move_state(optimizer: Any, move_for: Callable[[Tensor], Move]) -> None:
 
     Numbers kept per tensor, such as step counts, stay: they are read on the host.
     """
-    stay = {slot.key for slot in optimizer.slots.values() if slot.per_tensor} | {"step"}
+    stay = {slot.key for slot in optimizer.slots.values() if slot.per_tensor} | {"step", "rounding_key"}
     for param, state in optimizer.state.items():
         move = move_for(param)
         for key, value in state.items():

@@ -165,6 +165,7 @@ def run(
         storage.store_parameter(param, state, new.handle)
     else:
         real(param).copy_(new.handle)
+    storage.next_keys(state)
 
 
 def _store_state(s: Slots, slots: dict[str, Slot], state: dict[str, Any], live: bool) -> None:

@@ -119,7 +119,7 @@ class Resumed:
                 fitted[key] = deepcopy(value)
         if len(sources) == 1:
             names = {"param_names": names_of(sources[0]), "name": sources[0].get("name")}
-            fitted = {key: deepcopy(value) for key, value in names.items() if value is not None} | fitted
+            fitted |= {k: deepcopy(v) for k, v in names.items() if v is not None and k not in fitted}
         counts = [source[SKIPPED_STEPS] for source in sources if SKIPPED_STEPS in source]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise errors.out_of_range(self.who, SKIPPED_STEPS, max(counts, key=str), "a whole number", index)
@@ -177,7 +177,8 @@ def same(one: Any, other: Any) -> bool:
         if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
             return False
         return one.shape == other.shape and bool((one.cpu() == other.cpu()).all())
-    return (type(one) is type(other) and bool(one == other)) or (_both_numbers(one, other) and one == other)
+    alike = type(one) is type(other) or _both_numbers(one, other)  # pyright: ignore[reportUnknownArgumentType]
+    return alike and bool(one == other)
 
 
 def _both_numbers(one: Any, other: Any) -> bool:

@@ -112,8 +112,8 @@ class RuleOptimizer(CheckedOptimizer):
         for slot in self.slots.values():
             if slot.key not in state and slot.exists(group):
                 state.update(storage.create(slot, param, group))
-        if group.get("low_precision") and not storage.PARAMETER_STATE & state.keys():
-            state.update(storage.create_for_parameter(param, group, len(self.state)))
+        if group.get("low_precision") or group.get("state_dtype"):
+            state.update(storage.create_for_parameter(param, group, state, len(self.state)))
         return state
 
     def init_state(self) -> None:

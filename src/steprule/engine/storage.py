@@ -5,17 +5,21 @@ Everything here is seen by its state alone, so a checkpoint says how it is to be
 | state entry          | meaning                                                                             |
 |----------------------|-------------------------------------------------------------------------------------|
 | a slot in bf16, fp16 | the number, rounded to nearest even                                                 |
-| a slot in int8       | x ≈ code/127 · scale, scale the largest |x| of 256 neighbours (`<key>_scale`)       |
-| a slot in uint8      | √x ≈ code/255 · scale: for slots that are never negative; only 0 has the code 0     |
+| a slot in int8       | x ≈ ±(code/127)² · scale, scale the largest |x| of 256 neighbours (`<key>_scale`)   |
+| a slot in uint8      | x ≈ (code/255)⁴ · scale, for slots that are never negative; only 0 has the code 0   |
+| `code_key`           | codes are rounded up or down at random, by a hash of this, the slot and the place   |
 | `compensation`       | what the parameter's 16 bits leave out, itself in 16 bits (Kahan)                   |
 | `low_bits`           | the lower half of the parameter in fp32; the parameter holds the upper half         |
 | `rounding_key`       | the parameter is rounded up or down at random, by a hash of this and of the place   |
 
-Neighbours are neighbours in the tensor's own order of dimensions, not in memory.
+Codes of powers, because a block's small numbers count as much as its large one; random rounding, because a
+slow average moves by less than a code per step. Neighbours are neighbours in the tensor's own order of
+dimensions, not in memory.
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, cast
 
 import torch
@@ -29,8 +33,7 @@ SMALLEST = 4096
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = (*DTYPES, "int8")
 LOW_PRECISION = ("none", "stochastic", "kahan", "master")
-PARAMETER_KEYS = {"kahan": "compensation", "master": "low_bits", "stochastic": "rounding_key"}
-PARAMETER_STATE = frozenset(PARAMETER_KEYS.values())
+EXTRA_KEYS = ("compensation", "low_bits", "rounding_key", "code_key")
 HALF = (torch.bfloat16, torch.float16)
 _UINT32 = 0xFFFFFFFF
 
@@ -88,26 +91,33 @@ def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor
         dtype = torch.uint8 if slot.never_negative else torch.int8
         codes = torch.empty_like(start, dtype=dtype)
         scale = start.new_empty(-(-start.numel() // BLOCK), dtype=torch.float32)
-        _encode(start.float(), codes, scale)
+        _encode(start.float(), torch.zeros_like(start, dtype=torch.int64), codes, scale)
         return {slot.key: codes, f"{slot.key}_scale": scale}
     return {slot.key: start}
 
 
-def create_for_parameter(param: Tensor, group: dict[str, Any], place: int) -> dict[str, Tensor]:
-    """The state entries that a parameter of 16 bits needs besides its rule's slots.
+def create_for_parameter(
+    param: Tensor, group: dict[str, Any], state: dict[str, Any], place: int
+) -> dict[str, Tensor]:
+    """The state entries that a parameter needs besides its rule's slots.
 
-    place: a number of its own, so that no two parameters round alike. The first key comes from
-    torch.manual_seed; from then on it is in the state.
+    place: a number of its own, so that no two parameters round alike. The first keys come from
+    torch.manual_seed; from then on they are in the state.
     """
-    low = group.get("low_precision")
-    if param.dtype not in HALF or low in (None, "none"):
-        return {}
-    key = PARAMETER_KEYS[low]
-    if low == "kahan":
-        return {key: torch.zeros_like(param, memory_format=torch.preserve_format)}
-    if low == "master":
-        return {key: torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)}
-    return {key: torch.tensor(mix(torch.initial_seed() * 0x9E3779B1 + place), dtype=torch.int64)}
+    low = group.get("low_precision") if param.dtype in HALF else None
+    key = torch.tensor(mix(torch.initial_seed() * 0x9E3779B1 + place), dtype=torch.int64)
+    entries: dict[str, Tensor] = {}
+    coded = any(isinstance(x, Tensor) and x.dtype in (torch.int8, torch.uint8) for x in state.values())
+    if coded and "code_key" not in state:
+        entries["code_key"] = key
+    if low == "stochastic" and "rounding_key" not in state:
+        entries["rounding_key"] = key.clone()
+    if low == "kahan" and "compensation" not in state:
+        entries["compensation"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+    if low == "master" and "low_bits" not in state:
+        bits = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
+        entries["low_bits"] = bits
+    return entries
 
 
 # Slots
@@ -118,36 +128,53 @@ def load(state: dict[str, Any], key: str) -> Tensor:
     stored: Tensor = state[key]
     if stored.dtype not in (torch.int8, torch.uint8):
         return stored
-    root = stored.dtype == torch.uint8
-    scale = state[f"{key}_scale"] / (255.0 if root else 127.0)
-    values = _blocks(stored.reshape(-1).float()) * scale[:, None]
-    values = (values * values if root else values).reshape(-1)[: stored.numel()]
-    return values.reshape(stored.shape)
+    code = _blocks(stored.reshape(-1).float())
+    if stored.dtype == torch.uint8:
+        code = code / 255.0
+        power = (code * code) * (code * code)
+    else:
+        code = code / 127.0
+        power = code * code.abs()
+    return (power * state[f"{key}_scale"][:, None]).reshape(-1)[: stored.numel()].reshape(stored.shape)
 
 
 def store(state: dict[str, Any], key: str, value: Tensor) -> None:
     """Keep the numbers of a slot, rounded once to what it is kept in."""
     stored: Tensor = state[key]
     if stored.dtype in (torch.int8, torch.uint8):
-        _encode(value.float(), stored, state[f"{key}_scale"])
+        noise = hash_of_places(int(state["code_key"]) ^ slot_salt(key), value)
+        _encode(value.float(), noise, stored, state[f"{key}_scale"])
     else:
         stored.copy_(value)
 
 
-def _encode(value: Tensor, codes: Tensor, scale: Tensor) -> None:
+def slot_salt(key: str) -> int:
+    """What tells the noise of one slot from that of another."""
+    return zlib.crc32(key.encode())
+
+
+def next_keys(state: dict[str, Any]) -> None:
+    """New keys for the random roundings of the next step."""
+    for key in ("code_key", "rounding_key"):
+        if key in state:
+            state[key].copy_(torch.tensor(mix(int(state[key]) + 1)))
+
+
+def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
     """Codes and scales of float32 numbers, in place."""
-    root = codes.dtype == torch.uint8
-    flat = value.reshape(-1)
-    blocks = _blocks(flat.sqrt() if root else flat)
+    blocks = _blocks(value.reshape(-1))
     largest = blocks.abs().amax(dim=1)
     scale.copy_(largest)
-    steps = 255.0 if root else 127.0
-    inverse = torch.where(largest > 0, steps / largest, torch.zeros_like(largest))
-    rounded = (blocks * inverse[:, None]).round_()
-    if root:
+    inverse = torch.where(largest > 0, 1.0 / largest, 0.0)
+    root = (blocks.abs() * inverse[:, None]).sqrt_()
+    up = _blocks((noise & 0xFFFF).reshape(-1).float()) * (1.0 / 65536.0)
+    if codes.dtype == torch.uint8:
+        code = (root.sqrt_() * 255.0 + up).floor_().clamp_(max=255.0)
         # A second moment that became 0 beside a mean that did not would make an endless step.
-        rounded = torch.where((blocks > 0) & (rounded < 1), 1.0, rounded)
-    codes.copy_(rounded.reshape(-1)[: flat.numel()].reshape(codes.shape).to(codes.dtype))
+        code = torch.where((blocks > 0) & (code < 1), 1.0, code)
+    else:
+        code = (root * 127.0 + up).floor_().clamp_(max=127.0) * blocks.sign()
+    codes.copy_(code.reshape(-1)[: value.numel()].reshape(codes.shape).to(codes.dtype))
 
 
 def _blocks(flat: Tensor) -> Tensor:
@@ -175,11 +202,10 @@ def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
 def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None:
     """Keep the parameter in its 16 bits, and what they leave out in the state."""
     if "rounding_key" in state:
-        noise = hash_of_places(state["rounding_key"], value) & 0xFFFF
+        noise = hash_of_places(int(state["rounding_key"]), value) & 0xFFFF
         bits = value.view(torch.int32)
         rounded = ((bits + noise.to(torch.int32)) & -0x10000).view(torch.float32)
         param.copy_(torch.where(value.isfinite(), rounded, value))
-        state["rounding_key"].copy_(mix(int(state["rounding_key"]) + 1))
     elif "low_bits" in state:
         bits = value.view(torch.int32)
         # Half up, not half to even: the lower half must fit into 16 bits with a sign.
@@ -193,10 +219,10 @@ def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None
             state["compensation"].copy_(torch.where(left_out.isfinite(), left_out, 0.0))
 
 
-def hash_of_places(key: Tensor, like: Tensor) -> Tensor:
+def hash_of_places(key: int, like: Tensor) -> Tensor:
     """32 random bits for every place of a tensor, the same for the same key."""
     places = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
-    return cast(Tensor, mix(places * 0x9E3779B1 + int(key))).view(like.shape)
+    return cast(Tensor, mix(places * 0x9E3779B1 + key)).view(like.shape)
 
 
 def mix(x: Any) -> Any:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from steprule.lab.report import pace
 from steprule.lab.train import Screen, Training
 
 __all__ = ["progress_on"]
@@ -54,11 +55,11 @@ class PlainLines:
         now = time.perf_counter()
         if now - self._since < LINE_SECONDS:
             return
-        pace = (step - self._since_step) / (now - self._since)
+        speed = pace(step - self._since_step, now - self._since)
         self._since, self._since_step = now, step
         self._console.print(
             f"epoch {epoch}/{self._epochs}  step {step}/{self._steps}  loss {loss:.3f}"
-            f"{self._validation}  {pace:.0f} steps/s",
+            f"{self._validation}  {speed}",
             highlight=False,
             soft_wrap=True,
         )

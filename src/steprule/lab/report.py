@@ -14,7 +14,15 @@ from steprule.lab.optimizers import find_rule
 from steprule.lab.run_folder import RunConfig, RunFolder
 from steprule.lab.train import Training
 
-__all__ = ["Line", "final_lines", "hyperparameter_text", "open_console", "print_header", "print_results"]
+__all__ = [
+    "Line",
+    "final_lines",
+    "hyperparameter_text",
+    "open_console",
+    "pace",
+    "print_header",
+    "print_results",
+]
 
 Line = Mapping[str, Any]
 
@@ -70,10 +78,17 @@ def print_results(console: Console, training: Training, lines: Sequence[Line], f
         table.add_row(name + note, items, *numbers)
     console.print()
     console.print(table)
-    pace = training.step / training.seconds if training.seconds else 0.0
-    console.print(f"\n{training.step} steps in {training.seconds:.1f} s ({pace:.0f} steps/s)")
+    console.print(
+        f"\n{training.step} steps in {training.seconds:.1f} s ({pace(training.step, training.seconds)})"
+    )
     written = ", ".join(sorted(entry.name for entry in folder.path.iterdir()))
     console.print(Text(f"in {folder.path}: {written}", overflow="fold"))
+
+
+def pace(steps: int, seconds: float) -> str:
+    """How fast it went, to a whole number of steps unless they are slow."""
+    per_second = steps / max(seconds, 1e-9)
+    return f"{per_second:.0f} steps/s" if per_second >= 10 else f"{per_second:.2g} steps/s"
 
 
 def final_lines(lines: Sequence[Line]) -> dict[str, Line]:

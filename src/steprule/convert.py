@@ -1,0 +1,161 @@
+"""Taking the state of one rule over into another, as far as it means the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steprule import errors
+from steprule.catalogue import catalogue
+from steprule.engine.load_report import as_table
+
+__all__ = ["ConversionReport", "convert_state"]
+
+MEAN = "mean of the gradients"
+SQUARE = "mean of their squares"
+LARGEST = "largest mean of their squares"
+VARIANCE = "mean of their squared distance to the mean"
+
+_ADAMS = ("Adam", "AMSGrad", "AdamW", "NAdam", "RAdam", "SparseAdam")
+# What is not named here means something that no other rule keeps.
+MEANINGS: dict[str, dict[str, str]] = {
+    **{name: {"exp_avg": MEAN, "exp_avg_sq": SQUARE, "max_exp_avg_sq": LARGEST} for name in _ADAMS},
+    **{name: {"square_avg": SQUARE} for name in ("RMSprop", "Adadelta")},
+    **{name: {"exp_avg": MEAN} for name in ("Adamax", "Lion", "Sophia")},
+    "AdaBelief": {"exp_avg": MEAN, "exp_avg_var": VARIANCE},
+    "Muon": {"momentum_buffer": MEAN},
+}
+# A mean that is kept beside one of these at its start makes steps that are far too large.
+DIVIDES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_ADAMS, ("exp_avg_sq",)),
+    **dict.fromkeys(("RMSprop", "Adadelta"), ("square_avg",)),
+    "NAdam": ("exp_avg_sq", "mu_product"),
+    "Adamax": ("exp_inf",),
+    "Sophia": ("hessian",),
+    "AdaBelief": ("exp_avg_var",),
+}
+# Where the meaning itself is not there: something larger, so that no step is too large.
+INSTEAD = {VARIANCE: SQUARE}
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What `convert_state` did with each slot. `print` shows a table.
+
+    kept: slots of the new rule, with what they are. dropped: slots of the old rule that are not in the
+    new state. anew: slots of the new rule that start from their beginning.
+    """
+
+    from_: str
+    to: str
+    kept: dict[str, str]
+    dropped: tuple[str, ...]
+    anew: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = [("kept", key, meaning) for key, meaning in self.kept.items()]
+        rows += [("dropped", key, f"{self.to} keeps no such thing") for key in self.dropped]
+        rows += [("starts anew", key, f"{self.from_} keeps no such thing") for key in self.anew]
+        rows.append(("not converted", "hyper-parameters", f"those of the new {self.to} stay"))
+        return "\n".join([f"from {self.from_} to {self.to}", *as_table(rows)])
+
+
+def convert_state(
+    state_dict: Mapping[str, Any], from_: str | type, to: str | type
+) -> tuple[dict[str, Any], ConversionReport]:
+    """A checkpoint of one rule as a checkpoint of another, and a report of what was kept.
+
+    When: changing the rule in the middle of training without losing the averages it has gathered.
+
+        converted, report = convert_state(adamw.state_dict(), from_="AdamW", to="AdaBelief")
+        adabelief.load_state_dict(converted)
+
+    Only slots that mean the same are kept, and the step count with them. All that the new rule divides by
+    has to be among them, else everything starts anew: a mean that is kept beside a divisor at its start
+    makes steps that are far too large. AdaBelief's variance starts from Adam's mean square, which is
+    larger. Hyper-parameters are not converted, since lr means another thing in each rule.
+
+    state_dict: not changed; the result shares its tensors. from_, to: names or classes of rules.
+
+    Raises: ValueError for an unknown rule or a state that `from_` did not write.
+    """
+    old, new = _rule(from_), _rule(to)
+    if not isinstance(state_dict, Mapping) or {"state", "param_groups"} - set(state_dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise errors.not_convertible("this is no state dict", "Pass what optimizer.state_dict() returned.")
+    known = {slot.key for slot in old.slots.values()} | {"step"}
+    for saved in state_dict["state"].values():
+        for key in saved:
+            if key not in known:
+                problem = f"the state has '{key}', which {old.__name__} does not keep"
+                raise errors.not_convertible(problem, "Give as from_ the rule that wrote it.")
+    sources = _sources(old, new)
+    state: dict[Any, dict[str, Any]] = {}
+    for place, saved in state_dict["state"].items():
+        converted = _converted(saved, sources, new)
+        if converted:
+            state[place] = converted
+    kept = {key: _what(old, new, key, source) for key, source in sources.items()} if state else {}
+    present = dict.fromkeys(key for saved in state_dict["state"].values() for key in saved)
+    slots = [slot.key for slot in new.slots.values() if slot.when is None]
+    report = ConversionReport(
+        from_=old.__name__,
+        to=new.__name__,
+        kept=kept,
+        dropped=tuple(key for key in present if key not in sources.values() or not state),
+        anew=tuple(key for key in (*slots, *["step"] * bool(new.counts_steps)) if key not in kept),
+    )
+    keep = ("params", "param_names", "param_shapes", "name")
+    groups = [{k: v for k, v in group.items() if k in keep} for group in state_dict["param_groups"]]
+    return {"state": state, "param_groups": groups}, report
+
+
+def _rule(given: str | type) -> Any:
+    if isinstance(given, type):
+        return given
+    rules = catalogue()
+    if given not in rules:
+        raise errors.not_convertible(f"no rule '{given}'", errors.nearest(given, rules))
+    return rules[given]
+
+
+def _sources(old: Any, new: Any) -> dict[str, str]:
+    """For each slot of the new rule that can be filled: the slot of the old one that fills it."""
+    if old is new:
+        return {key: key for key in ("step", *(slot.key for slot in old.slots.values()))}
+    by_meaning = {meaning: key for key, meaning in MEANINGS.get(old.__name__, {}).items()}
+    sources: dict[str, str] = {}
+    for key, meaning in MEANINGS.get(new.__name__, {}).items():
+        source = by_meaning.get(meaning) or by_meaning.get(INSTEAD.get(meaning, ""))
+        if source is not None:
+            sources[key] = source
+    if any(key not in sources for key in DIVIDES.get(new.__name__, ())):
+        return {}
+    return {"step": "step", **sources} if sources and new.counts_steps else sources
+
+
+def _what(old: Any, new: Any, key: str, source: str) -> str:
+    if key == "step" or old is new:
+        return f"{old.__name__}'s {source}"
+    meaning = MEANINGS[old.__name__][source]
+    note = "" if MEANINGS[new.__name__][key] == meaning else ", which is larger"
+    return f"{old.__name__}'s {source}: {meaning}{note}"
+
+
+def _converted(saved: Mapping[str, Any], sources: Mapping[str, str], new: Any) -> dict[str, Any]:
+    """The state of one parameter in the new rule; empty if what it would divide by is missing."""
+    found = {key: saved[source] for key, source in sources.items() if saved.get(source) is not None}
+    whole = [value for key, value in found.items() if key != "step" and isinstance(value, Tensor)]
+    if not whole or any(key not in found for key in DIVIDES.get(new.__name__, ())):
+        return {}
+    if new.counts_steps and "step" not in found:
+        found["step"] = torch.zeros(())
+    for slot in new.slots.values():
+        if slot.key not in found and slot.when is None:
+            defaults = {name: field.default for name, field in new.fields.items()}
+            created = slot.create(whole[0], defaults)
+            found |= {} if created is None else {slot.key: created}
+    return found

@@ -1,0 +1,169 @@
+"""The text of GPU kernels, as reviewed, and what Triton makes of it for a GPU that need not be there.
+
+`python tests/test_gpu_text.py` writes the reviewed texts anew. The texts of all rules stand among the CPU's;
+what the GPU's printer does differently shows on a few.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import steprule
+from steprule import Elementwise, hyper
+from steprule.engine import gpu_kernel, gpu_launch
+from steprule.words import larger, largest, mean, norm
+
+GOLDEN = Path(__file__).parent / "golden" / "gpu"
+
+
+class Normalized(Elementwise):
+    """A gradient step whose length follows the parameter's; it needs three sums before it can begin.
+
+    When: never.
+
+        θ ← θ - lr·(g - mean g)·‖θ‖ / max(max|g|, 0.001)
+
+    State: none.
+    Source: none.
+    """
+
+    lr: float = hyper(0.1)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        g = g - mean(g)
+        return -h.lr * (g * norm(p) / larger(largest(abs(g)), 1e-3))
+
+
+KERNELS: dict[str, tuple[Any, torch.dtype]] = {
+    "AdamW": (steprule.AdamW, torch.float32),
+    "AdamW-bfloat16": (steprule.AdamW, torch.bfloat16),
+    "AdamW-float64": (steprule.AdamW, torch.float64),
+    "Rprop-float16": (steprule.Rprop, torch.float16),
+    "Normalized": (Normalized, torch.float32),
+}
+
+
+def sources(name: str) -> list[Any]:
+    rule, dtype = KERNELS[name]
+    optimizer = rule([nn.Parameter(torch.zeros(1))])
+    program = optimizer.program(optimizer.param_groups[0])
+    return gpu_kernel.sources(program, dict.fromkeys(program.inputs, dtype))
+
+
+def text(name: str) -> str:
+    return "\n\n".join(source.text for source in sources(name))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_text_is_the_reviewed_one(name: str) -> None:
+    wanted = (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+    assert text(name) == wanted, f"{name} changed; python tests/test_gpu_text.py writes it anew"
+
+
+def test_no_text_is_left_over() -> None:
+    assert sorted(file.stem for file in GOLDEN.iterdir()) == sorted(KERNELS)
+
+
+# What the compiler makes of it
+
+
+def compiled() -> dict[str, dict[str, int]]:
+    """How often each instruction stands in the machine code of each kernel, for compute capability 9.0."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    found: dict[str, dict[str, int]] = {}
+    for name, (_, dtype) in KERNELS.items():
+        wide = "*fp64" if dtype == torch.float64 else "*fp32"
+        kinds = {"scalars": wide, "scaling": "*fp32"} | dict.fromkeys(
+            ("reduced", "partials", "lengths"), "*fp64"
+        )
+        for number, source in enumerate(sources(name)):
+            for function in filter(None, gpu_launch._functions(*source)):
+                places = {argument: place for place, argument in enumerate(function.arg_names)}
+                given = {"ALIGNED": True, "BLOCK": gpu_launch.BLOCK}
+                constants = {(places[x],): value for x, value in given.items() if x in places}
+                signature = {x: "constexpr" if x in given else kinds.get(x, "*i64") for x in places}
+                hints = {(i,): [["tt.divisibility", 16]] for x, i in places.items() if x not in given}
+                made = triton.compile(
+                    ASTSource(function, signature, constants, hints),
+                    target=GPUTarget("cuda", 90, 32),
+                    options=gpu_launch.OPTIONS,
+                )
+                words = re.findall(r"^\s+(?:@!?%\w+ )?([a-z][\w.:]+)", made.asm["ptx"], re.MULTILINE)
+                found[f"{name} {number} {function.__name__}"] = dict(collections.Counter(words))
+    return found
+
+
+@pytest.fixture(scope="module")
+def instructions() -> dict[str, dict[str, int]]:
+    """Compiled in a process of its own: in this one Triton may be an interpreter."""
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, __file__, "compile"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def test_every_pass_compiles(instructions: dict[str, dict[str, int]]) -> None:
+    passes = [f"Normalized {i} {f}" for i, f in ((0, "kernel"), (0, "combine"), (1, "kernel"), (1, "combine"))]
+    singles = [f"{name} 0 kernel" for name in KERNELS if name != "Normalized"]
+    assert set(instructions) == {*passes, "Normalized 2 kernel", *singles}
+
+
+ARRAYS = {"AdamW": (4, 3), "AdamW-bfloat16": (4, 3), "Rprop-float16": (4, 3)}
+THREADS = 32 * gpu_launch.OPTIONS["num_warps"]
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_full_blocks_move_16_bytes_at_a_time(name: str, instructions: dict[str, dict[str, int]]) -> None:
+    found = instructions[f"{name} 0 kernel"]
+    each = gpu_launch.BLOCK // THREADS * KERNELS[name][1].itemsize // 16
+    loaded, stored = ARRAYS[name]
+    assert found["ld.global.v4.b32"] == loaded * each
+    assert found["st.global.v4.b32"] == stored * each
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("AdamW", "f32"), ("AdamW-bfloat16", "f32"), ("AdamW-float64", "f64")]
+)
+def test_words_are_rounded_as_stated(name: str, kind: str, instructions: dict[str, dict[str, int]]) -> None:
+    """IEEE quotients and roots, nothing flushed to zero; products fused in `lerp` and `addcmul` alone."""
+    found = instructions[f"{name} 0 kernel"]
+    entries = 2 * gpu_launch.BLOCK // THREADS  # of a full block, and of the rest
+    assert found[f"sqrt.rn.{kind}"] == entries
+    assert found[f"div.rn.{kind}"] == 2 * entries
+    assert found[f"fma.rn.{kind}"] == 2 * entries
+    assert not [word for word in found if "approx" in word or "ftz" in word or "full" in word]
+
+
+def test_numbers_that_are_none_pass_through_clamp(instructions: dict[str, dict[str, int]]) -> None:
+    found = instructions["Rprop-float16 0 kernel"]
+    assert found["max.NaN.f32"] == found["min.NaN.f32"] > 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["compile"]:
+        print(json.dumps(compiled()))
+    else:
+        GOLDEN.mkdir(parents=True, exist_ok=True)
+        for old in GOLDEN.iterdir():
+            old.unlink()
+        for kernel in KERNELS:
+            (GOLDEN / f"{kernel}.txt").write_text(text(kernel), encoding="utf-8")
