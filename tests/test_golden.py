@@ -13,7 +13,7 @@ from rules import LOOPS, Case
 
 from steprule.engine import cpu_kernel
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "golden" / "cpu"
 
 
 def texts() -> dict[str, str]:
@@ -47,7 +47,7 @@ def test_no_text_is_left_over() -> None:
 
 
 if __name__ == "__main__":
-    GOLDEN.mkdir(exist_ok=True)
+    GOLDEN.mkdir(parents=True, exist_ok=True)
     for old in GOLDEN.iterdir():
         old.unlink()
     for file, content in texts().items():

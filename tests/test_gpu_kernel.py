@@ -8,16 +8,16 @@ both, only sums over a whole tensor and the words that have no exact answer are 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gpu import DEVICE, DTYPES, INTERPRETED, NoLooking, assert_same_numbers, give, parameters
+from kernels import exact_roots, has_kernel
 from rules import LOOPS, Case, assert_same, each, flat, numbers, options_on
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import steprule
 from steprule import Elementwise, hyper, slot
@@ -26,13 +26,6 @@ from steprule.engine.kernel_cache import NoKernel
 from steprule.words import SCALAR_WORDS, clamp, exp, larger, largest, lerp, log, mean, norm, sign, smaller, sqrt
 from steprule.words import where as choose
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
-pytest.importorskip("triton", reason="Triton makes the GPU kernels, and is not installed")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda:0")
-
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CHUNK, BLOCK = 64, 16
 # 0-dim, one, none, less than a block, a block and one, a chunk, over two and a bit, many dimensions.
 SHAPES = ((), (1,), (0,), (3,), (17,), (CHUNK,), (2 * CHUNK + 21,), (2, 3, 5))
@@ -59,15 +52,6 @@ def fused_multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 as_array = Tensor.numpy
-
-
-@pytest.fixture
-def exact_roots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(reference.WORDS, "sqrt", lambda x: torch.as_tensor(np.sqrt(x.detach().numpy())))
-
-
-def has_kernel(case: Case) -> bool:
-    return getattr(case.rule, "traced", False) and not case.sparse_only
 
 
 class Kernels:
@@ -115,10 +99,6 @@ class Kernels:
         return [float(x) for x in operands]
 
 
-def parameters(shapes: Any, dtype: torch.dtype, device: torch.device) -> list[nn.Parameter]:
-    return [nn.Parameter(numbers(shape, dtype, 100 + i).to(device)) for i, shape in enumerate(shapes)]
-
-
 def both(case: Case, dtype: torch.dtype, shapes: Any = SHAPES, **options: Any) -> tuple[Any, Any]:
     """The same optimizer twice: one for the kernels, one for the loop that they must equal."""
     made = [case.rule(parameters(shapes, dtype, where), **case.options, **options) for where in (DEVICE, "cpu")]
@@ -126,41 +106,22 @@ def both(case: Case, dtype: torch.dtype, shapes: Any = SHAPES, **options: Any) -
     return made[0], made[1]
 
 
-def give(optimizer: Any, step: int, scale: float = 1.0) -> None:
-    for place, param in enumerate(flat(optimizer)):
-        gradient = numbers(tuple(param.shape), param.dtype, 1000 * step + place) * scale
-        param.grad = gradient.to(param.device)
-
-
-def advance(case: Case, given: Any, loop: Any, steps: int = 3, counts: str = "host") -> Kernels:
-    """The same steps for both, from the same gradients."""
-    kernels = None
-    for step in range(steps):
+def advance(case: Case, given: Any, loop: Any) -> None:
+    """Three steps of both from the same gradients."""
+    give(given, 0)
+    kernels = Kernels(given)
+    for step in range(3):
         for optimizer in (given, loop):
             give(optimizer, step)
             case.prepare(optimizer)
-        kernels = kernels or Kernels(given, counts)
         kernels.step()
         loop.step()
-    assert kernels is not None
-    return kernels
-
-
-def assert_same_numbers(given: Any, wanted: Any, signed_zeros: bool = True) -> None:
-    """The same parameters and state to the last bit, where any NaN is as good as another."""
-    for place, (one, other) in enumerate(zip(flat(given), flat(wanted), strict=True)):
-        assert set(given.state[one]) == set(wanted.state[other])
-        pairs = {"parameter": (one.detach(), other.detach())}
-        pairs |= {key: (given.state[one][key], value) for key, value in wanted.state[other].items()}
-        for name, pair in pairs.items():
-            clean = [torch.where(x.isnan(), torch.full_like(x, math.nan), x).cpu() for x in pair]
-            assert_same(*(clean if signed_zeros else [x + 0.0 for x in clean]), f"{name} {place}")
 
 
 # Rules
 
 
-@pytest.mark.usefixtures("exact_roots")
+@exact_roots()
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each(has_kernel, among=LOOPS)
 def test_every_rule_equals_the_loop_bit_for_bit(case: Case, dtype: torch.dtype) -> None:
@@ -169,7 +130,7 @@ def test_every_rule_equals_the_loop_bit_for_bit(case: Case, dtype: torch.dtype) 
     assert_same_numbers(given, loop)
 
 
-@pytest.mark.usefixtures("exact_roots")
+@exact_roots()
 def test_slots_wider_than_their_parameter() -> None:
     case = Case(steprule.AdamW)
     given, loop = both(case, torch.bfloat16)
@@ -181,7 +142,7 @@ def test_slots_wider_than_their_parameter() -> None:
     assert_same_numbers(given, loop)
 
 
-@pytest.mark.usefixtures("exact_roots")
+@exact_roots()
 def test_tensors_that_have_taken_different_numbers_of_steps() -> None:
     case = Case(steprule.NAdam)
     given, loop = both(case, torch.float32)
@@ -235,7 +196,7 @@ class EveryWord(Elementwise):
 ODD = [0.0, -0.0, 1.0, -1.0, 0.25, 0.37, -0.37, math.inf, -math.inf, math.nan, 1e-40, -1e-40, 1e-45, 3e38, 2.5]
 
 
-@pytest.mark.usefixtures("exact_roots")
+@exact_roots()
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_word_on_odd_values(dtype: torch.dtype) -> None:
     """Infinities, zeros, what is not a number, what is almost zero: each against each.
@@ -473,7 +434,7 @@ class Sent:
 def test_one_launch_for_all_tensors_and_addresses_sent_only_when_they_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    optimizer = steprule.AdamW(parameters(SHAPES, torch.float32, DEVICE))
+    optimizer = steprule.AdamW(parameters(SHAPES, torch.float32))
     give(optimizer, 0)
     kernels = Kernels(optimizer)
     kernels.step()
@@ -529,7 +490,7 @@ def test_a_device_that_triton_does_not_know_has_no_kernel() -> None:
 
 
 def with_gradients() -> Any:
-    optimizer = steprule.SGD(parameters(SHAPES, torch.float32, DEVICE))
+    optimizer = steprule.SGD(parameters(SHAPES, torch.float32))
     give(optimizer, 0)
     return optimizer
 
@@ -546,16 +507,7 @@ def test_a_kernel_that_does_not_compile_is_no_kernel(monkeypatch: pytest.MonkeyP
 # Counts on the device
 
 
-class NoLooking(TorchDispatchMode):
-    """Refuses whatever hands a number of a tensor to the host."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero"), f"{name} waits"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.usefixtures("exact_roots")
+@exact_roots()
 @each(lambda case: has_kernel(case) and bool(case.options or not options_on(case.rule)), among=LOOPS)
 def test_counts_on_the_device_give_the_same_numbers_and_are_never_looked_at(
     case: Case, monkeypatch: pytest.MonkeyPatch
@@ -610,7 +562,7 @@ def unscaled(optimizer: Any, factor: Tensor) -> None:
         param.grad = param.grad * factor.item()
 
 
-@pytest.mark.usefixtures("exact_roots")
+@exact_roots()
 @pytest.mark.parametrize("scale", [2.0**16, 1000.0])
 def test_scaled_gradients_are_unscaled_as_a_scaler_would(scale: float) -> None:
     given, loop = both(Case(steprule.NAdam), torch.float32)
@@ -627,7 +579,7 @@ def test_scaled_gradients_are_unscaled_as_a_scaler_would(scale: float) -> None:
 
 @pytest.mark.parametrize("rule", [steprule.NAdam, steprule.ASGD, steprule.SGD, Reduced])
 def test_a_step_that_is_skipped_moves_nothing(rule: Any) -> None:
-    optimizer = rule(parameters(SHAPES, torch.float32, DEVICE), lr=0.1)
+    optimizer = rule(parameters(SHAPES, torch.float32), lr=0.1)
     give(optimizer, 0)
     kernels = Kernels(optimizer, "device")
     kernels.step()

@@ -120,6 +120,36 @@ def test_every_trial_is_torchs(
     assert (found.value, float(found.t), watched.places) == (value, float(t), seen)
 
 
+@given(
+    table=st.lists(st.tuples(st.floats(-9, 1), st.floats(-3, 3)), min_size=1, max_size=9),
+    first=st.sampled_from(FIRST),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=400)
+def test_every_turn_is_torchs(table: list[tuple[float, float]], first: float, dtype: torch.dtype) -> None:
+    """The same answers, however wild, lead to the same next question."""
+    start = Point(0, 0.0, torch.tensor(-1.0, dtype=dtype), torch.tensor([-1.0], dtype=dtype))
+
+    def answer(places: list[float], t: Any) -> Point:
+        value, slope = table[len(places) % len(table)]
+        places.append(float(t))
+        gradient = torch.tensor([slope], dtype=dtype)
+        return Point(t, value, gradient[0], gradient)
+
+    def objective(_: None, t: Any, d: Tensor) -> tuple[float, Tensor]:
+        here = answer(theirs, t)
+        return here.value, here.gradient
+
+    ours: list[float] = []
+    theirs: list[float] = []
+    found = strong_wolfe(lambda t: answer(ours, t), start, first, trials=12)
+    value, _, t, _ = _strong_wolfe(
+        objective, None, first, -start.gradient, 0.0, start.gradient, start.slope, max_ls=12
+    )
+    assume(not any(math.isnan(place) for place in theirs))
+    assert (found.value, float(found.t), ours) == (value, float(t), theirs)
+
+
 def test_a_good_first_trial_is_taken_at_once() -> None:
     watched = Watched(lambda t: (t - 1) ** 2)
     found = strong_wolfe(watched.look, watched.start, 0.7)

@@ -26,7 +26,6 @@ from rules import (
 )
 from torch import Tensor, nn
 
-import steprule
 from steprule import AdamW, load_checkpoint, save_checkpoint
 from steprule.engine import moving
 
@@ -167,13 +166,8 @@ def test_a_new_process_continues_every_rule_to_the_same_bits(tmp_path: Path, run
         case.advance(optimizer, 3, first=3)
         saved[name] = (*before, [p.detach() for p in flat(optimizer)], optimizer.state_dict()["state"])
     save_checkpoint(file, saved)
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-c",
-        f"import test_moving; test_moving.go_on({str(file)!r}, {runner!r})",
-    ]
+    script = f"import test_moving; test_moving.go_on({str(file)!r}, {runner!r})"
+    command = [sys.executable, "-W", "error", "-c", script]
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     ran = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}
@@ -251,8 +245,8 @@ def test_a_step_brings_offloaded_state_back(case: Case, monkeypatch: pytest.Monk
     assert moved.issuperset(id(t) for state in optimizer.state.values() for t in moving_tensors(state))
     assert_same(optimizer.state_dict()["state"], wanted.state_dict()["state"])
     back: list[int] = []
+    reload = type(optimizer).reload_state
     monkeypatch.setattr(type(optimizer), "reload_state", lambda self: back.append(1) or reload(self))
-    reload = steprule.Adam.reload_state
     twin = copy.deepcopy(optimizer)
     case.advance(optimizer, 2, first=2)
     case.advance(wanted, 2, first=2)

@@ -29,6 +29,9 @@ from torch import Tensor, nn
 
 CLOSURELESS = [case for case in CASES if not case.closure]
 
+# What steps of the usual size do to 16 bits is not what these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
+
 
 def a_step_away(case: Case) -> Any:
     """An optimizer in the middle of training."""

@@ -30,6 +30,8 @@ from steprule.elementwise.sparse_adam import SparseAdam as SparseAdam
 from steprule.engine.checkpoint_file import load_checkpoint as load_checkpoint
 from steprule.engine.checkpoint_file import save_checkpoint as save_checkpoint
 from steprule.engine.load_report import LoadReport as LoadReport
+from steprule.engine.memory import MemoryReport as MemoryReport
+from steprule.engine.memory import memory_report as memory_report
 from steprule.engine.optimizer import explain as explain
 from steprule.matrix.adafactor import Adafactor as Adafactor
 from steprule.matrix.muon import Muon as Muon

@@ -86,10 +86,9 @@ def convert_state(
     old, new = _rule(from_), _rule(to)
     if not isinstance(state_dict, Mapping) or {"state", "param_groups"} - set(state_dict):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise errors.not_convertible("this is no state dict", "Pass what optimizer.state_dict() returned.")
-    known = {slot.key for slot in old.slots.values()} | {"step"}
     for saved in state_dict["state"].values():
         for key in saved:
-            if key not in known:
+            if key not in _keys(old):
                 problem = f"the state has '{key}', which {old.__name__} does not keep"
                 raise errors.not_convertible(problem, "Give as from_ the rule that wrote it.")
     sources = _sources(old, new)
@@ -100,13 +99,14 @@ def convert_state(
             state[place] = converted
     kept = {key: _what(old, new, key, source) for key, source in sources.items()} if state else {}
     present = dict.fromkeys(key for saved in state_dict["state"].values() for key in saved)
-    slots = [slot.key for slot in new.slots.values() if slot.when is None]
+    wanted = [slot.key for slot in new.slots.values() if slot.when is None]
+    wanted += ["step"] * (new.counts_steps is True)
     report = ConversionReport(
         from_=old.__name__,
         to=new.__name__,
         kept=kept,
         dropped=tuple(key for key in present if key not in sources.values() or not state),
-        anew=tuple(key for key in (*slots, *["step"] * bool(new.counts_steps)) if key not in kept),
+        anew=tuple(key for key in wanted if key not in kept),
     )
     keep = ("params", "param_names", "param_shapes", "name")
     groups = [{k: v for k, v in group.items() if k in keep} for group in state_dict["param_groups"]]
@@ -125,16 +125,26 @@ def _rule(given: str | type) -> Any:
 def _sources(old: Any, new: Any) -> dict[str, str]:
     """For each slot of the new rule that can be filled: the slot of the old one that fills it."""
     if old is new:
-        return {key: key for key in ("step", *(slot.key for slot in old.slots.values()))}
-    by_meaning = {meaning: key for key, meaning in MEANINGS.get(old.__name__, {}).items()}
+        return {key: key for key in _keys(old)}
+    by_meaning = {meaning: key for key, meaning in _meanings(old).items()}
     sources: dict[str, str] = {}
-    for key, meaning in MEANINGS.get(new.__name__, {}).items():
+    for key, meaning in _meanings(new).items():
         source = by_meaning.get(meaning) or by_meaning.get(INSTEAD.get(meaning, ""))
         if source is not None:
             sources[key] = source
-    if any(key not in sources for key in DIVIDES.get(new.__name__, ())):
+    if not sources or any(key not in sources for key in DIVIDES.get(new.__name__, ())):
         return {}
-    return {"step": "step", **sources} if sources and new.counts_steps else sources
+    counted = old.counts_steps is True and new.counts_steps is True
+    return {"step": "step", **sources} if counted else sources
+
+
+def _keys(rule: Any) -> list[str]:
+    return [*["step"] * bool(rule.counts_steps), *(slot.key for slot in rule.slots.values())]
+
+
+def _meanings(rule: Any) -> dict[str, str]:
+    known = MEANINGS.get(rule.__name__, {})
+    return {slot.key: known[slot.key] for slot in rule.slots.values() if slot.key in known}
 
 
 def _what(old: Any, new: Any, key: str, source: str) -> str:
@@ -151,7 +161,7 @@ def _converted(saved: Mapping[str, Any], sources: Mapping[str, str], new: Any) -
     whole = [value for key, value in found.items() if key != "step" and isinstance(value, Tensor)]
     if not whole or any(key not in found for key in DIVIDES.get(new.__name__, ())):
         return {}
-    if new.counts_steps and "step" not in found:
+    if new.counts_steps is True and "step" not in found:
         found["step"] = torch.zeros(())
     for slot in new.slots.values():
         if slot.key not in found and slot.when is None:

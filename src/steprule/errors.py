@@ -356,3 +356,11 @@ def only_bfloat16(who: str, low_precision: str, name: str, group: int):
         f"{who}: low_precision='{low_precision}' needs bfloat16 parameters, but {name} is float16 (parameter "
         f"group {group}). Use low_precision='kahan', or bfloat16."
     )
+
+
+def updates_round_away(who: str, name: str, dtype: object, fraction: float) -> str:
+    """The warning for 16-bit parameters that hardly move."""
+    return (
+        f"{who}: in the first step {fraction:.0%} of the updates of {name} ({dtype}) rounded away, so it will hardly "
+        "learn. Use low_precision='kahan', 'stochastic' or 'master'; low_precision='none' says that this is meant."
+    )

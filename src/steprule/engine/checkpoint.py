@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine import matching, storage
+from steprule.engine import matching, moving, storage
 from steprule.engine.fields import Slot, scalar_dtype
 from steprule.engine.load_report import Change, LoadReport
 from steprule.engine.resumed_groups import Resumed, chooser
@@ -184,10 +184,10 @@ class _States:
                 continue
             if not self.slots:
                 self._check_finite(place, key, value)
-                fitted[key] = _copied(value, None if key == "step" else place.key.device)
+                fitted[key] = _copied(value, None if key in moving.ON_HOST else place.key.device)
             elif key == "step":
                 fitted[key] = self._count(place, value)
-            elif key in storage.PARAMETER_STATE or key.removesuffix("_scale") in self.slots.keys() - {key}:
+            elif key in storage.EXTRA_KEYS or key.removesuffix("_scale") in self.slots.keys() - {key}:
                 fitted[key] = self._stored(place, key, value)
             elif self._keeps(place, key, group):
                 fitted[key] = self._slot(place, self.slots[key], value, f"{key}_scale" in saved)
@@ -217,13 +217,14 @@ class _States:
             "compensation": (tuple(param.shape), param.dtype),
             "low_bits": (tuple(param.shape), torch.int16),
             "rounding_key": ((), torch.int64),
+            "code_key": ((), torch.int64),
         }
         shape, dtype = wanted.get(key, ((-(-param.numel() // storage.BLOCK),), torch.float32))
         if not isinstance(value, Tensor) or (tuple(value.shape), value.dtype) != (shape, dtype):
             problem = f"'{key}' of {place.shown} is {_described(value)}, must be {dtype} of shape {shape}"
             raise errors.checkpoint(self.who, problem)
         self._check_finite(place, key, value)
-        return _copied(value, None if key == "rounding_key" else param.device)
+        return _copied(value, None if key in moving.ON_HOST else param.device)
 
     def _slot(self, place: matching.Place, slot: Slot, value: Any, coded: bool) -> Tensor:
         param: Tensor = place.key

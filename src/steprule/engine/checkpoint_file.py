@@ -39,7 +39,7 @@ def save_checkpoint(path: str | PathLike[str], checkpoint: Mapping[str, Any]) ->
         stream.flush()
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(stream.name)
         if unsafe:
-            raise errors.not_plain(file, unsafe)
+            raise errors.not_plain(file, sorted(unsafe))
 
     replace_file(file, write)
 
@@ -65,7 +65,7 @@ def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise errors.damaged_file(file, reason) from error
     if unsafe:
-        raise errors.unsafe_file(file, unsafe)
+        raise errors.unsafe_file(file, sorted(unsafe))
     if not isinstance(checkpoint, dict):
         raise errors.damaged_file(file, f"it holds {type(checkpoint).__name__}, not a dict")
     return cast("dict[str, Any]", checkpoint)

@@ -134,7 +134,7 @@ class _Printer:
         head += [
             "def kernel(job):",
             "    for part in range(thread_number(job), shares(job), thread_count(job)):",
-            "        for chunk in range(first_chunk(job, part), first_chunk(job, part + 1)):",
+            "        for place in range(first_place(job, part), first_place(job, part + 1)):",
         ]
         before, inside, after = self._before(), self._inside(), self._after()
         body = [*before, "for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
@@ -144,7 +144,8 @@ class _Printer:
         """What is the same for all entries of a tensor."""
         arrays = list(self.program.inputs)
         touched = [name for name in arrays if name in self.sweep.inputs or name in self.sweep.outputs]
-        lines = ["tensor, start = tensor_of(job, chunk), start_of(job, chunk)"]
+        lines = ["chunk = chunk_at(job, place)"]
+        lines += ["tensor, start = tensor_of(job, chunk), start_of(job, chunk)"]
         for name in touched:
             place = f"job, {arrays.index(name)}, tensor, start"
             lines.append(f"at_{name} = {self.dtypes[name]}_array({place})")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A chunk is long enough that its own cost vanishes and short enough to share tensors out evenly.
 CHUNK = 1 << 14
+# What starting on a chunk costs, in entries.
+CHUNK_COST = 256
 
 
 class Launch:
@@ -35,12 +37,13 @@ class Launch:
         self.bytes = sum(lengths) * sum(dtypes[name].itemsize for name in program.inputs)
         self._lengths = np.array(lengths, dtype=np.int64)
         self._chunks = _chunks(self._lengths)
-        self._work = np.concatenate(([0], np.cumsum(self._chunks[:, 2])))
         self._pointers = np.zeros((len(program.inputs), len(lengths)), dtype=np.int64)
         self._rows = np.zeros(len(lengths), dtype=np.int64)
+        self._given_rows: Sequence[int] = ()
         widest = max(len(words) for words in self._reductions)
         self._partials = np.zeros(len(self._chunks) * widest)
         self._reduced = np.zeros((sum(len(words) for words in self._reductions), len(lengths)))
+        self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._job = np.zeros(len(cpu_threads.JOB), dtype=np.int64)
         self._job_address: int = self._job.ctypes.data
@@ -56,7 +59,7 @@ class Launch:
         """Say where the first entry of each tensor is, for one input of the program."""
         self._pointers[self._inputs.index(name)] = addresses
 
-    def run(self, scalars: Sequence[Sequence[float]], rows: NDArray[np.int64]) -> None:
+    def run(self, scalars: Sequence[Sequence[float]], rows: Sequence[int]) -> None:
         """One step.
 
         scalars: rows of what `Program.scalars` computes. rows: which of them is each tensor's own.
@@ -65,7 +68,9 @@ class Launch:
             self._scalars = np.zeros((len(scalars), self._scalars.shape[1]))
             self._fill("scalars", self._scalars)
         self._scalars[:] = scalars
-        np.multiply(rows, self._scalars.shape[1], out=self._rows)
+        if rows is not self._given_rows:
+            self._given_rows = rows
+            self._rows[:] = np.multiply(rows, self._scalars.shape[1])
         number = cpu_threads.threads(self.bytes)
         self._share(number)
         done = 0
@@ -80,11 +85,21 @@ class Launch:
         self._job[cpu_threads.JOB.index(name)] = table.ctypes.data
 
     def _share(self, number: int) -> None:
-        """Split the chunks into as many shares as there are threads, of as equal work as can be."""
+        """Split the chunks into as many shares as there are threads, of as equal work as can be.
+
+        Each thread gets the same part of every tensor that it gets from torch's own kernels, so that it finds
+        in its caches, and on its side of the machine, what it worked on there.
+        """
         if len(self._bounds) == number + 1:
             return
-        ends = np.arange(number + 1) * self._work[-1] // number
-        self._bounds = np.array(np.searchsorted(self._work, ends), dtype=np.int64)
+        tensors, starts, lengths = self._chunks.T
+        order = np.argsort((starts + lengths / 2) / self._lengths[tensors], kind="stable")
+        work = np.concatenate(([0], np.cumsum(lengths[order] + CHUNK_COST)))
+        ends = np.arange(number + 1) * work[-1] // number
+        self._bounds = np.array(np.searchsorted(work, ends), dtype=np.int64)
+        parts = zip(self._bounds[:-1], self._bounds[1:], strict=True)
+        self._order = np.concatenate([np.sort(order[first:last]) for first, last in parts])
+        self._fill("order", self._order)
         self._fill("bounds", self._bounds)
         self._job[cpu_threads.JOB.index("shares")] = number
         openmp = cpu_threads.openmp() if number > 1 else None

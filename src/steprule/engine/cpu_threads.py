@@ -23,7 +23,8 @@ JOB = (
     "thread_number",  # address of omp_get_thread_num, or 0
     "thread_count",  # address of omp_get_num_threads, or 0
     "shares",  # into how many shares the chunks are split
-    "bounds",  # address of shares + 1 chunk numbers, where each share begins and ends
+    "bounds",  # address of shares + 1 places in the order, where each share begins and ends
+    "order",  # address of chunk numbers, share after share
     "chunks",  # address of (tensor, first entry, number of entries) per chunk
     "tensors",  # how many tensors there are
     "pointers",  # address of one address per array and tensor

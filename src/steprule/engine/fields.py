@@ -161,8 +161,10 @@ class Slot:
             return ()
         return tuple(param.shape) if self.shape is None else self.shape(param.shape)
 
-    def create(self, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor | None:
-        """The slot at its start."""
+    def create(
+        self, param: torch.Tensor, group: dict[str, Any], dtype: torch.dtype | None = None
+    ) -> torch.Tensor | None:
+        """The slot at its start; in the parameter's dtype unless another is given."""
         shape = self.shape_for(param)
         if shape is None:
             return None
@@ -173,7 +175,7 @@ class Slot:
         elif self.shape is not None:
             state = param.new_full(shape, start)
         else:
-            state = torch.empty_like(param, memory_format=torch.preserve_format)
+            state = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format)
             # A complex number counts as two real ones, so both parts start at the value.
             (torch.view_as_real(state) if state.is_complex() else state).fill_(start)
         if isinstance(given, torch.Tensor) and given.requires_grad and group.get("differentiable"):

@@ -58,7 +58,7 @@ _copy: Callable[[Tensors, Tensors], None] = getattr(torch, "_foreach_copy_")  # 
 
 def run(program: Program, scalars: tuple[Any, ...], columns: dict[str, Tensors], dtype: torch.dtype) -> None:
     """One step of tensors that share their scalars. `columns` holds a list for 'p', 'g' and every slot."""
-    live = _most_alive(program)
+    live = most_alive(program)
     for bucket in _buckets(columns, live, dtype, cut=not _reduces(program)):
         _run_bucket(program, scalars, bucket, dtype)
 
@@ -141,7 +141,7 @@ def _deaths(program: Program) -> list[set[int]]:
     return deaths[::-1]
 
 
-def _most_alive(program: Program) -> int:
+def most_alive(program: Program) -> int:
     """The largest number of temporaries that exist at once."""
     inputs = {register.index for register in program.inputs.values()}
     alive: set[int] = set()

@@ -8,7 +8,6 @@ It keeps no gradient alive, goes into no checkpoint, and is not copied with its 
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +15,11 @@ from operator import is_
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from steprule.engine import cpu_kernel
+from steprule.engine.counters import KINDS, Counters, keys_of
 from steprule.engine.cpu_launch import Launch
 from steprule.engine.fields import Field
 from steprule.engine.kernel_cache import NoKernel
@@ -95,6 +94,17 @@ def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str
     return cpu_kernel.why_not({name: tensor.dtype for name, tensor in tensors.items()})
 
 
+def _no_count(program: Program, state: Mapping[str, Any]) -> str | None:
+    """Why what is kept once per tensor cannot lie in a table, or None."""
+    for key in keys_of(program, state):
+        count = state[key]
+        if not isinstance(count, Tensor) or count.numel() != 1 or count.dtype not in KINDS:
+            return f"its state '{key}' is no single float32 or float64"
+        if count.device.type != "cpu":
+            return f"its state '{key}' is on {count.device}"
+    return None
+
+
 def _wrapped(tensor: Tensor) -> bool:
     """Whether the tensor's operations are not torch's own, as a DTensor's are."""
     kind: Any = type(tensor)
@@ -163,7 +173,7 @@ class Plan:
             optimizer.check_gradient(param, gradient, group)
             state = optimizer.state_of(param, group)
             slots = self._slots(state)
-            reason = why_not(param, gradient, slots)
+            reason = why_not(param, gradient, slots) or _no_count(program, state)
             if reason is not None:
                 self._for_now.append(param)
             elif place in shared:
@@ -171,8 +181,9 @@ class Plan:
             if reason is not None:
                 self.refused.append((param, reason))
                 continue
-            tensors = (param, gradient, *slots.values(), *(state[x] for x in _counters(program, state)))
-            together.setdefault(tuple(x.dtype for x in tensors), []).append(place)
+            counts = [state[key] for key in keys_of(program, state)]
+            kinds = tuple(x.dtype for x in (param, gradient, *slots.values(), *counts))
+            together.setdefault(kinds, []).append(place)
         self.states = [optimizer.state.get(param) for param in self.params]
         self._run = _run_of(list(optimizer.state.values()), self.states)
         self.batches: list[Batch] = []
@@ -202,10 +213,11 @@ class Plan:
         now = list(state.values())[self._run]
         return len(now) == len(self.states) and all(map(is_, now, self.states))
 
-    def _acceptable(self, param: Tensor, state: dict[str, Any]) -> bool:
+    def _acceptable(self, param: Any, state: dict[str, Any]) -> bool:
         """Whether what once was refused could be taken now."""
         try:
-            return param.grad is not None and why_not(param, param.grad, self._slots(state)) is None
+            reason = why_not(param, param.grad, self._slots(state)) or _no_count(self.program, state)
+            return reason is None
         except KeyError:
             return True
 
@@ -239,12 +251,6 @@ def _sharing_memory(params: Sequence[Tensor]) -> set[int]:
     return found
 
 
-def _counters(program: Program, state: Mapping[str, Any]) -> list[str]:
-    """The keys of what is kept once per tensor: the step count, then the rule's own."""
-    keys = [slot.key for slot in program.scalar_slots.values()]
-    return ["step", *keys] if "step" in state else keys
-
-
 class Batch:
     """Parameters of one group whose tensors have the same dtypes: one launch of the kernel."""
 
@@ -273,7 +279,7 @@ class Batch:
         for letter, addresses in self.addresses.items():
             self.launch.place(letter, addresses)
         self.written = [x for name in program.outputs for x in self.columns[name]]
-        self.counters = Counters(program, _counters(program, self.states[0]), self.states)
+        self.counters = Counters(program, self.states)
         if not self._take(gradients):
             raise AssertionError("a new plan must fit the gradients it was made for")
 
@@ -317,60 +323,6 @@ class Batch:
 
     def step(self, values: Mapping[str, Any]) -> None:
         """Run the kernel, with these hyper-parameters."""
-        scalars, rows, after = self.counters.next(values)
+        scalars = self.counters.advance(values)
         torch.autograd.graph.increment_version(self.written)
-        self.launch.run(scalars, rows)
-        self.counters.advance(after)
-
-
-class Counters:
-    """What is kept once per tensor, step counts above all: one table each, of which the states hold views.
-
-    Tensors with equal counts share one row of scalars.
-    """
-
-    def __init__(self, program: Program, keys: list[str], states: Sequence[dict[str, Any]]):
-        self.program = program
-        self.keys = keys
-        self.tables = [torch.stack([state[key].reshape(()) for state in states]) for key in keys]
-        self.entries = [list(table.unbind()) for table in self.tables]
-        for key, entries in zip(keys, self.entries, strict=True):
-            for state, entry in zip(states, entries, strict=True):
-                state[key] = entry
-        self._letters = list(program.scalar_slots)
-        self._counts_steps = "step" in keys
-        self._first = np.zeros(1, dtype=np.int64)
-        self._row_of = np.zeros(len(states), dtype=np.int64)
-        self._alike = self._row_of  # for each tensor, the first one with equal counts
-
-    def hold(self, states: Sequence[dict[str, Any]]) -> bool:
-        """Whether the states still hold the views."""
-        pairs = zip(self.keys, self.entries, strict=True)
-        return all(all(map(is_, [s[key] for s in states], entries)) for key, entries in pairs)
-
-    def next(self, values: Mapping[str, Any]) -> tuple[list[list[float]], Any, list[Any]]:
-        """The rows of scalars of the coming step, the row of each tensor, and the rows of new counts."""
-        counts = np.array([table.numpy() for table in self.tables], dtype=np.float64)
-        if len(counts) and not (counts == counts[:, self._alike]).all():
-            _, self._first, inverse = np.unique(counts, axis=1, return_index=True, return_inverse=True)
-            self._row_of = inverse.reshape(-1)
-            self._alike = self._first[self._row_of]
-        rows: list[list[float]] = []
-        after: list[Any] = []
-        columns: list[list[float]] = counts[:, self._first].T.tolist() if len(counts) else [[]]
-        for column in columns:
-            t = column.pop(0) + 1 if self._counts_steps else math.nan
-            own = dict(zip(self._letters, column, strict=True))
-            operands, new = self.program.scalars(values, t, own)
-            rows.append([float(x) for x in operands])
-            after.append([float(x) for x in new])
-        return rows, self._row_of, after
-
-    def advance(self, after: list[Any]) -> None:
-        """Count the step, and store the new values of the rule's own counts."""
-        if self._counts_steps:
-            self.tables[0] += 1
-        for place, letter in enumerate(self.program.scalar_outputs):
-            new = np.array([row[place] for row in after])[self._row_of]
-            table = self.tables[self.keys.index(self.program.scalar_slots[letter].key)]
-            table.copy_(torch.as_tensor(new))
+        self.launch.run(scalars, self.counters.row_of)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 Move = Callable[[Tensor], Tensor]
+# Numbers kept once per tensor, besides those that a rule declares.
+ON_HOST = frozenset({"step", "rounding_key", "code_key"})
 
 
 def move_state(optimizer: Any, move_for: Callable[[Tensor], Move]) -> None:
@@ -16,7 +18,7 @@ def move_state(optimizer: Any, move_for: Callable[[Tensor], Move]) -> None:
 
     Numbers kept per tensor, such as step counts, stay: they are read on the host.
     """
-    stay = {slot.key for slot in optimizer.slots.values() if slot.per_tensor} | {"step", "rounding_key"}
+    stay = {slot.key for slot in optimizer.slots.values() if slot.per_tensor} | ON_HOST
     for param, state in optimizer.state.items():
         move = move_for(param)
         for key, value in state.items():

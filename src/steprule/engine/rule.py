@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar, cast
 
 import torch
@@ -33,6 +34,7 @@ class RuleOptimizer(CheckedOptimizer):
     # Group keys that torch's rule of this name holds at one value.
     fixed: ClassVar[dict[str, Any]] = {}
     traced: ClassVar[bool] = True
+    _watched_rounding: bool = False
     # Whether `update` sees the parameter after a decoupled decay, or as it was.
     decays_first: ClassVar[bool] = True
 
@@ -142,6 +144,18 @@ class RuleOptimizer(CheckedOptimizer):
                 self.check_gradient(param, param.grad, group)
 
     def _step_group(self, group: dict[str, Any]) -> None:
+        if self._watched_rounding or all(p.dtype not in storage.HALF for p in group["params"][:1]):
+            self._run_group(group)
+            return
+        self._watched_rounding = True
+        watch = storage.RoundingWatch(group)
+        self._run_group(group)
+        if watch.param is not None and watch.lost() > watch.TOO_MANY:
+            name = self.name_of(watch.param)
+            message = errors.updates_round_away(type(self).__name__, name, watch.param.dtype, watch.lost())
+            warnings.warn(message, stacklevel=6)
+
+    def _run_group(self, group: dict[str, Any]) -> None:
         runner = runners.choose(type(self), group).runner
         left: list[Tensor] = group["params"]
         if runner == "cpu_kernel":

@@ -79,19 +79,17 @@ def kind_of(slot: Slot, group: dict[str, Any]) -> str | None:
 
 def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
     """The state entries of a slot at its start; small tensors are not worth eight bits."""
-    start = slot.create(param, group)
+    kind = None if param.is_complex() else kind_of(slot, group)
+    if kind == "int8" and param.numel() < SMALLEST:
+        kind = None
+    start = slot.create(param, group, torch.float32 if kind == "int8" else DTYPES.get(kind or ""))
     if start is None:
         return {}
-    kind = kind_of(slot, group)
-    if kind == "int8" and (param.is_complex() or param.numel() < SMALLEST):
-        kind = None
-    if kind in DTYPES and not param.is_complex():
-        return {slot.key: start.to(DTYPES[kind])}
     if kind == "int8":
         dtype = torch.uint8 if slot.never_negative else torch.int8
         codes = torch.empty_like(start, dtype=dtype)
         scale = start.new_empty(-(-start.numel() // BLOCK), dtype=torch.float32)
-        _encode(start.float(), torch.zeros_like(start, dtype=torch.int64), codes, scale)
+        _encode(start, torch.zeros_like(start, dtype=torch.int64), codes, scale)
         return {slot.key: codes, f"{slot.key}_scale": scale}
     return {slot.key: start}
 
@@ -217,6 +215,28 @@ def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None
         if "compensation" in state:
             left_out = value - param.float()
             state["compensation"].copy_(torch.where(left_out.isfinite(), left_out, 0.0))
+
+
+class RoundingWatch:
+    """Measures, in the first step of an optimizer, how many updates of a 16-bit parameter round away."""
+
+    SAMPLE = 1 << 16
+    TOO_MANY = 0.5
+
+    def __init__(self, group: dict[str, Any]):
+        plain = group.get("low_precision") is None and group.get("lr", 1) != 0
+        params = [p for p in group["params"] if p.dtype in HALF and p.grad is not None] if plain else []
+        self.param: Tensor | None = max(params, key=Tensor.numel, default=None)
+        if self.param is not None and self.param.grad is not None and not self.param.grad.is_sparse:
+            self.moving = self.param.grad.reshape(-1)[: self.SAMPLE] != 0
+            self.before = self.param.detach().reshape(-1)[: self.SAMPLE].clone()
+
+    def lost(self) -> float:
+        """The fraction of updates that changed nothing, after the step."""
+        if self.param is None or not hasattr(self, "moving") or not self.moving.any():
+            return 0.0
+        same = self.param.detach().reshape(-1)[: self.SAMPLE] == self.before
+        return float((same & self.moving).sum() / self.moving.sum())
 
 
 def hash_of_places(key: int, like: Tensor) -> Tensor:

@@ -1,0 +1,277 @@
+"""State in fewer bits and parameters of 16 bits: what is kept, what is refused, what survives."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rules import LOOPS, Case, each
+
+import steprule
+from steprule.engine import storage
+from steprule.engine.fields import Slot
+
+BIG = (70, 90)
+HALF = [torch.bfloat16, torch.float16]
+
+
+def stored_in(case: Case, kind: str) -> bool:
+    slots = [slot for slot in case.rule.slots.values() if not slot.per_tensor]
+    return bool(slots) and (kind != "int8" or all(slot.not_in_8_bits is None for slot in slots))
+
+
+ELEMENTWISE = [c for c in LOOPS if c.elementwise and not c.sparse_only and not c.closure]
+
+
+def feed(optimizer: Any, steps: int, first: int = 0) -> None:
+    for number in range(first, first + steps):
+        generator = torch.Generator().manual_seed(number)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        if hasattr(optimizer, "update_hessian"):
+            optimizer.update_hessian(3)
+        optimizer.step()
+
+
+def make(case: Case, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in (BIG, (5,))]
+    return case.rule(params, **case.options, **options)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16", "int8"])
+@each(among=ELEMENTWISE)
+def test_a_resumed_run_goes_on_bit_for_bit(case: Case, kind: str) -> None:
+    if not stored_in(case, kind):
+        pytest.skip("it has no slot that may be kept so")
+    optimizer = make(case, state_dtype=kind)
+    feed(optimizer, 2)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    again = make(case, state_dtype=kind)
+    for p, q in zip(again.param_groups[0]["params"], optimizer.param_groups[0]["params"], strict=True):
+        p.data.copy_(q.data)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    for one in (optimizer, again):
+        feed(one, 2, first=2)
+    saved, resaved = (x.state_dict()["state"] for x in (optimizer, again))
+    for i, entries in saved.items():
+        for key, value in entries.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(resaved[i][key])), key
+            assert type(value) is type(resaved[i][key])
+    for p, q in zip(again.param_groups[0]["params"], optimizer.param_groups[0]["params"], strict=True):
+        assert torch.equal(p, q)
+
+
+@each(lambda case: stored_in(case, "int8"), among=ELEMENTWISE)
+def test_eight_bits_are_kept_for_large_tensors_only(case: Case) -> None:
+    optimizer = make(case, state_dtype="int8")
+    optimizer.init_state()
+    large, small = (optimizer.state[p] for p in optimizer.param_groups[0]["params"])
+    for slot in case.rule.slots.values():
+        if slot.per_tensor or not slot.exists(optimizer.param_groups[0]):
+            continue
+        wanted = torch.uint8 if slot.never_negative else torch.int8
+        assert large[slot.key].dtype == wanted
+        assert large[f"{slot.key}_scale"].shape == (-(-70 * 90 // storage.BLOCK),)
+        assert small[slot.key].dtype == torch.float32
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@given(data=st.data())
+@settings(max_examples=30)
+def test_codes_come_back_within_half_a_step(signed: bool, data: Any) -> None:
+    size = data.draw(st.integers(storage.SMALLEST, storage.SMALLEST + 600))
+    spread = data.draw(st.floats(-20, 20))
+    seed = data.draw(st.integers(0, 1000))
+    x = torch.from_numpy(np.random.default_rng(seed).standard_normal(size)).float() * 2.0**spread
+    x = x if signed else x.abs()
+    x[:: data.draw(st.integers(1, 9))] = 0.0
+    param = torch.nn.Parameter(torch.zeros(size))
+    state = storage.create(Slot("x", never_negative=not signed), param, {"state_dtype": "int8"})
+    state |= storage.create_for_parameter(param, {"state_dtype": "int8"}, state, 0)
+    storage.store(state, "x", x)
+    back = storage.load(state, "x")
+    codes, power = (127, 2) if signed else (255, 4)
+    scale = state["x_scale"].repeat_interleave(storage.BLOCK)[:size]
+    root = (x.abs() / scale.clamp(min=1e-38)) ** (1 / power)
+    widest = scale * (((root + 1.001 / codes).clamp(max=1.0)) ** power - ((root - 1.001 / codes).clamp(min=0)) ** power)
+    assert ((back - x).abs() <= widest + 1e-30).all()
+    assert torch.equal(back == 0, x == 0) or signed
+    assert not ((x > 0) & (back == 0)).any() or signed
+
+
+def test_random_rounding_of_codes_has_no_bias() -> None:
+    param = torch.nn.Parameter(torch.zeros(8192))
+    x = torch.rand(8192) * 0.5
+    x[:: storage.BLOCK] = 1.0
+    state = storage.create(Slot("x"), param, {"state_dtype": "int8"})
+    state |= storage.create_for_parameter(param, {"state_dtype": "int8"}, state, 0)
+    total = torch.zeros(8192)
+    for _ in range(400):
+        storage.store(state, "x", x)
+        storage.next_keys(state)
+        total += storage.load(state, "x").sqrt()
+    assert ((total / 400 - x.sqrt()).abs().mean() / x.sqrt().mean()) < 2e-3
+
+
+def test_slots_that_eight_bits_spoil_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"Rprop: 'step_size' cannot be kept in int8: .* Use bf16"):
+        steprule.Rprop([torch.nn.Parameter(torch.zeros(3))], state_dtype={"step_size": "int8"})
+    with pytest.raises(ValueError, match=r"ASGD: 'ax' cannot be kept in int8"):
+        steprule.ASGD([torch.nn.Parameter(torch.zeros(3))], state_dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"state_dtype": "int4"}, r"state_dtype = 'int4', must be one of fp32, bf16, fp16, int8"),
+        ({"state_dtype": {"exp_av": "bf16"}}, r"'exp_av', no slot of AdamW.*Did you mean 'exp_avg'"),
+        ({"state_dtype": {"exp_avg": "x"}}, r"state_dtype = 'x', must be one of"),
+        ({"low_precision": "Kahan"}, r"low_precision = 'Kahan', must be one of none, stochastic, kahan, master"),
+    ],
+)
+def test_wrong_names_are_refused(options: dict[str, Any], message: str) -> None:
+    params = [torch.nn.Parameter(torch.zeros(3))]
+    with pytest.raises(ValueError, match=message):
+        steprule.AdamW(params, **options)
+    with pytest.raises(ValueError, match=message):
+        steprule.AdamW([{"params": params, **options}])
+
+
+def test_state_dtype_may_differ_per_slot_and_group() -> None:
+    a, b = (torch.nn.Parameter(torch.randn(BIG)) for _ in range(2))
+    optimizer = steprule.AdamW(
+        [{"params": [a], "state_dtype": {"exp_avg": "bf16"}}, {"params": [b], "state_dtype": "fp16"}]
+    )
+    feed(optimizer, 1)
+    assert optimizer.state[a]["exp_avg"].dtype == torch.bfloat16
+    assert optimizer.state[a]["exp_avg_sq"].dtype == torch.float32
+    assert optimizer.state[b]["exp_avg"].dtype == torch.float16
+
+
+# Parameters of 16 bits
+
+
+@each(among=ELEMENTWISE)
+def test_master_is_the_fp32_run_seen_through_16_bits(case: Case) -> None:
+    """Exact: the bf16 weight and its lower half are the fp32 weight of a run on the same gradients."""
+    low = make(case, torch.bfloat16, low_precision="master", state_dtype="fp32", foreach=False)
+    wide = make(case, torch.float32, foreach=False)
+    for p, q in zip(wide.param_groups[0]["params"], low.param_groups[0]["params"], strict=True):
+        p.data.copy_(q.data.float())
+    for number in range(4):
+        feed(low, 1, first=number)
+        for p, q in zip(wide.param_groups[0]["params"], low.param_groups[0]["params"], strict=True):
+            p.grad = q.grad.float()
+        if hasattr(wide, "update_hessian"):
+            wide.update_hessian(3)
+        wide.step()
+    for p, q in zip(wide.param_groups[0]["params"], low.param_groups[0]["params"], strict=True):
+        assert torch.equal(storage.load_parameter(q.detach(), low.state[q]), p)
+        assert ((q.float() - p).abs() <= p.abs() * 2.0**-8).all()
+
+
+@pytest.mark.parametrize("low_precision", ["stochastic", "kahan", "master"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_small_updates_arrive(dtype: torch.dtype, low_precision: str) -> None:
+    if dtype == torch.float16 and low_precision != "kahan":
+        with pytest.raises(ValueError, match=f"low_precision='{low_precision}' needs bfloat16"):
+            steprule.SGD([torch.nn.Parameter(torch.ones(3, dtype=dtype))], low_precision=low_precision)
+        return
+    lost, kept = (torch.nn.Parameter(torch.ones(4096, dtype=dtype)) for _ in range(2))
+    plain = steprule.SGD([lost], lr=1e-4, low_precision="none")
+    careful = steprule.SGD([kept], lr=1e-4, low_precision=low_precision)
+    for _ in range(500):
+        for optimizer, p in ((plain, lost), (careful, kept)):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+    assert (lost == 1).all()
+    assert kept.float().mean().item() == pytest.approx(0.95, abs=2e-3)
+
+
+def test_updates_that_round_away_are_told_once() -> None:
+    p = torch.nn.Parameter(torch.ones(100, dtype=torch.bfloat16))
+    optimizer = steprule.SGD([p], lr=1e-4)
+    p.grad = torch.ones_like(p)
+    with pytest.warns(UserWarning, match=r"100% of the updates of parameter 0 .* low_precision='kahan'"):
+        optimizer.step()
+    optimizer.step()
+
+
+def test_random_rounding_follows_manual_seed_and_the_checkpoint() -> None:
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        p = torch.nn.Parameter(torch.ones(512, dtype=torch.bfloat16))
+        optimizer = steprule.AdamW([p], low_precision="stochastic")
+        feed(optimizer, 3)
+        runs.append(p.detach().clone())
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_two_parameters_do_not_round_alike() -> None:
+    a, b = (torch.nn.Parameter(torch.ones(512, dtype=torch.bfloat16)) for _ in range(2))
+    optimizer = steprule.SGD([a, b], lr=1e-3, low_precision="stochastic")
+    for p in (a, b):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert not torch.equal(a, b)
+
+
+# The report
+
+
+@each(among=ELEMENTWISE)
+@pytest.mark.parametrize("kind", [None, "bf16", "int8"])
+def test_the_memory_report_is_what_then_exists(case: Case, kind: str | None) -> None:
+    if kind is not None and not stored_in(case, kind):
+        pytest.skip("it has no slot that may be kept so")
+    optimizer = make(case, state_dtype=kind)
+    report = steprule.memory_report(optimizer)
+    assert not optimizer.state
+    optimizer.init_state()
+    entries = [v for state in optimizer.state.values() for v in state.values()]
+    assert report.state_bytes == sum(v.numel() * v.element_size() for v in entries)
+    assert str(report.state_bytes)[:1] in str(report)
+
+
+def test_eight_bit_adamw_takes_two_bytes_per_parameter() -> None:
+    optimizer = steprule.AdamW([torch.nn.Parameter(torch.zeros(1000, 1000))], state_dtype="int8")
+    report = steprule.memory_report(optimizer)
+    assert report.state_bytes / report.parameters <= 2.1
+    assert report.torch_state_bytes == pytest.approx(8e6, rel=1e-4)
+
+
+def test_a_state_of_codes_continues_in_a_new_process(tmp_path: Any) -> None:
+    script = """
+import sys, torch, steprule
+torch.manual_seed(0)
+p = torch.nn.Parameter(torch.randn(64, 80).bfloat16())
+o = steprule.AdaBelief([p], state_dtype="int8", low_precision="stochastic")
+first, last, load, save = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+if load != "-":
+    saved = torch.load(load, weights_only=True)
+    p.data.copy_(saved["p"]); o.load_state_dict(saved["o"])
+for n in range(first, last):
+    p.grad = torch.randn(64, 80, generator=torch.Generator().manual_seed(n)).bfloat16()
+    o.step()
+torch.save({"p": p.detach(), "o": o.state_dict()}, save)
+"""
+    whole, half, rest = (str(tmp_path / name) for name in ("whole", "half", "rest"))
+    for arguments in (["0", "4", "-", whole], ["0", "2", "-", half], ["2", "4", half, rest]):
+        subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    one, other = (torch.load(x, weights_only=True) for x in (whole, rest))
+    assert torch.equal(one["p"], other["p"])
+    for key, value in one["o"]["state"][0].items():
+        assert torch.equal(value, other["o"]["state"][0][key]), key
