@@ -17,6 +17,8 @@ from steprule.engine import fused, gpu_launch
 
 pytestmark = [
     pytest.mark.gpu,
+    # Half precision hardly learns, and is meant here.
+    pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning"),
     pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device, and Triton's compiler"),
 ]
 SHAPES = ((), (1,), (0,), (97,), (2, 3, 5, 7), (gpu_launch.CHUNK + 1,), (2 * gpu_launch.CHUNK + 5,))

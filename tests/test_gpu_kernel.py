@@ -26,6 +26,8 @@ from steprule.engine.kernel_cache import NoKernel
 from steprule.words import SCALAR_WORDS, clamp, exp, larger, largest, lerp, log, mean, norm, sign, smaller, sqrt
 from steprule.words import where as choose
 
+# Half precision hardly learns, and is meant here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
 CHUNK, BLOCK = 64, 16
 # 0-dim, one, none, less than a block, a block and one, a chunk, over two and a bit, many dimensions.
 SHAPES = ((), (1,), (0,), (3,), (17,), (CHUNK,), (2 * CHUNK + 21,), (2, 3, 5))
@@ -466,7 +468,7 @@ def test_a_gradient_at_an_odd_address_is_not_read_16_bytes_at_a_time(monkeypatch
 def test_a_captured_step_has_a_pointer_table_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     param = nn.Parameter(torch.ones(4, device=DEVICE))
     param.grad = torch.ones_like(param)
-    kernels = Kernels(steprule.SGD([param], lr=0.5))
+    kernels = Kernels(steprule.SGD([param], lr=0.5), "device")
     kernels.step()
     own = kernels.launch._sent[1]
     monkeypatch.setattr(gpu_launch, "_captured", [])

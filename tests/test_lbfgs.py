@@ -229,7 +229,7 @@ def test_a_tensor_lr_may_be_changed_in_place(options: dict[str, Any]) -> None:
         for p, loss in [network(torch.float32)]
     )
     for _ in range(4):
-        # In double, the search would round the two kinds of number differently.
+        # A search rounds where it goes: to the precision of a tensor, or to that of a float.
         assert advance(one, one_loss) == pytest.approx(advance(other, other_loss), rel=1e-5)
         lr.mul_(0.5)
         other.param_groups[0]["lr"] *= 0.5
@@ -393,6 +393,11 @@ def test_one_group_only() -> None:
     with pytest.raises(ValueError, match="in one list"):
         optimizer.add_param_group(second)
     assert len(optimizer.param_groups) == 1
+
+
+def test_a_misspelt_name_gets_the_right_one() -> None:
+    with pytest.raises(TypeError, match=r"LBFGS has no hyper-parameter 'max_iters'.*'max_iter'"):
+        LBFGS(valley()[0], **{"max_iters": 3})
 
 
 def test_a_closure_is_needed() -> None:

@@ -89,7 +89,7 @@ def test_eight_bits_are_kept_for_large_tensors_only(case: Case) -> None:
 @pytest.mark.parametrize("signed", [True, False])
 @given(data=st.data())
 @settings(max_examples=30)
-def test_codes_come_back_within_half_a_step(signed: bool, data: Any) -> None:
+def test_codes_come_back_within_an_eighth(signed: bool, data: Any) -> None:
     size = data.draw(st.integers(storage.SMALLEST, storage.SMALLEST + 600))
     spread = data.draw(st.floats(-20, 20))
     seed = data.draw(st.integers(0, 1000))
@@ -101,11 +101,10 @@ def test_codes_come_back_within_half_a_step(signed: bool, data: Any) -> None:
     state |= storage.create_for_parameter(param, {"state_dtype": "int8"}, state, 0)
     storage.store(state, "x", x)
     back = storage.load(state, "x")
-    codes, power = (127, 2) if signed else (255, 4)
     scale = state["x_scale"].repeat_interleave(storage.BLOCK)[:size]
-    root = (x.abs() / scale.clamp(min=1e-38)) ** (1 / power)
-    widest = scale * (((root + 1.001 / codes).clamp(max=1.0)) ** power - ((root - 1.001 / codes).clamp(min=0)) ** power)
-    assert ((back - x).abs() <= widest + 1e-30).all()
+    smallest = scale * 2.0 ** (-15 if signed else -31)
+    # Three bits of mantissa: a code is at most an eighth away, plus float32's own roundings.
+    assert ((back - x).abs() <= torch.maximum(x.abs() * 0.1251, smallest)).all()
     assert torch.equal(back == 0, x == 0) or signed
     assert not ((x > 0) & (back == 0)).any() or signed
 
@@ -120,8 +119,9 @@ def test_random_rounding_of_codes_has_no_bias() -> None:
     for _ in range(400):
         storage.store(state, "x", x)
         storage.next_keys(state)
-        total += storage.load(state, "x").sqrt()
-    assert ((total / 400 - x.sqrt()).abs().mean() / x.sqrt().mean()) < 2e-3
+        total += storage.load(state, "x")
+    assert abs(((total / 400).sum() / x.sum()).item() - 1) < 1e-3
+    assert ((total / 400 - x).abs().max() / x.max()) < 2e-2
 
 
 def test_slots_that_eight_bits_spoil_are_refused_by_name() -> None:
@@ -137,7 +137,10 @@ def test_slots_that_eight_bits_spoil_are_refused_by_name() -> None:
         ({"state_dtype": "int4"}, r"state_dtype = 'int4', must be one of fp32, bf16, fp16, int8"),
         ({"state_dtype": {"exp_av": "bf16"}}, r"'exp_av', no slot of AdamW.*Did you mean 'exp_avg'"),
         ({"state_dtype": {"exp_avg": "x"}}, r"state_dtype = 'x', must be one of"),
-        ({"low_precision": "Kahan"}, r"low_precision = 'Kahan', must be one of none, stochastic, kahan, master"),
+        (
+            {"low_precision": "Kahan"},
+            r"low_precision = 'Kahan', must be one of none, stochastic, kahan, master",
+        ),
     ],
 )
 def test_wrong_names_are_refused(options: dict[str, Any], message: str) -> None:

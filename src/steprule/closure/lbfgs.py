@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, ParamSpec, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,22 @@ from steprule.engine.fields import Field
 from steprule.engine.optimizer import CheckedOptimizer
 
 SMALLEST_CURVATURE = 1e-10
+
+P = ParamSpec("P")
+
+
+def _refuses_misspellings(init: Callable[P, None]) -> Callable[P, None]:
+    """Answer an unknown hyper-parameter with the nearest right name, as rules with an `update` do."""
+
+    @functools.wraps(init)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        rule = type(cast(CheckedOptimizer, args[0]))
+        for name in kwargs:
+            if name not in rule.fields and name != "params":
+                raise errors.unknown_hyperparameter(rule.__name__, name, rule.fields)
+        init(*args, **kwargs)
+
+    return checked
 
 
 class LBFGS(CheckedOptimizer):
@@ -74,6 +91,7 @@ class LBFGS(CheckedOptimizer):
         )
     }
 
+    @_refuses_misspellings
     def __init__(
         self,
         params: Any,
@@ -107,9 +125,10 @@ class LBFGS(CheckedOptimizer):
 
         Raises: ValueError for a second one, else as every optimizer does.
         """
-        if self.param_groups:
-            raise errors.one_group_only(type(self).__name__)
         super().add_param_group(param_group)
+        if len(self.param_groups) > 1:
+            self.param_groups.pop()
+            raise errors.one_group_only(type(self).__name__)
 
     def _check_loaded(self, state: Mapping[Tensor, Any]) -> None:
         who = type(self).__name__
@@ -160,7 +179,7 @@ class LBFGS(CheckedOptimizer):
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
         state = self.state.get(group["params"][0], {})
         kept, search = len(state.get("old_dirs", [])), group["line_search_fn"] or "none"
-        return [f"direction: {kept} of {group['history_size']} pairs kept; search: {search}"]
+        return [f"runner: reference; direction: {kept} of {group['history_size']} pairs kept; search: {search}"]
 
 
 def _misfit(key: str, value: Any, numbers: int) -> str:

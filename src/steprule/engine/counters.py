@@ -42,7 +42,7 @@ class Counters:
         self._counts: list[list[float]] = []
         self._first: list[int] = []
         self.row_of: list[int] = []
-        self._group([table.tolist() for table in self._tables], len(states))
+        self._group([_memory(table).tolist() for table in self._tables], len(states))
 
     def hold(self, states: Sequence[dict[str, Any]]) -> bool:
         """Whether the states still hold the views."""
@@ -55,7 +55,7 @@ class Counters:
         values: the hyper-parameters. Nothing is counted if they make the scalars fail.
         """
         memory = [_memory(table) for table in self._tables]
-        counts = [entries.tolist() for entries in memory]
+        counts: list[list[float]] = [entries.tolist() for entries in memory]
         if counts != self._counts:
             self._group(counts, len(self.row_of))
         rows: list[list[float]] = []
@@ -88,7 +88,7 @@ class Counters:
         self._counts = counts
 
 
-def _memory(table: Tensor) -> memoryview[float]:
+def _memory(table: Tensor) -> Any:
     """The table's numbers, where they are now."""
     size = table.numel() * table.element_size()
     buffer: Any = (ctypes.c_char * size).from_address(table.data_ptr())

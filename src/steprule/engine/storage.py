@@ -5,15 +5,16 @@ Everything here is seen by its state alone, so a checkpoint says how it is to be
 | state entry          | meaning                                                                             |
 |----------------------|-------------------------------------------------------------------------------------|
 | a slot in bf16, fp16 | the number, rounded to nearest even                                                 |
-| a slot in int8       | x ≈ ±(code/127)² · scale, scale the largest |x| of 256 neighbours (`<key>_scale`)   |
-| a slot in uint8      | x ≈ (code/255)⁴ · scale, for slots that are never negative; only 0 has the code 0   |
+| a slot in int8       | a small float with a sign, 4 bits of exponent and 3 of mantissa, times the largest  |
+|                      | |x| of 256 neighbours (`<key>_scale`)                                               |
+| a slot in uint8      | the same for slots that are never negative, with 5 bits of exponent; 0 is only 0    |
 | `code_key`           | codes are rounded up or down at random, by a hash of this, the slot and the place   |
 | `compensation`       | what the parameter's 16 bits leave out, itself in 16 bits (Kahan)                   |
 | `low_bits`           | the lower half of the parameter in fp32; the parameter holds the upper half         |
 | `rounding_key`       | the parameter is rounded up or down at random, by a hash of this and of the place   |
 
-Codes of powers, because a block's small numbers count as much as its large one; random rounding, because a
-slow average moves by less than a code per step. Neighbours are neighbours in the tensor's own order of
+Floats, because a block's small numbers count as much as its large one; random rounding, because a slow average
+moves by less than a code per step, and because it has no bias. Neighbours are neighbours in the tensor's own order of
 dimensions, not in memory.
 """
 
@@ -33,6 +34,10 @@ SMALLEST = 4096
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = (*DTYPES, "int8")
 LOW_PRECISION = ("none", "stochastic", "kahan", "master")
+# A code is the leading bits of a float32 in [0, 1], counted so that the highest code is 1.0.
+MANTISSA = 20
+HIGHEST = {torch.int8: 127, torch.uint8: 255}
+LOWEST = {dtype: (0x3F800000 >> MANTISSA) - highest for dtype, highest in HIGHEST.items()}
 EXTRA_KEYS = ("compensation", "low_bits", "rounding_key", "code_key")
 HALF = (torch.bfloat16, torch.float16)
 _UINT32 = 0xFFFFFFFF
@@ -126,14 +131,11 @@ def load(state: dict[str, Any], key: str) -> Tensor:
     stored: Tensor = state[key]
     if stored.dtype not in (torch.int8, torch.uint8):
         return stored
-    code = _blocks(stored.reshape(-1).float())
-    if stored.dtype == torch.uint8:
-        code = code / 255.0
-        power = (code * code) * (code * code)
-    else:
-        code = code / 127.0
-        power = code * code.abs()
-    return (power * state[f"{key}_scale"][:, None]).reshape(-1)[: stored.numel()].reshape(stored.shape)
+    code = _blocks(stored.reshape(-1).to(torch.int32))
+    bits = (code.abs() + LOWEST[stored.dtype]) << MANTISSA
+    size = torch.where(code == 0, 0.0, bits.view(torch.float32)) * state[f"{key}_scale"][:, None]
+    value = torch.where(code < 0, -size, size)
+    return value.reshape(-1)[: stored.numel()].reshape(stored.shape)
 
 
 def store(state: dict[str, Any], key: str, value: Tensor) -> None:
@@ -164,14 +166,15 @@ def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
     largest = blocks.abs().amax(dim=1)
     scale.copy_(largest)
     inverse = torch.where(largest > 0, 1.0 / largest, 0.0)
-    root = (blocks.abs() * inverse[:, None]).sqrt_()
-    up = _blocks((noise & 0xFFFF).reshape(-1).float()) * (1.0 / 65536.0)
+    size = blocks.abs() * inverse[:, None]
+    up = _blocks((noise & ((1 << MANTISSA) - 1)).to(torch.int32).reshape(-1))
+    code = ((size.view(torch.int32) + up) >> MANTISSA) - LOWEST[codes.dtype]
+    code.clamp_(0, HIGHEST[codes.dtype])
     if codes.dtype == torch.uint8:
-        code = (root.sqrt_() * 255.0 + up).floor_().clamp_(max=255.0)
         # A second moment that became 0 beside a mean that did not would make an endless step.
-        code = torch.where((blocks > 0) & (code < 1), 1.0, code)
+        code = torch.where((blocks > 0) & (code < 1), 1, code)
     else:
-        code = (root * 127.0 + up).floor_().clamp_(max=127.0) * blocks.sign()
+        code = torch.where(blocks < 0, -code, code)
     codes.copy_(code.reshape(-1)[: value.numel()].reshape(codes.shape).to(codes.dtype))
 
 

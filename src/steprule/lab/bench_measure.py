@@ -1,0 +1,320 @@
+"""How a step is measured: who takes part, in which order, against which floor, and with how much memory."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+import os
+import random
+import statistics
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from steprule.engine import runners
+from steprule.engine.optimizer import CheckedOptimizer
+from steprule.engine.rule import RuleOptimizer
+from steprule.lab.bench_models import mlp
+from steprule.lab.errors import LabError
+
+__all__ = [
+    "OURS",
+    "Field",
+    "Mover",
+    "Timing",
+    "iterations",
+    "peak_bytes",
+    "ratio",
+    "runner_of",
+    "samples_of",
+    "step_field",
+]
+
+OURS = "steprule"
+SAMPLE_SECONDS = 0.02
+BATCH = 32
+
+Action = Callable[[], object]
+Rule = type[CheckedOptimizer]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds: the median of the samples, and their first and third quartile."""
+
+    low: float
+    median: float
+    high: float
+
+    @staticmethod
+    def of(samples: Sequence[float]) -> Timing:
+        """The quartiles of samples."""
+        return Timing(*statistics.quantiles(samples, n=4, method="inclusive"))
+
+
+def ratio(samples: Sequence[float], to: Sequence[float]) -> float:
+    """How many times as long the first took: the median over rounds, each compared within itself."""
+    return statistics.median(a / b for a, b in zip(samples, to, strict=True))
+
+
+# Who takes part
+
+
+@dataclass
+class Field:
+    """The optimizers that could be built and stepped, and why the others could not."""
+
+    optimizers: dict[str, Optimizer]
+    absent: dict[str, str]
+
+
+def runner_of(optimizer: Optimizer) -> str:
+    """Which runner steps the optimizer's first group."""
+    if not isinstance(optimizer, RuleOptimizer):
+        return "its own"
+    return runners.choose(type(optimizer), optimizer.param_groups[0]).runner
+
+
+def step_field(rule: Rule, params: list[nn.Parameter]) -> Field:
+    """Our default, foreach and reference; torch's for-loop, foreach and fused, where they exist.
+
+    Each has made one step, so its state is there and its kernel compiled. All share the parameters and
+    the gradients. Raises `LabError` with the rule's own message if it cannot step these parameters.
+    """
+    field = Field({}, {})
+    _enter(field, OURS, lambda: rule(params))
+    runner = runner_of(field.optimizers[OURS])
+    switches = {"foreach": {"foreach": True}, "reference": {"foreach": False, "fused": False}}
+    for name, given in switches.items():
+        if name == runner:
+            field.absent[f"{OURS} {name}"] = "is the default here"
+        else:
+            _enter(field, f"{OURS} {name}", lambda given=given: rule(params, **given))
+    theirs: Any = getattr(torch.optim, rule.__name__, None)
+    variants = {"for-loop": _off(theirs), "foreach": {"foreach": True}, "fused": {"fused": True}}
+    for name, given in variants.items():
+        if theirs is None:
+            field.absent[f"torch {name}"] = f"torch.optim has no {rule.__name__}"
+        else:
+            _enter(field, f"torch {name}", lambda given=given: theirs(params, **given))
+    return field
+
+
+def _off(theirs: Any) -> dict[str, bool]:
+    """What asks torch's class for its for-loop."""
+    known = inspect.signature(theirs).parameters if theirs else ()
+    return {name: False for name in ("foreach", "fused") if name in known}
+
+
+def _enter(field: Field, name: str, make: Callable[[], Optimizer]) -> None:
+    """Build an optimizer and step it once; it stays out if it refuses, unless it is our default."""
+    try:
+        optimizer = make()
+        optimizer.step()
+    except torch.OutOfMemoryError as error:
+        raise LabError(f"the device has not enough memory for this model: {_line(error)}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        if name == OURS:
+            raise LabError(_line(error)) from error
+        field.absent[name] = _line(error)
+    else:
+        field.optimizers[name] = optimizer
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+# In which order
+
+
+def samples_of(
+    actions: Mapping[str, Action], repeats: int, device: torch.device, after_round: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Milliseconds of one call of each action, a sample per round.
+
+    All take their turn in every round, in an order drawn anew, so whatever slows the machine for a while
+    slows all of them. A sample of a short action is the mean of many calls, after one that is not counted:
+    its memory is then as near to the processor as it gets.
+    """
+    calls = {name: _calls(action, device) for name, action in actions.items()}
+    samples: dict[str, list[float]] = {name: [] for name in actions}
+    names, order = list(actions), random.Random(0)
+    for _ in range(repeats):
+        order.shuffle(names)
+        for name in names:
+            if calls[name] > 1:
+                actions[name]()
+            samples[name].append(_seconds(actions[name], calls[name], device) * 1000)
+        after_round()
+    return samples
+
+
+def _calls(action: Action, device: torch.device) -> int:
+    """How many calls make a sample that the clock measures well."""
+    action()
+    shortest = min(_seconds(action, 1, device) for _ in range(2))
+    return max(1, math.ceil(SAMPLE_SECONDS / max(shortest, 1e-6)))
+
+
+def _seconds(action: Action, calls: int, device: torch.device) -> float:
+    """Seconds per call, with the device idle before and after."""
+    _wait_for(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        action()
+    _wait_for(device)
+    return (time.perf_counter() - started) / calls
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.cuda.synchronize(device)
+
+
+# The floor
+
+
+class Mover:
+    """Moves as many bytes as a step must, and does nothing else: what it takes is the floor.
+
+    A step reads the parameter, the gradient and the slots that its program reads, and writes what its
+    program writes. Here torch's own `mul_` and `add_` read and write as much: `written` bytes in place,
+    with `read` bytes that stay as they are added to them.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device):
+        self.bytes = 0
+        in_place = alone = 0
+        for group in optimizer.param_groups:
+            read, written = _columns(optimizer, group)
+            for param in group["params"]:
+                sizes = _sizes(optimizer, param)
+                self.bytes += sum(sizes[x] for x in read) + sum(sizes[x] for x in written)
+                in_place += sum(sizes[x] for x in written)
+                alone += sum(sizes[x] for x in read if x not in written)
+        self._written = torch.zeros(max(1, in_place // 4), device=device)
+        self._read = torch.zeros(alone // 4, device=device)
+        self._scale = self.bytes / (8 * self._written.numel() + 4 * self._read.numel())
+
+    def __call__(self) -> None:
+        """Move the bytes once."""
+        for piece in self._read.split(self._written.numel()):
+            self._written[: piece.numel()].add_(piece)
+        self._written[self._read.numel() :].mul_(1.0)
+
+    def floor(self, samples: Sequence[float]) -> list[float]:
+        """From the milliseconds of moving to those that the step's bytes would take at that bandwidth."""
+        return [milliseconds * self._scale for milliseconds in samples]
+
+
+def _columns(optimizer: Optimizer, group: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """What a step reads and writes: 'p', 'g', and the keys of slots; all of them if nothing says which."""
+    if isinstance(optimizer, RuleOptimizer) and optimizer.traced:
+        program = optimizer.program(group)
+        keys = {letter: slot.key for letter, slot in program.slots.items()} | {"p": "p", "g": "g"}
+        read = {keys[letter] for sweep in program.passes() for letter in sweep.inputs}
+        return read, {keys[letter] for letter in program.outputs}
+    everything = set(_sizes(optimizer, group["params"][0]))
+    return everything, everything - {"g"}
+
+
+def _sizes(optimizer: Optimizer, param: Tensor) -> dict[str, int]:
+    """The bytes of the parameter, its gradient and its slots."""
+    state: dict[str, Any] = optimizer.state[param]
+    tensors: dict[str, Any] = {"p": param, "g": param.grad, **state}
+    return {key: x.numel() * x.element_size() for key, x in tensors.items() if isinstance(x, Tensor)}
+
+
+# How much memory
+
+
+def peak_bytes(step: Action, device: torch.device) -> int:
+    """The most that a step holds beyond what it began with: torch's memory, and Python's and numpy's."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        step()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return peak - before + (_peak_on_cpu(step) if device.type == "cpu" else _peak_on_device(step, device))
+
+
+def _peak_on_device(step: Action, device: torch.device) -> int:
+    _wait_for(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    _wait_for(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(step: Action) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(file))
+        events: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted((x for x in events if x["name"] == "[memory]"), key=lambda x: x["ts"])
+    held = peak = 0
+    for change in changes:
+        held += change["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak
+
+
+# A whole iteration
+
+
+def iterations(rule: Rule, dtype: torch.dtype, device: torch.device) -> dict[str, Action]:
+    """Forward, backward and step of a small network, with our default, torch's default, torch's fused.
+
+    Each has a network of its own, of equal numbers.
+    """
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+    layers: list[nn.Module] = []
+    for outputs, inputs in mlp():
+        layers += [nn.Linear(inputs, outputs, bias=False), nn.ReLU()]
+    network = nn.Sequential(*layers[:-1]).to(device, dtype)
+    last, first = mlp()[-1][0], mlp()[0][1]
+    batch = torch.randn(BATCH, first, device=device, dtype=dtype), torch.arange(BATCH, device=device) % last
+    theirs: Any = getattr(torch.optim, rule.__name__, None)
+    makers: dict[str, Callable[[Any], Optimizer]] = {OURS: rule}
+    if theirs is not None:
+        makers["torch default"] = theirs
+        if "fused" in inspect.signature(theirs).parameters:
+            makers["torch fused"] = lambda params: theirs(params, fused=True)
+    made = {name: _iteration(make, copy.deepcopy(network), batch) for name, make in makers.items()}
+    for action in made.values():
+        action()
+    return made
+
+
+def _iteration(
+    make: Callable[[Any], Optimizer], network: nn.Module, batch: tuple[Tensor, Tensor]
+) -> Action:
+    optimizer = make(network.parameters())
+    given, target = batch
+
+    def iterate() -> None:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(given).float(), target)
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+    return iterate
