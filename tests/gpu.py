@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from rules import assert_same, flat, numbers
-from torch import nn
+from rules import Case, assert_same, flat, numbers
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from steprule import Elementwise, hyper
+from steprule.engine import gpu_counters, gpu_launch
+from steprule.words import larger, largest, mean, norm
+from steprule.words import where as choose
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
@@ -19,6 +27,34 @@ pytest.importorskip("triton", reason="Triton makes the GPU kernels, and is not i
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda:0")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+CHUNK, BLOCK = 64, 16
+# 0-dim, one, none, less than a block, a block and one, a chunk, over two and a bit, many dimensions.
+SHAPES = ((), (1,), (0,), (3,), (17,), (CHUNK,), (2 * CHUNK + 21,), (2, 3, 5))
+
+
+@contextlib.contextmanager
+def small_chunks() -> Iterator[None]:
+    """Small tensors are cut up as large ones are; and the interpreter has the hardware's multiply-add."""
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(gpu_launch, "CHUNK", CHUNK)
+        patch.setattr(gpu_launch, "BLOCK", BLOCK)
+        if INTERPRETED:
+            import triton.language as tl
+            from triton.runtime import interpreter
+
+            assert type(tl.sum).__name__ == "InterpretedFunction", "Triton is not an interpreter"
+            patch.setattr(interpreter.InterpreterBuilder, "create_fma", _fused_multiply_add)
+        yield
+
+
+def _fused_multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    operands = [torch.tensor(operand.data) for operand in (z, x, y)]
+    return type(z)(_as_array(torch.addcmul(*operands)), z.dtype.scalar)
+
+
+_as_array = Tensor.numpy
 
 
 def parameters(shapes: Any, dtype: torch.dtype, device: Any = DEVICE) -> list[nn.Parameter]:
@@ -41,6 +77,90 @@ def assert_same_numbers(given: Any, wanted: Any, signed_zeros: bool = True) -> N
         for name, pair in pairs.items():
             clean = [torch.where(x.isnan(), torch.full_like(x, math.nan), x).cpu() for x in pair]
             assert_same(*(clean if signed_zeros else [x + 0.0 for x in clean]), f"{name} {place}")
+
+
+class Kernels:
+    """Steps an optimizer of one group by its kernels alone, with its counts on the host or on the device."""
+
+    def __init__(self, optimizer: Any, counts: str = "host"):
+        self.optimizer = optimizer
+        (self.group,) = optimizer.param_groups
+        self.params = [p for p in self.group["params"] if p.grad is not None]
+        self.states = [optimizer.state_of(p, self.group) for p in self.params]
+        self.program = optimizer.program(self.group)
+        self.columns = {"p": self.params, "g": [p.grad for p in self.params]}
+        for letter, declared in self.program.slots.items():
+            self.columns[letter] = [state[declared.key] for state in self.states]
+        dtypes = {name: column[0].dtype for name, column in self.columns.items()}
+        lengths = [p.numel() for p in self.params]
+        self.launch = gpu_launch.Launch(self.program, dtypes, lengths, DEVICE)
+        keys = ["step"] * ("step" in self.states[0])
+        keys += [declared.key for declared in self.program.scalar_slots.values()]
+        arguments = (self.program, keys, self.states, DEVICE, self.launch.dtype)
+        self.counters = gpu_counters.DeviceCounters(*arguments) if counts == "device" else None
+
+    def step(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
+        self.columns["g"] = [p.grad for p in self.params]
+        for name, column in self.columns.items():
+            self.launch.place(name, [x.data_ptr() for x in column])
+        with torch.no_grad():
+            if self.counters is None:
+                self.launch.run([self._scalars(s) for s in self.states], np.arange(len(self.states)))
+                return
+            scaling = None
+            if (grad_scale, found_inf) != (None, None):
+                scaling = self.counters.scaling(grad_scale, found_inf)
+            scalars, rows, after = self.counters.next(self.group)
+            self.launch.run(scalars, rows, scaling)
+            self.counters.advance(after, scaling)
+
+    def _scalars(self, state: dict[str, Any]) -> list[float]:
+        state.get("step", torch.zeros(())).add_(1)
+        own = {letter: state[slot.key].item() for letter, slot in self.program.scalar_slots.items()}
+        t = state["step"].item() if "step" in state else math.nan
+        operands, new = self.program.scalars(self.group, t, own)
+        for letter, value in zip(self.program.scalar_outputs, new, strict=True):
+            state[self.program.scalar_slots[letter].key].fill_(value)
+        return [float(x) for x in operands]
+
+
+def both(case: Case, dtype: torch.dtype, shapes: Any = SHAPES, **options: Any) -> tuple[Any, Any]:
+    """The same optimizer twice: one for the kernels, one for the loop that they must equal."""
+    made = [case.rule(parameters(shapes, dtype, where), **case.options, **options) for where in (DEVICE, "cpu")]
+    made[1].param_groups[0]["foreach"] = False
+    return made[0], made[1]
+
+
+def advance(case: Case, given: Any, loop: Any) -> None:
+    """Three steps of both from the same gradients."""
+    give(given, 0)
+    kernels = Kernels(given)
+    for step in range(3):
+        for optimizer in (given, loop):
+            give(optimizer, step)
+            case.prepare(optimizer)
+        kernels.step()
+        loop.step()
+
+
+class Reduced(Elementwise):
+    """Reductions over the tensor, one of them of what another one gave.
+
+    When: never.
+
+        θ ← θ - lr·(g - mean g)·‖θ‖ / ‖g - mean g‖ / max|θ|
+
+    State: none.
+    Source: none.
+    """
+
+    lr: float = hyper(0.1)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        g = g - mean(g)
+        ratio = norm(p) / (norm(g) + 1e-3)
+        return -h.lr * (g * choose(ratio > 2.0, 2.0, ratio) / larger(largest(abs(p)), 1e-3))
 
 
 class NoLooking(TorchDispatchMode):

@@ -305,6 +305,43 @@ def test_parameters_that_joined_late_have_their_own_count() -> None:
 
 
 @exact_roots()
+@pytest.mark.parametrize("count", [0.0, 4.0, 2.0**24 - 1, 2.0**24])
+def test_counts_keep_their_own_precision(count: float) -> None:
+    """A count in single precision stands still at the largest whole number that it can tell apart."""
+    case = Case(steprule.NAdam)
+    kernel, loop = both(case, torch.float32, ((5,), (7,)))
+    for optimizer in (kernel, loop):
+        optimizer.init_state()
+        optimizer.state[flat(optimizer)[1]]["step"].fill_(count)
+        case.advance(optimizer, 2)
+    assert_same_numbers(kernel, loop)
+
+
+def test_a_count_that_no_table_holds_is_left_to_the_loop() -> None:
+    param = nn.Parameter(torch.ones(5))
+    param.grad = torch.ones(5)
+    optimizer = steprule.Adam([param], **DEFAULT)
+    optimizer.init_state()
+    optimizer.state[param]["step"] = torch.tensor(3)
+    optimizer.step()
+    assert optimizer.state[param]["step"].item() == 4
+    assert "its state 'step' is no single float32 or float64" in optimizer.explain()
+
+
+def test_a_step_that_fails_counts_nothing() -> None:
+    param = nn.Parameter(torch.ones(5))
+    param.grad = torch.ones(5)
+    optimizer = steprule.Adam([param], **FUSED)
+    optimizer.step()
+    before = param.detach().clone()
+    optimizer.param_groups[0]["betas"] = (1.0, 0.999)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    assert optimizer.state[param]["step"].item() == 1
+    assert_same(param.detach(), before)
+
+
+@exact_roots()
 def test_a_copy_goes_its_own_way() -> None:
     case = Case(steprule.AdamW)
     kernel, loop = both(case, torch.float32, ((5,), (4, 3)))

@@ -323,6 +323,6 @@ class Batch:
 
     def step(self, values: Mapping[str, Any]) -> None:
         """Run the kernel, with these hyper-parameters."""
-        scalars = self.counters.advance(values)
         torch.autograd.graph.increment_version(self.written)
+        scalars = self.counters.advance(values)
         self.launch.run(scalars, self.counters.row_of)

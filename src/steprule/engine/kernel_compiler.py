@@ -51,6 +51,8 @@ def machine_code(text: str, file: str) -> bytes:
     """Object code with one C function, ENTRY, from a text that defines `kernel(job)`."""
     import numba
 
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError("NUMBA_DISABLE_JIT is set")
     scope: dict[str, Any] = {}
     exec(compile(text, file, "exec"), scope)
     options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}

@@ -107,7 +107,9 @@ def fresh_process(rule: str, dtype: torch.dtype, device: torch.device, cache: Pa
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def first_step(rule: str, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
+def first_step(
+    rule: str, dtype: torch.dtype, device: torch.device
+) -> tuple[dict[str, float], dict[str, float]]:
     """`fresh_process` with an empty cache folder, and again with what that one left there."""
     with tempfile.TemporaryDirectory() as folder:
         cold = fresh_process(rule, dtype, device, Path(folder))

@@ -29,15 +29,15 @@ from steprule.lab.errors import LabError
 
 __all__ = [
     "OURS",
-    "Field",
+    "Entrants",
     "Mover",
     "Timing",
+    "entrants",
     "iterations",
     "peak_bytes",
     "ratio",
     "runner_of",
     "samples_of",
-    "step_field",
 ]
 
 OURS = "steprule"
@@ -71,7 +71,7 @@ def ratio(samples: Sequence[float], to: Sequence[float]) -> float:
 
 
 @dataclass
-class Field:
+class Entrants:
     """The optimizers that could be built and stepped, and why the others could not."""
 
     optimizers: dict[str, Optimizer]
@@ -85,29 +85,29 @@ def runner_of(optimizer: Optimizer) -> str:
     return runners.choose(type(optimizer), optimizer.param_groups[0]).runner
 
 
-def step_field(rule: Rule, params: list[nn.Parameter]) -> Field:
+def entrants(rule: Rule, params: list[nn.Parameter]) -> Entrants:
     """Our default, foreach and reference; torch's for-loop, foreach and fused, where they exist.
 
     Each has made one step, so its state is there and its kernel compiled. All share the parameters and
     the gradients. Raises `LabError` with the rule's own message if it cannot step these parameters.
     """
-    field = Field({}, {})
-    _enter(field, OURS, lambda: rule(params))
-    runner = runner_of(field.optimizers[OURS])
+    found = Entrants({}, {})
+    _enter(found, OURS, lambda: rule(params))
+    runner = runner_of(found.optimizers[OURS])
     switches = {"foreach": {"foreach": True}, "reference": {"foreach": False, "fused": False}}
     for name, given in switches.items():
         if name == runner:
-            field.absent[f"{OURS} {name}"] = "is the default here"
+            found.absent[f"{OURS} {name}"] = "is the default here"
         else:
-            _enter(field, f"{OURS} {name}", lambda given=given: rule(params, **given))
+            _enter(found, f"{OURS} {name}", lambda given=given: rule(params, **given))
     theirs: Any = getattr(torch.optim, rule.__name__, None)
     variants = {"for-loop": _off(theirs), "foreach": {"foreach": True}, "fused": {"fused": True}}
     for name, given in variants.items():
         if theirs is None:
-            field.absent[f"torch {name}"] = f"torch.optim has no {rule.__name__}"
+            found.absent[f"torch {name}"] = f"torch.optim has no {rule.__name__}"
         else:
-            _enter(field, f"torch {name}", lambda given=given: theirs(params, **given))
-    return field
+            _enter(found, f"torch {name}", lambda given=given: theirs(params, **given))
+    return found
 
 
 def _off(theirs: Any) -> dict[str, bool]:
@@ -116,7 +116,7 @@ def _off(theirs: Any) -> dict[str, bool]:
     return {name: False for name in ("foreach", "fused") if name in known}
 
 
-def _enter(field: Field, name: str, make: Callable[[], Optimizer]) -> None:
+def _enter(found: Entrants, name: str, make: Callable[[], Optimizer]) -> None:
     """Build an optimizer and step it once; it stays out if it refuses, unless it is our default."""
     try:
         optimizer = make()
@@ -126,9 +126,9 @@ def _enter(field: Field, name: str, make: Callable[[], Optimizer]) -> None:
     except (TypeError, ValueError, RuntimeError) as error:
         if name == OURS:
             raise LabError(_line(error)) from error
-        field.absent[name] = _line(error)
+        found.absent[name] = _line(error)
     else:
-        field.optimizers[name] = optimizer
+        found.optimizers[name] = optimizer
 
 
 def _line(error: BaseException) -> str:
@@ -305,9 +305,7 @@ def iterations(rule: Rule, dtype: torch.dtype, device: torch.device) -> dict[str
     return made
 
 
-def _iteration(
-    make: Callable[[Any], Optimizer], network: nn.Module, batch: tuple[Tensor, Tensor]
-) -> Action:
+def _iteration(make: Callable[[Any], Optimizer], network: nn.Module, batch: tuple[Tensor, Tensor]) -> Action:
     optimizer = make(network.parameters())
     given, target = batch
 

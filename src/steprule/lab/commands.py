@@ -67,3 +67,26 @@ def show(rule: Annotated[str, typer.Argument(help="a rule of `steprule list`")])
     from steprule.lab.rules import print_rule
 
     print_rule(rule)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str, typer.Option(help="gpt2, resnet18, many-small, mlp or FILE.py:FUNCTION, which returns a model")
+    ] = "gpt2",
+    optimizers: Annotated[
+        str, typer.Option(help="rules of `steprule list` with commas between, or all")
+    ] = "adamw,rmsprop,nadam,adabelief",
+    dtype: Annotated[str, typer.Option(help="fp32, fp64, bf16 or fp16")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    repeats: Annotated[int, typer.Option(min=2, help="samples of everything")] = 15,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="a .json file; a chart goes beside it", show_default="runs/bench-MODEL-NUMBER.json"),
+    ] = None,
+) -> None:
+    """Measure how long a step takes, beside torch's and beside what the memory allows."""
+    from steprule.lab.bench import Asked
+    from steprule.lab.bench import bench as measure
+
+    measure(Asked(model, optimizers, dtype, device, repeats), out)

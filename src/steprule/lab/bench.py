@@ -1,0 +1,258 @@
+"""`steprule bench`: how long a step takes, beside torch's and beside what the memory allows."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import steprule
+from steprule.engine.optimizer import CheckedOptimizer
+from steprule.lab import bench_machine, bench_report
+from steprule.lab.bench_chart import draw_chart
+from steprule.lab.bench_measure import (
+    OURS,
+    Mover,
+    Timing,
+    entrants,
+    iterations,
+    peak_bytes,
+    ratio,
+    runner_of,
+    samples_of,
+)
+from steprule.lab.bench_models import BenchModel, load_model
+from steprule.lab.errors import LabError, Stopped, did_you_mean
+from steprule.lab.optimizers import find_rule
+from steprule.lab.report import open_console
+
+__all__ = ["Asked", "bench"]
+
+FOLDER = Path("runs")
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICES = ("cpu", "cuda")
+
+Advance = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `steprule bench`."""
+
+    model: str
+    optimizers: str
+    dtype: str
+    device: str
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is going to be measured."""
+
+    model: BenchModel
+    rules: list[type[CheckedOptimizer]]
+    dtype: torch.dtype
+    device: torch.device
+    repeats: int
+
+    @property
+    def parts(self) -> int:
+        """How many parts of equal interest the whole has, for a progress bar."""
+        return len(self.rules) * (2 * self.repeats + 3)
+
+
+def bench(asked: Asked, out: Path | None) -> None:
+    """Measure, and leave a table on the screen, the numbers in a JSON file and a chart beside it.
+
+    Raises `LabError` before anything is measured if something asked for does not exist here.
+    """
+    plan = _plan(asked)
+    file = _reserve(out, plan.model.name)
+    try:
+        console = open_console()
+        result: dict[str, Any] = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **bench_machine.facts(plan.device),
+            "model": plan.model.name,
+            "tensors": len(plan.model.shapes),
+            "numbers": plan.model.numbers,
+            "dtype": asked.dtype,
+            "repeats": plan.repeats,
+        }
+        bench_report.print_header(console, result, file)
+        with bench_report.progress(console, plan.parts) as advance:
+            result |= _measure(plan, advance)
+        file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        draw_chart(file.with_suffix(".svg"), result)
+    except BaseException as error:
+        file.unlink()
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped("stopped; nothing was kept.") from None
+        if isinstance(error, OSError):
+            raise LabError(f"cannot write {error.filename}: {error.strerror}.") from error
+        raise
+    bench_report.print_tables(console, result)
+    console.print(f"\nin {file} and {file.with_suffix('.svg')}")
+
+
+# What was asked for
+
+
+def _plan(asked: Asked) -> Plan:
+    if asked.dtype not in DTYPES:
+        raise LabError(f"no dtype '{asked.dtype}'. {did_you_mean(asked.dtype, DTYPES)}")
+    if asked.device not in DEVICES:
+        raise LabError(f"no device '{asked.device}'. {did_you_mean(asked.device, DEVICES)}")
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise LabError("--device cuda: torch finds no such device here. Measure with --device cpu.")
+    rules = _rules(asked.optimizers)
+    device = torch.device(asked.device)
+    plan = Plan(load_model(asked.model), rules, DTYPES[asked.dtype], device, asked.repeats)
+    _check_memory(plan)
+    return plan
+
+
+def _rules(names: str) -> list[type[CheckedOptimizer]]:
+    """The rules of these names; `all` are those that look at one number at a time."""
+    if names.strip().lower() == "all":
+        return [
+            rule
+            for rule in steprule.catalogue().values()
+            if issubclass(rule, steprule.Elementwise) and rule.gradients != "rows only"
+        ]
+    parts = [name.strip() for name in names.split(",")]
+    return list(dict.fromkeys(find_rule(name) for name in parts))
+
+
+def _check_memory(plan: Plan) -> None:
+    """Refuse what would not fit: a system that runs out of memory ends the process without a word."""
+    available = bench_machine.available_bytes(plan.device)
+    size = plan.model.numbers * plan.dtype.itemsize
+    for rule in plan.rules:
+        slots = steprule.describe(rule).numbers_per_parameter
+        candidates = 6 if hasattr(torch.optim, rule.__name__) else 3
+        # Parameters and gradients; everyone's slots; the floor's buffers; the for-loop's and foreach's own.
+        needed = round(size * (2 + candidates * slots + (2 + slots) + 3))
+        if available is not None and needed > available:
+            raise LabError(
+                f"{rule.__name__} on {plan.model.name} needs about {needed / 2**30:.1f} GiB of memory, "
+                f"{available / 2**30:.1f} GiB are free. Choose a smaller --model."
+            )
+
+
+def _reserve(out: Path | None, model: str) -> Path:
+    """Make the file to write to, or the next free `runs/bench-MODEL-1.json`, `-2` …."""
+    if out is not None and out.suffix != ".json":
+        raise LabError(f"--out {out} must be a .json file; the chart goes beside it.")
+    folder = FOLDER if out is None else out.parent
+    number = 1
+    while True:
+        file = folder / f"bench-{model}-{number}.json" if out is None else out
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.open("x").close()
+        except FileExistsError as error:
+            if out is not None:
+                taken = f"'{out}' already exists" if file.exists() else f"'{folder}' is not a folder"
+                raise LabError(f"{taken}. Give another --out.") from error
+            number += 1
+        except OSError as error:
+            raise LabError(f"cannot write {file}: {error.strerror}.") from error
+        else:
+            return file
+
+
+# What is measured
+
+
+def _measure(plan: Plan, advance: Advance) -> dict[str, Any]:
+    params = [nn.Parameter(torch.empty(x, dtype=plan.dtype, device=plan.device)) for x in plan.model.shapes]
+    for param in params:
+        param.grad = torch.empty_like(param)
+    rules: list[dict[str, Any]] = []
+    imports: list[dict[str, float]] = []
+    for rule in plan.rules:
+        _fill(params)
+        steps = _measure_steps(plan, rule, params, advance)
+        rules.append({"rule": rule.__name__, **steps, "iteration": _measure_iterations(plan, rule, advance)})
+        cold, warm = bench_machine.first_step(rule.__name__, plan.dtype, plan.device)
+        rules[-1]["first_step"] = {"cold": _rounded(cold["first_step"]), "warm": _rounded(warm["first_step"])}
+        imports += [cold, warm]
+        advance(f"{rule.__name__}: first step")
+        gc.collect()
+    return {
+        "import": {
+            name: _rounded(statistics.median(x[f"import_{name}"] for x in imports))
+            for name in ("torch", "steprule")
+        },
+        "rules": rules,
+    }
+
+
+def _fill(params: list[nn.Parameter]) -> None:
+    """The same random parameters and gradients for every rule."""
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+    with torch.no_grad():
+        for param in params:
+            tensors: list[Any] = [param, param.grad]
+            for tensor in tensors:
+                tensor.normal_()
+
+
+def _measure_steps(
+    plan: Plan, rule: type[CheckedOptimizer], params: list[nn.Parameter], advance: Advance
+) -> dict[str, Any]:
+    who = rule.__name__
+    found = entrants(rule, params)
+    own = found.optimizers[OURS]
+    move = Mover(own, plan.device)
+    actions: dict[str, Callable[[], Any]] = {"floor": move}
+    actions |= {name: optimizer.step for name, optimizer in found.optimizers.items()}
+    samples = samples_of(actions, plan.repeats, plan.device, partial(advance, f"{who}: steps"))
+    floor = move.floor(samples.pop("floor"))
+    steps: dict[str, dict[str, Any]] = {}
+    for name, optimizer in found.optimizers.items():
+        steps[name] = {
+            "ms": _timing(samples[name]),
+            "times_floor": _rounded(ratio(samples[name], floor)),
+            "times_steprule": _rounded(ratio(samples[name], samples[OURS])),
+            "transient_bytes": peak_bytes(optimizer.step, plan.device),
+        }
+    advance(f"{who}: memory")
+    return {
+        "runner": runner_of(own),
+        "bytes": move.bytes,
+        "bandwidth": _rounded(move.bytes / 1e6 / statistics.median(floor)),
+        "floor": _timing(floor),
+        "step": steps,
+        "absent": found.absent,
+    }
+
+
+def _measure_iterations(plan: Plan, rule: type[CheckedOptimizer], advance: Advance) -> dict[str, Any]:
+    actions = iterations(rule, plan.dtype, plan.device)
+    after_round = partial(advance, f"{rule.__name__}: iterations")
+    samples = samples_of(actions, plan.repeats, plan.device, after_round)
+    return {
+        name: {"ms": _timing(own), "times_steprule": _rounded(ratio(own, samples[OURS]))}
+        for name, own in samples.items()
+    }
+
+
+def _timing(samples: list[float]) -> dict[str, float]:
+    return {name: _rounded(value) for name, value in asdict(Timing.of(samples)).items()}
+
+
+def _rounded(value: float) -> float:
+    """Four digits: more would be noise."""
+    return float(f"{value:.4g}")

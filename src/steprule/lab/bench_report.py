@@ -1,0 +1,143 @@
+"""What is told about a measurement: what it will be, how far it is, and what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["number", "print_header", "print_tables", "progress"]
+
+LINE_SECONDS = 3.0
+STEPS = ("steprule", "steprule foreach", "steprule reference", "torch for-loop", "torch foreach", "torch fused")
+ITERATIONS = ("steprule", "torch default", "torch fused")
+
+Result = Mapping[str, Any]
+
+
+def number(value: float) -> str:
+    """Three digits, as many as a measurement is worth."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def print_header(console: Console, result: Result, file: Path) -> None:
+    """Say what is going to be measured, on what, and where it is kept."""
+    grid = Table.grid(padding=(0, 2))
+    kind = f"{result['processor']}, {result['cores']} cores, {result['threads']} threads"
+    for name, text in {
+        "parameters": f"{result['model']}, {result['tensors']} tensors, {result['numbers']:,} numbers, "
+        f"{result['dtype']}",
+        "machine": kind if result["device"] == "cpu" else f"{result['device']}; {kind}",
+        "versions": f"steprule {result['steprule']}, torch {result['torch']}, "
+        f"numba {result['numba'] or 'not installed'}",
+        "file": str(file),
+    }.items():
+        grid.add_row(Text(name, style="dim"), Text(text))
+    console.print(grid)
+
+
+@contextmanager
+def progress(console: Console, total: int) -> Generator[Callable[[str], None]]:
+    """A bar on a terminal, a line every few seconds elsewhere; call what it gives after each part."""
+    if console.is_terminal:
+        columns = (BarColumn(bar_width=None), TextColumn("{task.description}"))
+        left = (TimeRemainingColumn(compact=True), TextColumn("left"))
+        with Progress(*columns, *left, console=console, expand=True, transient=True) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda text: bar.update(task, advance=1, description=text)
+        return
+    done, printed = 0, time.perf_counter()
+
+    def advance(text: str) -> None:
+        nonlocal done, printed
+        done += 1
+        if time.perf_counter() - printed >= LINE_SECONDS:
+            printed = time.perf_counter()
+            console.print(f"{100 * done // total:3d} %  {text}")
+
+    yield advance
+
+
+def print_tables(console: Console, result: Result) -> None:
+    """Steps, their memory, whole iterations and first steps, a line per rule."""
+    rules: list[Result] = result["rules"]
+    _print(
+        console,
+        "A step in ms, ± half the distance between the quartiles",
+        [*STEPS, "floor", "× floor", "torch ÷ steprule"],
+        {x["rule"]: _steps(x) for x in rules},
+    )
+    _print(
+        console,
+        "Memory that a step takes and gives back",
+        ["runner", *STEPS],
+        {x["rule"]: [x["runner"], *_over(STEPS, x["step"], _memory)] for x in rules},
+    )
+    _print(
+        console,
+        "A training iteration of a small network, and the first step of a new process, in ms",
+        [*(f"iteration {name}" for name in ITERATIONS), "first step cold", "first step cached"],
+        {x["rule"]: _others(x) for x in rules},
+    )
+    console.print()
+    for line in _notes(result):
+        console.print(Text(line, style="dim"))
+
+
+def _notes(result: Result) -> Iterable[str]:
+    rules: list[Result] = result["rules"]
+    speeds = [x["bandwidth"] for x in rules]
+    yield (
+        "floor: the bytes that a step must read and write, at the read-write bandwidth measured beside it "
+        f"({number(min(speeds))} to {number(max(speeds))} GB/s)"
+    )
+    yield "torch ÷ steprule: the fastest of torch's, in times of steprule's default"
+    for name, own in result["import"].items():
+        over = " over import torch" if name == "steprule" else ""
+        yield f"import {name}: {number(own)} ms{over}"
+
+
+def _steps(rule: Result) -> list[str]:
+    steps: Result = rule["step"]
+    theirs = [step["times_steprule"] for name, step in steps.items() if name.startswith("torch")]
+    cells = _over(STEPS, steps, lambda x: _spread(x["ms"]))
+    floor, beyond = _spread(rule["floor"]), number(steps["steprule"]["times_floor"])
+    return [*cells, floor, beyond, number(min(theirs)) if theirs else "–"]
+
+
+def _others(rule: Result) -> list[str]:
+    first = [number(rule["first_step"][name]) for name in ("cold", "warm")]
+    return [*_over(ITERATIONS, rule["iteration"], lambda x: _spread(x["ms"])), *first]
+
+
+def _over(names: Iterable[str], found: Result, cell: Callable[[Any], str]) -> list[str]:
+    return [cell(found[name]) if name in found else "–" for name in names]
+
+
+def _spread(timing: Result) -> str:
+    half = (timing["high"] - timing["low"]) / 2
+    return f"{number(timing['median'])} ±{100 * half / timing['median']:.0f}%"
+
+
+def _memory(step: Result) -> str:
+    size = step["transient_bytes"]
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**20 / 10 else f"{size / 2**10:.1f} KiB"
+
+
+def _print(console: Console, title: str, headings: list[str], rows: Mapping[str, list[str]]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("")
+    for heading in headings:
+        # Two lines are narrower than one.
+        table.add_column("\n".join(heading.rsplit(" ", 1)), justify="right")
+    for name, cells in rows.items():
+        table.add_row(Text(name, style="bold"), *cells)
+    console.print(f"\n{title}\n")
+    console.print(table)
