@@ -169,6 +169,20 @@ def test_one_launch_for_all_tensors_and_addresses_sent_only_when_they_change(
     assert not sent.launches[-1]["enable_fp_fusion"]
 
 
+def test_a_tensor_may_change_its_row_of_scalars_at_any_step() -> None:
+    optimizer = steprule.SGD([nn.Parameter(torch.ones(5, device=DEVICE)) for _ in range(2)])
+    for param in flat(optimizer):
+        param.grad = torch.ones_like(param)
+    kernels = Kernels(optimizer)
+    kernels.step()
+    scalars = [kernels.program.scalars({**kernels.group, "lr": lr}, math.nan, {})[0] for lr in (0.0, 0.25)]
+    for rows in ([0, 0], [0, 1], [1, 0]):
+        before = [param.detach().clone() for param in flat(optimizer)]
+        kernels.launch.run(scalars, np.array(rows))
+        for param, old, row in zip(flat(optimizer), before, rows, strict=True):
+            assert_same(param.detach(), old - 0.25 * row)
+
+
 def test_a_gradient_at_an_odd_address_is_not_read_16_bytes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     param = nn.Parameter(torch.ones(40, device=DEVICE))
     param.grad = torch.ones(41, device=DEVICE)[1:]

@@ -87,7 +87,9 @@ def compiled() -> dict[str, dict[str, int]]:
     from triton.compiler import ASTSource
 
     found: dict[str, dict[str, int]] = {}
-    for name, (_, dtype) in KERNELS.items():
+    for name in (*KERNELS, "AdamW unaligned"):
+        name, _, unaligned = name.partition(" ")
+        dtype = KERNELS[name][1]
         wide = "*fp64" if dtype == torch.float64 else "*fp32"
         kinds = {"scalars": wide, "scaling": "*fp32"} | dict.fromkeys(
             ("reduced", "partials", "lengths"), "*fp64"
@@ -95,7 +97,7 @@ def compiled() -> dict[str, dict[str, int]]:
         for number, source in enumerate(sources(name)):
             for function in filter(None, gpu_launch._functions(*source)):
                 places = {argument: place for place, argument in enumerate(function.arg_names)}
-                given = {"ALIGNED": True, "BLOCK": gpu_launch.BLOCK}
+                given = {"ALIGNED": not unaligned, "BLOCK": gpu_launch.BLOCK}
                 constants = {(places[x],): value for x, value in given.items() if x in places}
                 signature = {x: "constexpr" if x in given else kinds.get(x, "*i64") for x in places}
                 hints = {(i,): [["tt.divisibility", 16]] for x, i in places.items() if x not in given}
@@ -105,7 +107,9 @@ def compiled() -> dict[str, dict[str, int]]:
                     options=gpu_launch.OPTIONS,
                 )
                 words = re.findall(r"^\s+(?:@!?%\w+ )?([a-z][\w.:]+)", made.asm["ptx"], re.MULTILINE)
-                found[f"{name} {number} {function.__name__}"] = dict(collections.Counter(words))
+                found[" ".join([name, str(number), function.__name__, unaligned]).strip()] = dict(
+                    collections.Counter(words)
+                )
     return found
 
 
@@ -124,7 +128,7 @@ def instructions() -> dict[str, dict[str, int]]:
 def test_every_pass_compiles(instructions: dict[str, dict[str, int]]) -> None:
     passes = [f"Normalized {i} {f}" for i, f in ((0, "kernel"), (0, "combine"), (1, "kernel"), (1, "combine"))]
     singles = [f"{name} 0 kernel" for name in KERNELS if name != "Normalized"]
-    assert set(instructions) == {*passes, "Normalized 2 kernel", *singles}
+    assert set(instructions) == {*passes, "Normalized 2 kernel", "AdamW 0 kernel unaligned", *singles}
 
 
 ARRAYS = {"AdamW": (4, 3), "AdamW-bfloat16": (4, 3), "Rprop-float16": (4, 3)}
@@ -138,6 +142,11 @@ def test_full_blocks_move_16_bytes_at_a_time(name: str, instructions: dict[str, 
     loaded, stored = ARRAYS[name]
     assert found["ld.global.v4.b32"] == loaded * each
     assert found["st.global.v4.b32"] == stored * each
+
+
+def test_at_odd_addresses_numbers_move_one_by_one(instructions: dict[str, dict[str, int]]) -> None:
+    found = instructions["AdamW 0 kernel unaligned"]
+    assert not [word for word in found if ".v4" in word or ".v2" in word]
 
 
 @pytest.mark.parametrize(

@@ -193,14 +193,19 @@ def test_reductions_are_those_of_double_precision(dtype: torch.dtype, monkeypatc
         torch.testing.assert_close(one.detach().cpu(), other.detach(), rtol=1e-13, atol=1e-14)
 
 
-def test_reductions_come_out_the_same_every_time() -> None:
+def test_reductions_over_many_chunks_come_out_right_and_the_same_every_time() -> None:
+    """More chunks than a block has lanes."""
+    start, gradient = (numbers((20 * CHUNK + 7,), torch.float32, seed) for seed in (1, 2))
     results: list[Tensor] = []
     for _ in range(2):
-        param = nn.Parameter(numbers((9 * CHUNK + 7,), torch.float32, 1).to(DEVICE))
-        param.grad = numbers((9 * CHUNK + 7,), torch.float32, 2).to(DEVICE)
+        param = nn.Parameter(start.clone().to(DEVICE))
+        param.grad = gradient.to(DEVICE)
         Kernels(Reduced([param])).step()
-        results.append(param.detach())
+        results.append(param.detach().cpu())
     assert_same(results[0], results[1])
+    p, g = start.double(), gradient.double() - gradient.double().mean()
+    wanted = p - 0.1 * g * (p.norm() / (g.norm() + 1e-3)).clamp(max=2.0) / p.abs().max()
+    torch.testing.assert_close(results[0].double(), wanted, rtol=3e-7, atol=3e-8)
 
 
 def test_what_is_not_a_number_is_the_largest() -> None:

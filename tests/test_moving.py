@@ -26,7 +26,7 @@ from rules import (
 )
 from torch import Tensor, nn
 
-from steprule import AdamW, load_checkpoint, save_checkpoint
+from steprule import SGD, AdamW, load_checkpoint, save_checkpoint
 from steprule.engine import moving
 
 
@@ -91,6 +91,36 @@ def test_a_slot_keeps_a_dtype_that_is_not_the_parameters(case: Case, dtype: torc
     case.advance(again)
     for state in again.state_dict()["state"].values():
         assert {v.dtype for k, v in state.items() if isinstance(v, Tensor) and v.dim()} <= {dtype}
+
+
+@pytest.mark.parametrize("rule", [AdamW, SGD])
+@pytest.mark.parametrize("low_precision", ["none", "kahan", "stochastic", "master"])
+@pytest.mark.parametrize("state_dtype", [None, "bf16", "int8"])
+def test_fewer_bits_are_saved_as_they_are(rule: Any, low_precision: str, state_dtype: str | None) -> None:
+    """Codes, their scales, what 16 bits leave out, and the keys of random rounding."""
+    case = Case(rule, {"momentum": 0.9} if rule is SGD else {})
+    shapes = ((80, 70), (3,))
+    options: dict[str, Any] = {"low_precision": low_precision, "state_dtype": state_dtype, "lr": 0.1}
+    optimizer = case.make(case.parameters(torch.bfloat16, shapes), **options)
+    case.advance(optimizer, 2)
+    first = as_bytes(optimizer.state_dict())
+    again = case.make([nn.Parameter(p.detach().clone()) for p in flat(optimizer)], **options)
+    assert not again.load_state_dict(from_bytes(first)).converted
+    assert as_bytes(again.state_dict()) == first
+    for o in (optimizer, again):
+        case.advance(o, 2, first=2)
+    assert_same_run(again, optimizer)
+    beside = [
+        key
+        for key in optimizer.state[flat(optimizer)[0]]
+        if key.endswith("_scale") or key in ("low_bits", "compensation")
+    ]
+    for key in beside:
+        saved = from_bytes(first)
+        saved["state"][0][key] = saved["state"][0][key][:1].float()
+        with pytest.raises(ValueError, match=f"{case.name}.*'{key}' of parameter 0 is .*, must be .* of shape"):
+            again.load_state_dict(saved)
+    assert bool(beside) == (state_dtype == "int8" or low_precision in ("kahan", "master"))
 
 
 @each(plain)

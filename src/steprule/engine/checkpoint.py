@@ -14,6 +14,7 @@ from steprule import errors
 from steprule.engine import matching, moving, storage
 from steprule.engine.fields import Slot, scalar_dtype
 from steprule.engine.load_report import Change, LoadReport
+from steprule.engine.nonfinite import all_finite
 from steprule.engine.resumed_groups import Resumed, chooser
 
 Dict = dict[str, Any]
@@ -322,7 +323,7 @@ def _is_finite(tensor: Tensor) -> bool:
     local: Any = getattr(tensor, "to_local", lambda: tensor)()
     if local.is_meta or local.element_size() < 2 or not (local.is_floating_point() or local.is_complex()):
         return True
-    return bool(local.isfinite().all())
+    return all_finite([local])
 
 
 def _copied(value: Any, device: torch.device | None) -> Any:

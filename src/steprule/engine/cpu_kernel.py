@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from steprule.engine import storage
 from steprule.engine.program import Instruction, Operand, Pass, Program, Register
 
 DTYPES = {
@@ -20,6 +21,8 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
+# What only stands beside numbers, or keeps them as codes.
+STORAGE = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int64: "int64"}
 
 # What each word becomes; the operands' texts are filled in. The roundings are those of torch's CPU operations.
 WORDS = {
@@ -83,10 +86,18 @@ class Source(NamedTuple):
     text: str
 
 
+CODED = (torch.int8, torch.uint8)
+
+
+def arrays_of(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[str]:
+    """The names of a kernel's arrays, in the order that it finds their addresses in."""
+    return [*program.inputs, *(name for name in dtypes if name not in program.inputs)]
+
+
 def why_not(dtypes: Mapping[str, torch.dtype]) -> str | None:
     """Why arrays of these dtypes cannot be computed with together, or None."""
     for name, dtype in dtypes.items():
-        if dtype not in DTYPES:
+        if dtype not in DTYPES and dtype not in CODED:
             return f"{name} is {dtype}, which no CPU kernel is written for"
     if torch.float64 in dtypes.values() and len(set(dtypes.values())) > 1:
         return "float64 is mixed with another precision"
@@ -96,7 +107,8 @@ def why_not(dtypes: Mapping[str, torch.dtype]) -> str | None:
 def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]:
     """The kernels of a program, one per pass.
 
-    dtypes: of 'p', 'g' and every slot letter of the program.
+    dtypes: of 'p', 'g' and every slot letter of the program, then of what `storage` keeps beside them: the
+    scales of codes ('<letter>_scale') and the entries named in `storage.EXTRA_KEYS`.
     """
     printed: list[Source] = []
     sweeps = program.passes()
@@ -104,7 +116,7 @@ def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]
     for number, sweep in enumerate(sweeps):
         title = f"{program.rule}, pass {number + 1} of {len(sweeps)}"
         printer = _Printer(program, sweep, dtypes, reductions)
-        kinds = "-".join(dict.fromkeys(DTYPES[dtypes[name]] for name in program.inputs))
+        kinds = "-".join(dict.fromkeys((DTYPES | STORAGE)[dtypes[name]] for name in arrays_of(program, dtypes)))
         name = "-".join(filter(None, (program.rule, kinds, str(number + 1) * (len(sweeps) > 1))))
         printed.append(Source(name, printer.text(title)))
         for reduction in sweep.reductions:
@@ -122,7 +134,10 @@ class _Printer:
     ):
         self.program = program
         self.sweep = sweep
-        self.dtypes = {name: DTYPES[dtypes[name]] for name in program.inputs}
+        self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
+        self.arrays = arrays_of(program, dtypes)
+        self.coded = [x for x in sweep.inputs.keys() | sweep.outputs.keys() if dtypes[x] in CODED]
+        self.coded.sort()
         self.reductions = reductions
         self.number = "float64" if "float64" in self.dtypes.values() else "float32"
 
@@ -137,18 +152,26 @@ class _Printer:
             "        for place in range(first_place(job, part), first_place(job, part + 1)):",
         ]
         before, inside, after = self._before(), self._inside(), self._after()
-        body = [*before, "for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
+        loop = self._blocks if self.coded else self._entries
+        body = [*before, *loop(inside)]
         return "\n".join([*head, *("            " + line for line in (*body, *after)), ""])
 
     def _before(self) -> list[str]:
         """What is the same for all entries of a tensor."""
-        arrays = list(self.program.inputs)
-        touched = [name for name in arrays if name in self.sweep.inputs or name in self.sweep.outputs]
+        touched = self.sweep.inputs.keys() | self.sweep.outputs.keys()
+        beside = {f"{name}_scale" for name in self.coded} | set(storage.EXTRA_KEYS)
         lines = ["chunk = chunk_at(job, place)"]
         lines += ["tensor, start = tensor_of(job, chunk), start_of(job, chunk)"]
-        for name in touched:
-            place = f"job, {arrays.index(name)}, tensor, start"
-            lines.append(f"at_{name} = {self.dtypes[name]}_array({place})")
+        for index, name in enumerate(self.arrays):
+            if name not in touched | beside:
+                continue
+            first = "start // 256" if name.endswith("_scale") else "0" if name.endswith("_key") else "start"
+            lines.append(f"at_{name} = {self.dtypes[name]}_array(job, {index}, tensor, {first})")
+        for name in self.coded:
+            salt = storage.slot_salt(self.program.slots[name].key)
+            lines.append(f"key_{name} = key_of(at_code_key, {salt})")
+        if "rounding_key" in self.arrays:
+            lines.append("key_p = key_of(at_rounding_key, 0)")
         lines.append("row = scalars_of(job, tensor)")
         used = {x for step in self.sweep.instructions for x in step.operands}
         for index in range(self.program.scalar_count):
@@ -162,22 +185,68 @@ class _Printer:
             lines.append(f"total{place} = {REDUCTIONS[reduction.word][0]}")
         return lines
 
+    def _entries(self, inside: list[str]) -> list[str]:
+        """The loop over the entries of a chunk."""
+        return ["for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
+
+    def _blocks(self, inside: list[str]) -> list[str]:
+        """The same, 256 entries at a time, whose codes can be made only when the largest is known."""
+        written = [name for name in self.coded if name in self.sweep.outputs]
+        lines = [f"buffer_{name} = scratch(job, part * {len(written)} + {i})" for i, name in enumerate(written)]
+        lines += ["for block in range((length_of(job, chunk) + 255) // 256):"]
+        body = ["first = block * 256", "count = min(256, length_of(job, chunk) - first)"]
+        body += [f"scale_{name} = load(at_{name}_scale, block)" for name in self.coded]
+        arrays = [x for x in self.arrays if any(f"in_{x}," in line for line in inside) or x in self.coded]
+        body += [f"in_{name} = offset(at_{name}, first)" for name in arrays]
+        body += [f"top_{name} = size_of_zero()" for name in written]
+        body += ["for i in range(count):", *("    " + x for x in inside)]
+        for name in written:
+            body += [f"scale_{name} = number_of(top_{name})", f"store(at_{name}_scale, block, scale_{name})"]
+            body += [f"inverse_{name} = inverse(scale_{name})", "for i in range(count):"]
+            code = f"in_{name}, i, load(buffer_{name}, i), inverse_{name}, key_{name}, start + first + i"
+            body += [f"    store_code({code})"]
+        return lines + ["    " + x for x in body]
+
+    def _loaded(self, name: str) -> str:
+        """The text that loads an entry of an array."""
+        array = f"{'in' if self.coded else 'at'}_{name}"
+        if name in self.coded:
+            return f"load_code({array}, i, scale_{name})"
+        if name == "p" and "low_bits" in self.arrays:
+            return f"load_master({array}, {array[:2]}_low_bits, i)"
+        if name == "p" and "compensation" in self.arrays:
+            return f"load({array}, i) + load({array[:2]}_compensation, i)"
+        return f"load({array}, i)"
+
+    def _stored(self, name: str, x: str) -> list[str]:
+        """The lines that store an entry of an array."""
+        array = f"{'in' if self.coded else 'at'}_{name}"
+        if name in self.coded:
+            return [f"store(buffer_{name}, i, {x})", f"top_{name} = larger_size(top_{name}, {x})"]
+        if name == "p" and "low_bits" in self.arrays:
+            return [f"store_master({array}, {array[:2]}_low_bits, i, {x})"]
+        if name == "p" and "compensation" in self.arrays:
+            return [f"store_compensated({array}, {array[:2]}_compensation, i, {x})"]
+        if name == "p" and "rounding_key" in self.arrays:
+            place = "start + first + i" if self.coded else "start + i"
+            return [f"store_randomly({array}, i, {x}, key_p, {place})"]
+        return [f"store({array}, i, {x})"]
+
     def _inside(self) -> list[str]:
         """What is done for each entry: load, compute, store."""
-        lines = [f"{r} = load(at_{name}, i)" for name, r in self.sweep.inputs.items()]
+        lines = [f"{r} = {self._loaded(name)}" for name, r in self.sweep.inputs.items()]
         lines += [self._line(x) for x in self.sweep.instructions if x.out.kind != "reduced"]
         for place, reduction in enumerate(self.sweep.reductions):
             form = REDUCTIONS[reduction.word][1]
             value = self._number(reduction.operands[0])
             lines.append(f"total{place} = {form.format(f'total{place}', value)}")
         for name, register in self.sweep.outputs.items():
-            lines.append(f"store(at_{name}, i, {self._number(register)})")
+            lines += self._stored(name, self._number(register))
         return lines
 
     def _after(self) -> list[str]:
         """What the reductions came to over the chunk."""
-        first, count = len(self.reductions), len(self.sweep.reductions)
-        del first
+        count = len(self.sweep.reductions)
         return [f"keep_partial(job, {count}, {place}, chunk, float64(total{place}))" for place in range(count)]
 
     def _line(self, step: Instruction) -> str:

@@ -6,7 +6,7 @@ What depends on the tensors' sizes alone is made once; their addresses are hande
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,18 +26,20 @@ CHUNK_COST = 256
 class Launch:
     """One program over tensors of these lengths and dtypes, ready to run.
 
-    dtypes: of 'p', 'g' and every slot letter. lengths: the number of entries of each tensor.
+    dtypes: of 'p', 'g' and every slot letter, and of what is stored beside them (see `cpu_kernel.sources`). lengths: the number of entries of each tensor.
     """
 
     def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], lengths: Sequence[int]):
-        self._inputs = list(program.inputs)
+        self._inputs = cpu_kernel.arrays_of(program, dtypes)
         texts = cpu_kernel.sources(program, dtypes)
         self._kernels = [cpu_threads.Kernel(kernel_cache.address_of(name, text)) for name, text in texts]
         self._reductions = [list(sweep.reductions) for sweep in program.passes()]
         self.bytes = sum(lengths) * sum(dtypes[name].itemsize for name in program.inputs)
         self._lengths = np.array(lengths, dtype=np.int64)
         self._chunks = _chunks(self._lengths)
-        self._pointers = np.zeros((len(program.inputs), len(lengths)), dtype=np.int64)
+        self._pointers = np.zeros((len(self._inputs), len(lengths)), dtype=np.int64)
+        self._codes = sum(dtype in cpu_kernel.CODED for dtype in dtypes.values())
+        self._scratch = np.zeros(0, dtype=np.float32)
         self._rows = np.zeros(len(lengths), dtype=np.int64)
         self._given_rows: Sequence[int] = ()
         widest = max(len(words) for words in self._reductions)
@@ -81,7 +83,7 @@ class Launch:
                 self._reduced[done] = self._combine(step.word, partials)
                 done += 1
 
-    def _fill(self, name: str, table: NDArray[np.int64] | NDArray[np.float64]) -> None:
+    def _fill(self, name: str, table: NDArray[Any]) -> None:
         self._job[cpu_threads.JOB.index(name)] = table.ctypes.data
 
     def _share(self, number: int) -> None:
@@ -102,6 +104,8 @@ class Launch:
         self._fill("order", self._order)
         self._fill("bounds", self._bounds)
         self._job[cpu_threads.JOB.index("shares")] = number
+        self._scratch = np.zeros((number, self._codes, 256), dtype=np.float32)
+        self._fill("scratch", self._scratch)
         openmp = cpu_threads.openmp() if number > 1 else None
         for name in ("thread_number", "thread_count"):
             self._job[cpu_threads.JOB.index(name)] = getattr(openmp, name, 0)

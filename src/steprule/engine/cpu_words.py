@@ -234,10 +234,13 @@ def array_of(kind):
     return word
 
 
+int8_array = array_of(types.int8)
+uint8_array = array_of(types.uint8)
+int64_array = array_of(types.int64)
 float64_array = array_of(types.float64)
 float32_array = array_of(types.float32)
 bfloat16_array = array_of(BFLOAT16)
-float16_array = array_of(FLOAT16)
+float16_array = int16_array = array_of(FLOAT16)
 
 
 def _widen(builder, kind, bits):
@@ -285,3 +288,226 @@ def store(context, array, index, x):
         return context.get_dummy_value()
 
     return types.void(array, index, x), generate
+
+
+# Storage: small floats that share a scale, and parameters of 16 bits with more elsewhere (see storage.py)
+
+
+def _constant(value, kind=INT32):
+    return ir.Constant(kind, value)
+
+
+def _float_of(builder, bits):
+    return builder.bitcast(bits, ir.FloatType())
+
+
+def _bits_of(builder, x):
+    return builder.bitcast(x, INT32)
+
+
+def _hash(builder, key, place):
+    """32 random bits for a place: storage.mix, on the low 32 bits."""
+    x = builder.add(builder.mul(builder.trunc(place, INT32), _constant(0x9E3779B1)), key)
+    x = builder.mul(builder.xor(x, builder.lshr(x, _constant(16))), _constant(0x85EBCA6B))
+    x = builder.mul(builder.xor(x, builder.lshr(x, _constant(13))), _constant(0xC2B2AE35))
+    return builder.xor(x, builder.lshr(x, _constant(16)))
+
+
+@intrinsic
+def offset(context, array, entries):
+    """The same array, some entries on."""
+
+    def generate(context, builder, signature, values):
+        return builder.gep(values[0], [values[1]])
+
+    return array(array, entries), generate
+
+
+@intrinsic
+def scratch(context, job, place):
+    """256 numbers of this thread's own."""
+    pointer = types.CPointer(types.float32)
+
+    def generate(context, builder, signature, values):
+        index = builder.mul(values[1], _constant(256, INT64))
+        return _entry(builder, _field(builder, values[0], "scratch"), index, ir.FloatType())
+
+    return pointer(job, place), generate
+
+
+@intrinsic
+def key_of(context, array, salt):
+    """A tensor's key for random rounding, told apart by a salt."""
+
+    def generate(context, builder, signature, values):
+        key = builder.trunc(builder.load(values[0]), INT32)
+        return builder.xor(key, builder.trunc(values[1], INT32))
+
+    return types.int32(array, salt), generate
+
+
+@intrinsic
+def size_of_zero(context):
+    """The bits of 0."""
+    return types.int32(), lambda context, builder, signature, values: _constant(0)
+
+
+@intrinsic
+def larger_size(context, top, x):
+    """The larger of a size's bits and those of |x|; positive floats order as their bits do."""
+
+    def generate(context, builder, signature, values):
+        size = builder.and_(_bits_of(builder, values[1]), _constant(0x7FFFFFFF))
+        return builder.select(builder.icmp_signed(">", size, values[0]), size, values[0])
+
+    return types.int32(top, x), generate
+
+
+@intrinsic
+def number_of(context, bits):
+    """The float32 with these bits."""
+
+    def generate(context, builder, signature, values):
+        bits = values[0]
+        return _float_of(builder, builder.trunc(bits, INT32) if bits.type == INT64 else bits)
+
+    return types.float32(bits), generate
+
+
+@intrinsic
+def inverse(context, scale):
+    """1 over a scale, and 0 for 0."""
+
+    def generate(context, builder, signature, values):
+        zero, one = (ir.Constant(ir.FloatType(), x) for x in (0.0, 1.0))
+        positive = builder.fcmp_ordered(">", values[0], zero)
+        return builder.select(positive, builder.fdiv(one, values[0]), zero)
+
+    return types.float32(scale), generate
+
+
+_MANTISSA = 20
+_HIGHEST = {types.int8: 127, types.uint8: 255}
+
+
+def _lowest(kind):
+    return (0x3F800000 >> _MANTISSA) - _HIGHEST[kind]
+
+
+@intrinsic
+def load_code(context, array, index, scale):
+    """A number from its code and the scale of its neighbours."""
+    kind = array.dtype
+
+    def generate(context, builder, signature, values):
+        array, index, scale = values
+        byte = builder.load(builder.gep(array, [index]))
+        signed = kind == types.int8
+        code = builder.sext(byte, INT32) if signed else builder.zext(byte, INT32)
+        negative = builder.icmp_signed("<", code, _constant(0))
+        size = builder.select(negative, builder.neg(code), code)
+        bits = builder.shl(builder.add(size, _constant(_lowest(kind))), _constant(_MANTISSA))
+        none = builder.icmp_signed("==", code, _constant(0))
+        zero = ir.Constant(ir.FloatType(), 0.0)
+        value = builder.fmul(builder.select(none, zero, _float_of(builder, bits)), scale)
+        return builder.select(negative, builder.fneg(value), value)
+
+    return types.float32(array, index, scale), generate
+
+
+@intrinsic
+def store_code(context, array, index, x, inverse, key, place):
+    """Keep a number as a code, rounded up or down by the hash of its place."""
+    kind = array.dtype
+
+    def generate(context, builder, signature, values):
+        array, index, x, inverse, key, place = values
+        size = _bits_of(builder, builder.fmul(llvm("fabs")(builder, x), inverse))
+        noise = builder.and_(_hash(builder, key, place), _constant((1 << _MANTISSA) - 1))
+        code = builder.ashr(builder.add(size, noise), _constant(_MANTISSA))
+        code = builder.sub(code, _constant(_lowest(kind)))
+        for comparison, bound in (("<", 0), (">", _HIGHEST[kind])):
+            beyond = builder.icmp_signed(comparison, code, _constant(bound))
+            code = builder.select(beyond, _constant(bound), code)
+        zero = ir.Constant(x.type, 0.0)
+        if kind == types.uint8:
+            vanished = builder.icmp_signed("<", code, _constant(1))
+            least = builder.select(builder.fcmp_ordered(">", x, zero), _constant(1), code)
+            code = builder.select(vanished, least, code)
+        else:
+            code = builder.select(builder.fcmp_ordered("<", x, zero), builder.neg(code), code)
+        builder.store(builder.trunc(code, ir.IntType(8)), builder.gep(array, [index]))
+        return context.get_dummy_value()
+
+    return types.void(array, index, x, inverse, key, place), generate
+
+
+def _int16_at(builder, array, index):
+    return builder.gep(builder.bitcast(array, INT16.as_pointer()), [index])
+
+
+@intrinsic
+def load_master(context, array, low, index):
+    """A float32 from the parameter's 16 bits and the lower half beside them."""
+
+    def generate(context, builder, signature, values):
+        array, low, index = values
+        upper = builder.shl(builder.sext(builder.load(builder.gep(array, [index])), INT32), _constant(16))
+        lower = builder.sext(builder.load(_int16_at(builder, low, index)), INT32)
+        return _float_of(builder, builder.add(upper, lower))
+
+    return types.float32(array, low, index), generate
+
+
+@intrinsic
+def store_master(context, array, low, index, x):
+    """A float32 as the parameter's 16 bits, rounded half up, and the signed rest beside them."""
+
+    def generate(context, builder, signature, values):
+        array, low, index, x = values
+        bits = _bits_of(builder, x)
+        upper = builder.ashr(builder.add(bits, _constant(0x8000)), _constant(16))
+        rest = builder.sub(bits, builder.shl(upper, _constant(16)))
+        builder.store(builder.trunc(upper, INT16), builder.gep(array, [index]))
+        builder.store(builder.trunc(rest, INT16), _int16_at(builder, low, index))
+        return context.get_dummy_value()
+
+    return types.void(array, low, index, x), generate
+
+
+@intrinsic
+def store_compensated(context, array, rest, index, x):
+    """A number rounded to 16 bits, and what that leaves out, in 16 bits too."""
+    kind = array.dtype
+
+    def generate(context, builder, signature, values):
+        array, rest, index, x = values
+        kept = _narrow(builder, kind, x)
+        left_out = builder.fsub(x, _widen(builder, kind, kept))
+        zero = ir.Constant(x.type, 0.0)
+        size = builder.and_(_bits_of(builder, left_out), _constant(0x7FFFFFFF))
+        finite = builder.icmp_signed("<", size, _constant(0x7F800000))
+        builder.store(kept, builder.gep(array, [index]))
+        left_out = _narrow(builder, kind, builder.select(finite, left_out, zero))
+        builder.store(left_out, builder.gep(rest, [index]))
+        return context.get_dummy_value()
+
+    return types.void(array, rest, index, x), generate
+
+
+@intrinsic
+def store_randomly(context, array, index, x, key, place):
+    """A bfloat16, rounded up or down by the hash of its place."""
+
+    def generate(context, builder, signature, values):
+        array, index, x, key, place = values
+        bits = _bits_of(builder, x)
+        noise = builder.and_(_hash(builder, key, place), _constant(0xFFFF))
+        rounded = builder.trunc(builder.lshr(builder.add(bits, noise), _constant(16)), INT16)
+        size = builder.and_(bits, _constant(0x7FFFFFFF))
+        finite = builder.icmp_signed("<", size, _constant(0x7F800000))
+        kept = builder.select(finite, rounded, _narrow(builder, BFLOAT16, x))
+        builder.store(kept, builder.gep(array, [index]))
+        return context.get_dummy_value()
+
+    return types.void(array, index, x, key, place), generate

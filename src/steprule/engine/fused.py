@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from steprule.engine import cpu_kernel
+from steprule.engine import cpu_kernel, storage
 from steprule.engine.counters import KINDS, Counters, keys_of
 from steprule.engine.cpu_launch import Launch
 from steprule.engine.fields import Field
@@ -89,6 +89,8 @@ def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str
             return f"{name} lies in memory in another order than the parameter"
         if tensor.numel() and not tensor.data_ptr():
             return f"{name} has no memory of its own"
+    if any(x.dtype in cpu_kernel.CODED for x in slots.values()) and not param.is_contiguous():
+        return "the neighbours that share a scale are not neighbours in memory"
     if not _dense(param):
         return "the parameter's entries have gaps between them in memory"
     return cpu_kernel.why_not({name: tensor.dtype for name, tensor in tensors.items()})
@@ -102,6 +104,16 @@ def _no_count(program: Program, state: Mapping[str, Any]) -> str | None:
             return f"its state '{key}' is no single float32 or float64"
         if count.device.type != "cpu":
             return f"its state '{key}' is on {count.device}"
+    return None
+
+
+def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
+    """Why what is kept beside the numbers cannot be used as it lies, or None."""
+    for key, value in state.items():
+        if key in ("compensation", "low_bits") and value.stride() != param.stride():
+            return f"its state '{key}' lies in memory in another order than the parameter"
+        if key.endswith("_scale") and not value.is_contiguous():
+            return f"its state '{key}' does not lie in one piece"
     return None
 
 
@@ -174,6 +186,7 @@ class Plan:
             state = optimizer.state_of(param, group)
             slots = self._slots(state)
             reason = why_not(param, gradient, slots) or _no_count(program, state)
+            reason = reason or _odd_storage(param, state)
             if reason is not None:
                 self._for_now.append(param)
             elif place in shared:
@@ -182,7 +195,8 @@ class Plan:
                 self.refused.append((param, reason))
                 continue
             counts = [state[key] for key in keys_of(program, state)]
-            kinds = tuple(x.dtype for x in (param, gradient, *slots.values(), *counts))
+            beside = tuple(_beside(program, state))
+            kinds = (beside, *(x.dtype for x in (param, gradient, *slots.values(), *counts)))
             together.setdefault(kinds, []).append(place)
         self.states = [optimizer.state.get(param) for param in self.params]
         self._run = _run_of(list(optimizer.state.values()), self.states)
@@ -228,10 +242,17 @@ class Plan:
 def _run_of(everything: Sequence[Any], part: Sequence[Any]) -> slice | None:
     """Where the part stands in one piece, in order, as it mostly does: a look-up by parameter costs more."""
     for start, entry in enumerate(everything):
-        if entry is part[0]:
+        if part and entry is part[0]:
             found = slice(start, start + len(part))
             return found if all(map(is_, everything[found], part)) else None
     return None
+
+
+def _beside(program: Program, state: Mapping[str, Any]) -> dict[str, str]:
+    """What `storage` keeps beside the numbers: its name in the kernel, and its key in the state."""
+    scales = {f"{letter}_scale": f"{slot.key}_scale" for letter, slot in program.slots.items()}
+    found = {name: key for name, key in scales.items() if key in state}
+    return found | {key: key for key in storage.EXTRA_KEYS if key in state}
 
 
 def _sharing_memory(params: Sequence[Tensor]) -> set[int]:
@@ -267,6 +288,8 @@ class Batch:
         self.states: list[dict[str, Any]] = [states[i] for i in places]
         self.params = [params[i] for i in places]
         self.keys = {letter: slot.key for letter, slot in program.slots.items()}
+        self.keys |= _beside(program, self.states[0])
+        self.rounding = storage.Keys(self.states)
         self.columns = {"p": self.params}
         self.columns |= {x: [state[key] for state in self.states] for x, key in self.keys.items()}
         dtypes = {letter: column[0].dtype for letter, column in self.columns.items()}
@@ -278,7 +301,8 @@ class Batch:
         self.addresses = {x: list(map(_address, column)) for x, column in self.columns.items()}
         for letter, addresses in self.addresses.items():
             self.launch.place(letter, addresses)
-        self.written = [x for name in program.outputs for x in self.columns[name]]
+        kept = {"g", *program.inputs} - program.outputs.keys()
+        self.written = [x for name, column in self.columns.items() if name not in kept for x in column]
         self.counters = Counters(program, self.states)
         if not self._take(gradients):
             raise AssertionError("a new plan must fit the gradients it was made for")
@@ -326,3 +350,4 @@ class Batch:
         torch.autograd.graph.increment_version(self.written)
         scalars = self.counters.advance(values)
         self.launch.run(scalars, self.counters.row_of)
+        self.rounding.advance()

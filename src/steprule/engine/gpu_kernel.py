@@ -272,9 +272,8 @@ class _Printer:
             kind = "uint16" if self.dtypes[name] == "bfloat16" else self.dtypes[name]
             address = f"tl.load(pointers + {len(arrays)} * tensor + {arrays.index(name)})"
             yield f"at_{name} = {address}.to(tl.pointer_type(tl.{kind})) + start"
-        yield "if ALIGNED:"
         for name in self.touched:
-            yield f"    at_{name} = tl.multiple_of(at_{name}, 16)"
+            yield f"at_{name} = tl.multiple_of(at_{name}, 16 if ALIGNED else 1)"
         if self.scalars:
             yield f"row = scalars + {self.program.scalar_count} * tl.load(rows + tensor)"
         for index in self.scalars:

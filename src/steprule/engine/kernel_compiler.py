@@ -8,7 +8,7 @@ import hashlib
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import llvmlite.binding as llvm
 
@@ -51,7 +51,7 @@ def machine_code(text: str, file: str) -> bytes:
     """Object code with one C function, ENTRY, from a text that defines `kernel(job)`."""
     import numba
 
-    if numba.config.DISABLE_JIT:
+    if cast(Any, numba).config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set")
     scope: dict[str, Any] = {}
     exec(compile(text, file, "exec"), scope)

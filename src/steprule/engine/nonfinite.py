@@ -20,7 +20,7 @@ def allow_step(optimizer: Any, count: bool = True) -> bool:
     """
     groups: list[dict[str, Any]] = optimizer.param_groups
     asked = [group for group in groups if group.get("nonfinite", "ignore") != "ignore"]
-    if _all_finite([p.grad for group in asked for p in group["params"] if p.grad is not None]):
+    if all_finite([p.grad for group in asked for p in group["params"] if p.grad is not None]):
         return True
     strict = [index for index, group in enumerate(groups) if group.get("nonfinite") == "raise"]
     names = [place.shown for place in offenders(groups) if place.group in strict]
@@ -35,11 +35,11 @@ def allow_step(optimizer: Any, count: bool = True) -> bool:
 def offenders(groups: list[dict[str, Any]]) -> list[Place]:
     """The parameters whose gradients are NaN or infinite."""
     with_gradients = [place for place in own_places(groups) if place.key.grad is not None]
-    return [place for place in with_gradients if not _all_finite([place.key.grad])]
+    return [place for place in with_gradients if not all_finite([place.key.grad])]
 
 
 @torch.no_grad()
-def _all_finite(gradients: list[Any]) -> bool:
+def all_finite(gradients: list[Any]) -> bool:
     """Whether all numbers are finite: each gradient is read once, and the host waits once per device."""
     extremes: dict[Any, list[Tensor]] = {}
     for gradient in gradients:

@@ -99,6 +99,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
     fields: ClassVar[dict[str, Field]] = {}
     slots: ClassVar[dict[str, Slot]] = {}
     decay_default: ClassVar[str | None] = None
+    # One state for all parameters together, kept with the first, whose vectors hold them in their order.
+    one_vector: ClassVar[bool] = False
 
     def __init__(self, params: Any, defaults: dict[str, Any]):
         who = type(self).__name__
@@ -195,7 +197,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
         """Take one step on every parameter that has a gradient.
 
         closure: recomputes the loss and its gradients; it runs with gradients enabled and its value is
-        returned.
+        returned. Raises: RuntimeError for gradients that the rule cannot use, and for NaN or infinite ones
+        where nonfinite="raise"; then nothing has moved.
         """
         loss = None
         if closure is not None:
@@ -245,9 +248,6 @@ class CheckedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-
-    # The whole history is one state, kept with the first parameter, whose vectors hold all in order.
-    one_vector: ClassVar[bool] = False
 
     def state_dict(self) -> dict[str, Any]:
         """The state and the groups in torch's format, with shapes where the parameters have names.

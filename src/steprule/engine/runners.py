@@ -38,7 +38,7 @@ def choose(rule: Any, group: dict[str, Any]) -> Choice:
     kernel = "gpu_kernel" if _device(group["params"]).type != "cpu" else "cpu_kernel"
     for runner, asked, reason in (
         (kernel, fused, always or _no_kernel(kernel, group["params"])),
-        ("foreach", foreach, always),
+        ("foreach", foreach, always or _not_in_lists(group)),
     ):
         flag = "fused" if runner == kernel else "foreach"
         other = "foreach" if runner == kernel else "fused"
@@ -64,11 +64,15 @@ def _never_listed(rule: Any, group: dict[str, Any]) -> str | None:
         return f"{rule.__name__} steps single rows"
     if group.get("differentiable"):
         return "differentiable=True needs autograd's tape"
-    if group.get("low_precision") not in (None, "none") or "int8" in str(group.get("state_dtype")):
-        return "only the reference keeps numbers this way"
     lr = group.get("lr")
     if isinstance(lr, Tensor) and lr.requires_grad:
         return "lr requires a gradient"
+    return None
+
+
+def _not_in_lists(group: dict[str, Any]) -> str | None:
+    if group.get("low_precision") not in (None, "none") or "int8" in str(group.get("state_dtype")):
+        return "torch has no lists of numbers that are kept this way"
     return None
 
 

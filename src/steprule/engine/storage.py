@@ -160,6 +160,24 @@ def next_keys(state: dict[str, Any]) -> None:
             state[key].copy_(torch.tensor(mix(int(state[key]) + 1)))
 
 
+class Keys:
+    """The random rounding keys of many tensors, in one table of which the states hold views."""
+
+    def __init__(self, states: list[dict[str, Any]]):
+        self._tables: list[Tensor] = []
+        for name in ("code_key", "rounding_key"):
+            if name in states[0]:
+                table = torch.stack([state[name].reshape(()) for state in states])
+                for state, view in zip(states, table.unbind(), strict=True):
+                    state[name] = view
+                self._tables.append(table)
+
+    def advance(self) -> None:
+        """New keys for the next step, as `next_keys` makes them."""
+        for table in self._tables:
+            table.copy_(mix(table + 1))
+
+
 def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
     """Codes and scales of float32 numbers, in place."""
     blocks = _blocks(value.reshape(-1))

@@ -17,6 +17,7 @@ from torch import nn
 
 import steprule
 from steprule.engine.optimizer import CheckedOptimizer
+from steprule.engine.rule import RuleOptimizer
 from steprule.lab import bench_machine, bench_report
 from steprule.lab.bench_chart import draw_chart
 from steprule.lab.bench_measure import (
@@ -27,6 +28,7 @@ from steprule.lab.bench_measure import (
     iterations,
     peak_bytes,
     ratio,
+    rehearse,
     runner_of,
     samples_of,
 )
@@ -74,9 +76,11 @@ class Plan:
 def bench(asked: Asked, out: Path | None) -> None:
     """Measure, and leave a table on the screen, the numbers in a JSON file and a chart beside it.
 
-    Raises `LabError` before anything is measured if something asked for does not exist here.
+    Raises `LabError` before anything is measured or written if what was asked for does not exist here.
     """
     plan = _plan(asked)
+    for rule in plan.rules:
+        rehearse(rule, plan.model.shapes, plan.dtype, plan.device)
     file = _reserve(out, plan.model.name)
     try:
         console = open_console()
@@ -128,7 +132,7 @@ def _rules(names: str) -> list[type[CheckedOptimizer]]:
         return [
             rule
             for rule in steprule.catalogue().values()
-            if issubclass(rule, steprule.Elementwise) and rule.gradients != "rows only"
+            if issubclass(rule, RuleOptimizer) and rule.traced and rule.gradients != "rows only"
         ]
     parts = [name.strip() for name in names.split(",")]
     return list(dict.fromkeys(find_rule(name) for name in parts))
@@ -156,20 +160,22 @@ def _reserve(out: Path | None, model: str) -> Path:
         raise LabError(f"--out {out} must be a .json file; the chart goes beside it.")
     folder = FOLDER if out is None else out.parent
     number = 1
-    while True:
-        file = folder / f"bench-{model}-{number}.json" if out is None else out
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file.open("x").close()
-        except FileExistsError as error:
-            if out is not None:
-                taken = f"'{out}' already exists" if file.exists() else f"'{folder}' is not a folder"
-                raise LabError(f"{taken}. Give another --out.") from error
-            number += 1
-        except OSError as error:
-            raise LabError(f"cannot write {file}: {error.strerror}.") from error
-        else:
-            return file
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = folder / f"bench-{model}-{number}.json" if out is None else out
+            try:
+                file.open("x").close()
+                return file
+            except FileExistsError:
+                if out is not None:
+                    raise
+                number += 1
+    except FileExistsError:
+        what = f"'{out}' already exists" if folder.is_dir() else f"'{folder}' is not a folder"
+        raise LabError(f"{what}. Give another --out.") from None
+    except OSError as error:
+        raise LabError(f"cannot write {out or folder}: {error.strerror}.") from error
 
 
 # What is measured

@@ -33,7 +33,8 @@ def draw_chart(file: Path, result: Mapping[str, Any]) -> None:
         figure, axis = pyplot.subplots(figsize=(WIDTH, height + MARGIN), layout="constrained")
         _draw_bars(axis, result["rules"], rows)
         axis.set_ylim(height - GAP / 2, -GAP / 2)
-        axis.set_xlabel("time of a step, in times of the floor: its bytes at the memory's own speed")
+        scale = ", logarithmic" if axis.get_xscale() == "log" else ""
+        axis.set_xlabel(f"time of a step ÷ floor, the time that moving its bytes takes{scale}")
         _label(axis, result)
         figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
         pyplot.close(figure)

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 import tracemalloc
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "iterations",
     "peak_bytes",
     "ratio",
+    "rehearse",
     "runner_of",
     "samples_of",
 ]
@@ -45,7 +47,8 @@ SAMPLE_SECONDS = 0.02
 BATCH = 32
 
 Action = Callable[[], object]
-Rule = type[CheckedOptimizer]
+# Any rule of the catalogue: what its constructor takes besides the parameters differs.
+Rule = Callable[..., CheckedOptimizer]
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,18 @@ def runner_of(optimizer: Optimizer) -> str:
     return runners.choose(type(optimizer), optimizer.param_groups[0]).runner
 
 
+def rehearse(rule: Rule, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
+    """Try the rule on tiny parameters of as many dimensions.
+
+    Raises `LabError` with the rule's own message if it cannot step them.
+    """
+    small = sorted({tuple(min(size, 2) for size in shape) for shape in shapes})
+    params = [nn.Parameter(torch.ones(shape, dtype=dtype, device=device)) for shape in small]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    _enter(Entrants({}, {}), OURS, lambda: rule(params))
+
+
 def entrants(rule: Rule, params: list[nn.Parameter]) -> Entrants:
     """Our default, foreach and reference; torch's for-loop, foreach and fused, where they exist.
 
@@ -120,7 +135,7 @@ def _enter(found: Entrants, name: str, make: Callable[[], Optimizer]) -> None:
     """Build an optimizer and step it once; it stays out if it refuses, unless it is our default."""
     try:
         optimizer = make()
-        optimizer.step()
+        _begin(optimizer.step)
     except torch.OutOfMemoryError as error:
         raise LabError(f"the device has not enough memory for this model: {_line(error)}") from error
     except (TypeError, ValueError, RuntimeError) as error:
@@ -129,6 +144,13 @@ def _enter(found: Entrants, name: str, make: Callable[[], Optimizer]) -> None:
         found.absent[name] = _line(error)
     else:
         found.optimizers[name] = optimizer
+
+
+def _begin(action: Action) -> None:
+    """Do it for the first time. Rules warn then of steps that will not learn, which is no matter here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        action()
 
 
 def _line(error: BaseException) -> str:
@@ -162,7 +184,6 @@ def samples_of(
 
 def _calls(action: Action, device: torch.device) -> int:
     """How many calls make a sample that the clock measures well."""
-    action()
     shortest = min(_seconds(action, 1, device) for _ in range(2))
     return max(1, math.ceil(SAMPLE_SECONDS / max(shortest, 1e-6)))
 
@@ -209,7 +230,7 @@ class Mover:
 
     def __call__(self) -> None:
         """Move the bytes once."""
-        for piece in self._read.split(self._written.numel()):
+        for piece in torch.split(self._read, self._written.numel()):
             self._written[: piece.numel()].add_(piece)
         self._written[self._read.numel() :].mul_(1.0)
 
@@ -299,9 +320,16 @@ def iterations(rule: Rule, dtype: torch.dtype, device: torch.device) -> dict[str
         makers["torch default"] = theirs
         if "fused" in inspect.signature(theirs).parameters:
             makers["torch fused"] = lambda params: theirs(params, fused=True)
-    made = {name: _iteration(make, copy.deepcopy(network), batch) for name, make in makers.items()}
-    for action in made.values():
-        action()
+    made: dict[str, Action] = {}
+    for name, make in makers.items():
+        try:
+            action = _iteration(make, copy.deepcopy(network), batch)
+            _begin(action)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if name == OURS:
+                raise LabError(f"the small network cannot be trained: {_line(error)}") from error
+        else:
+            made[name] = action
     return made
 
 

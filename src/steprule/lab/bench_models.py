@@ -134,7 +134,7 @@ def _shapes_of(made: object) -> tuple[Shape, ...] | None:
     for entry in cast(Iterable[Any], made):
         if not isinstance(entry, (list, tuple)):
             return None
-        sizes = cast(tuple[Any, ...], tuple(cast(Iterable[Any], entry)))
+        sizes = tuple(cast(Iterable[Any], entry))
         if not all(type(size) is int and size >= 0 for size in sizes):
             return None
         shapes.append(sizes)

@@ -19,7 +19,10 @@ LINE_SECONDS = 3.0
 STEPS = ("steprule", "steprule foreach", "steprule reference", "torch for-loop", "torch foreach", "torch fused")
 ITERATIONS = ("steprule", "torch default", "torch fused")
 
+ROOMY = 100
+
 Result = Mapping[str, Any]
+Cell = str | Text
 
 
 def number(value: float) -> str:
@@ -37,10 +40,17 @@ def print_header(console: Console, result: Result, file: Path) -> None:
         "machine": kind if result["device"] == "cpu" else f"{result['device']}; {kind}",
         "versions": f"steprule {result['steprule']}, torch {result['torch']}, "
         f"numba {result['numba'] or 'not installed'}",
+        "load": f"{result['load']}: other work is measured with it" if _busy(result) else "",
         "file": str(file),
     }.items():
-        grid.add_row(Text(name, style="dim"), Text(text))
+        if text:
+            grid.add_row(Text(name, style="dim"), Text(text))
     console.print(grid)
+
+
+def _busy(result: Result) -> bool:
+    """Whether other processes use a good part of the machine."""
+    return (result["load"] or 0) > result["cores"] / 2
 
 
 @contextmanager
@@ -71,7 +81,7 @@ def print_tables(console: Console, result: Result) -> None:
     _print(
         console,
         "A step in ms, ± half the distance between the quartiles",
-        [*STEPS, "floor", "× floor", "torch ÷ steprule"],
+        [*STEPS, "floor", "× floor", "torch\u00a0÷ steprule"],
         {x["rule"]: _steps(x) for x in rules},
     )
     _print(
@@ -82,7 +92,7 @@ def print_tables(console: Console, result: Result) -> None:
     )
     _print(
         console,
-        "A training iteration of a small network, and the first step of a new process, in ms",
+        "Training iteration of a small network, and first step of a new process, in ms",
         [*(f"iteration {name}" for name in ITERATIONS), "first step cold", "first step cached"],
         {x["rule"]: _others(x) for x in rules},
     )
@@ -104,7 +114,7 @@ def _notes(result: Result) -> Iterable[str]:
         yield f"import {name}: {number(own)} ms{over}"
 
 
-def _steps(rule: Result) -> list[str]:
+def _steps(rule: Result) -> list[Cell]:
     steps: Result = rule["step"]
     theirs = [step["times_steprule"] for name, step in steps.items() if name.startswith("torch")]
     cells = _over(STEPS, steps, lambda x: _spread(x["ms"]))
@@ -112,18 +122,18 @@ def _steps(rule: Result) -> list[str]:
     return [*cells, floor, beyond, number(min(theirs)) if theirs else "–"]
 
 
-def _others(rule: Result) -> list[str]:
+def _others(rule: Result) -> list[Cell]:
     first = [number(rule["first_step"][name]) for name in ("cold", "warm")]
     return [*_over(ITERATIONS, rule["iteration"], lambda x: _spread(x["ms"])), *first]
 
 
-def _over(names: Iterable[str], found: Result, cell: Callable[[Any], str]) -> list[str]:
+def _over(names: Iterable[str], found: Result, cell: Callable[[Any], Cell]) -> list[Cell]:
     return [cell(found[name]) if name in found else "–" for name in names]
 
 
-def _spread(timing: Result) -> str:
+def _spread(timing: Result) -> Text:
     half = (timing["high"] - timing["low"]) / 2
-    return f"{number(timing['median'])} ±{100 * half / timing['median']:.0f}%"
+    return Text.assemble(number(timing["median"]), (f"\n±{100 * half / timing['median']:.0f}%", "dim"))
 
 
 def _memory(step: Result) -> str:
@@ -131,12 +141,13 @@ def _memory(step: Result) -> str:
     return f"{size / 2**20:,.1f} MiB" if size >= 2**20 / 10 else f"{size / 2**10:.1f} KiB"
 
 
-def _print(console: Console, title: str, headings: list[str], rows: Mapping[str, list[str]]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+def _print(console: Console, title: str, headings: list[str], rows: Mapping[str, list[Cell]]) -> None:
+    between = 2 if console.width >= ROOMY else 1
+    table = Table(box=None, padding=(0, between, 0, 0), header_style="dim")
     table.add_column("")
     for heading in headings:
-        # Two lines are narrower than one.
-        table.add_column("\n".join(heading.rsplit(" ", 1)), justify="right")
+        # Lines of one word are narrow, and a number cut short would be another number.
+        table.add_column(heading.replace(" ", "\n"), justify="right", overflow="fold")
     for name, cells in rows.items():
         table.add_row(Text(name, style="bold"), *cells)
     console.print(f"\n{title}\n")

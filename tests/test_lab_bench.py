@@ -1,0 +1,459 @@
+"""`steprule bench`: what is measured, against what, and what it leaves behind. Nothing here judges a speed."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lab import assert_refused, everything_in, run
+
+import steprule
+from steprule.lab import bench, bench_machine, bench_measure, bench_models
+from steprule.lab.bench_measure import OURS, Mover, Timing, entrants, peak_bytes, ratio, samples_of
+from steprule.lab.errors import LabError
+
+CPU = torch.device("cpu")
+OWN_MODEL = """
+from torch import nn
+
+def network():
+    frozen = nn.Linear(5, 5).requires_grad_(False)
+    return nn.Sequential(nn.Linear(4, 3), frozen)
+
+def shapes():
+    return [(8, 8), (8,), ()]
+
+def nothing():
+    return []
+
+def wrong():
+    return [(8, -1)]
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_and_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_measure, "SAMPLE_SECONDS", 1e-4)
+    monkeypatch.setattr(bench_measure, "mlp", lambda: [(8, 8)] * 2)
+    (tmp_path / "own.py").write_text(OWN_MODEL)
+    return tmp_path
+
+
+def make_params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    params = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    return params
+
+
+# Models
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "numbers"),
+    [
+        ("gpt2", 148, 124_439_808),
+        ("resnet18", 62, 11_689_512),
+        ("many-small", 400, 200 * (64 * 64 + 64)),
+        ("own.py:network", 2, 15),
+        ("own.py:shapes", 3, 73),
+    ],
+)
+def test_models_have_the_sizes_they_are_known_for(name: str, tensors: int, numbers: int) -> None:
+    model = bench_models.load_model(name)
+    assert (len(model.shapes), model.numbers) == (tensors, numbers)
+
+
+# Bytes and floor
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "bytes_per_number"),
+    [
+        (steprule.SGD, {}, 12),  # reads p, g; writes p
+        (steprule.SGD, {"momentum": 0.9}, 20),  # and reads and writes the momentum
+        (steprule.AdamW, {}, 28),  # reads p, g, m, v; writes p, m, v
+        (steprule.Lion, {}, 20),
+        (steprule.Sophia, {}, 24),  # the curvature is read, not written
+    ],
+)
+def test_bytes_that_must_move(rule: Any, options: dict[str, Any], bytes_per_number: int) -> None:
+    params = make_params((7, 3), (), (64,))
+    optimizer = rule(params, **options)
+    optimizer.init_state()
+    assert Mover(optimizer, CPU).bytes == bytes_per_number * (21 + 1 + 64)
+
+
+def test_bytes_count_each_dtype_for_itself() -> None:
+    params = make_params((100,), dtype=torch.bfloat16)
+    optimizer = steprule.AdamW(params, state_dtype="fp32", low_precision="none")
+    optimizer.step()
+    assert Mover(optimizer, CPU).bytes == 100 * (3 * 2 + 4 * 4)
+
+
+@pytest.mark.parametrize("rule", [steprule.SGD, steprule.AdamW, steprule.Adagrad])
+def test_the_floor_reads_and_writes_as_much_as_the_step(rule: Any) -> None:
+    params = make_params((100,))
+    optimizer = rule(params)
+    optimizer.step()
+    move = Mover(optimizer, CPU)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        move()
+    moved = 0
+    for event in profile.events():
+        if event.name in ("aten::add_", "aten::mul_"):
+            sizes = [shape[0] for shape in event.input_shapes if shape]
+            moved += 4 * (2 * sizes[0] + sum(sizes[1:]))  # its first operand is read and written
+    assert moved == move.bytes
+    assert move.floor([3.0]) == [3.0]
+
+
+# Who takes part
+
+
+def test_all_that_exist_take_part_and_do_what_their_names_say() -> None:
+    found = entrants(steprule.Adam, make_params((8, 8)))
+    names = {"foreach": True, "fused": True, "for-loop": False}
+    assert set(found.optimizers) >= {OURS, *(f"torch {name}" for name in names)}
+    for name, optimizer in found.optimizers.items():
+        assert type(optimizer) is (torch.optim.Adam if name.startswith("torch") else steprule.Adam)
+    groups = {name: x.param_groups[0] for name, x in found.optimizers.items()}
+    assert [groups["torch for-loop"][x] for x in ("foreach", "fused")] == [False, False]
+    assert [groups["torch foreach"][x] for x in ("foreach", "fused")] == [True, None]
+    assert [groups["torch fused"][x] for x in ("foreach", "fused")] == [None, True]
+    runners = {name: bench_measure.runner_of(x) for name, x in found.optimizers.items() if OURS in name}
+    assert runners.pop(OURS) not in runners.values()
+    assert runners == {name: name.removeprefix(f"{OURS} ") for name in runners}
+
+
+def test_who_is_absent_and_why() -> None:
+    found = entrants(steprule.RMSprop, make_params((8, 8)))
+    assert "torch fused" not in found.optimizers
+    assert "fused" in found.absent["torch fused"]
+    found = entrants(steprule.Lion, make_params((8, 8)))
+    assert found.absent["torch foreach"] == "torch.optim has no Lion"
+
+
+def test_all_share_parameters_and_gradients() -> None:
+    params = make_params((8, 8), (3,))
+    for optimizer in entrants(steprule.AdamW, params).optimizers.values():
+        assert [id(x) for x in optimizer.param_groups[0]["params"]] == [id(x) for x in params]
+
+
+# In which order
+
+
+def test_everyone_takes_a_turn_in_every_round_in_changing_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_measure, "SAMPLE_SECONDS", 0)  # a sample is one call
+    turns: list[str] = []
+    rounds: list[int] = []
+    actions = {name: lambda name=name: turns.append(name) for name in "abc"}
+    samples = samples_of(actions, 8, CPU, lambda: rounds.append(len(turns)))
+    assert {name: len(own) for name, own in samples.items()} == {"a": 8, "b": 8, "c": 8}
+    start = rounds[0] - 3
+    orders = ["".join(turns[end - 3 : end]) for end in rounds]
+    assert [end - start for end in rounds] == [3 * number for number in range(1, 9)]
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+    assert len(set(orders)) > 2
+
+
+def test_a_sample_is_the_time_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def take(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(bench_measure.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(bench_measure, "SAMPLE_SECONDS", 0.02)
+    calls = {"quick": 0, "slow": 0}
+
+    def quick() -> None:
+        calls["quick"] += 1
+        take(0.003)
+
+    def slow() -> None:
+        calls["slow"] += 1
+        take(0.05)
+
+    samples = samples_of({"quick": quick, "slow": slow}, 3, CPU, lambda: None)
+    assert samples["quick"] == pytest.approx([3.0] * 3)
+    assert samples["slow"] == pytest.approx([50.0] * 3)
+    # Two to find out how long a call takes; then, per round, 20 ms of them after one not counted.
+    assert calls == {"quick": 2 + 3 * (1 + 7), "slow": 2 + 3}
+
+
+def test_quartiles_and_ratios_within_rounds() -> None:
+    samples = [5.0, 1.0, 2.0, 4.0, 3.0]
+    assert Timing.of(samples) == Timing(2.0, 3.0, 4.0)
+    # The machine was slow in the third round, for both.
+    assert ratio([2.0, 6.0, 60.0, 2.0], [1.0, 2.0, 20.0, 1.0]) == 2.5
+
+
+# Memory
+
+
+def test_peak_bytes_counts_what_is_held_at_once() -> None:
+    def step() -> None:
+        first = torch.empty(1 << 20)  # 4 MiB
+        second = torch.empty(1 << 19)  # 2 MiB
+        del first
+        third = torch.empty(1 << 18)  # 1 MiB
+        del second, third
+
+    held = peak_bytes(step, CPU)
+    assert 6 << 20 <= held < (6 << 20) + 50_000
+
+
+def test_peak_bytes_counts_numpy_and_python() -> None:
+    assert 1 << 20 <= peak_bytes(lambda: bytearray(1 << 20), CPU) < (1 << 20) + 50_000
+
+
+def test_a_step_that_needs_temporaries_is_told_from_one_that_does_not() -> None:
+    params = make_params((512, 512))
+    found = entrants(steprule.Adam, params).optimizers
+    held = {name: peak_bytes(optimizer.step, CPU) for name, optimizer in found.items()}
+    assert held["torch for-loop"] > 512 * 512 * 4
+    assert held["torch fused"] < 512 * 512
+    if bench_measure.runner_of(found[OURS]) == "cpu_kernel":
+        assert held[OURS] < 512 * 512
+
+
+# Iterations and first steps
+
+
+def test_iterations_train_equal_networks() -> None:
+    actions = bench_measure.iterations(steprule.Adam, torch.float32, CPU)
+    assert set(actions) == {OURS, "torch default", "torch fused"}
+    assert set(bench_measure.iterations(steprule.Lion, torch.float32, CPU)) == {OURS}
+    networks = [
+        dict(zip(x.__code__.co_freevars, x.__closure__, strict=True))["network"] for x in actions.values()
+    ]
+    weights = [list(cell.cell_contents.parameters()) for cell in networks]
+    for own in weights[1:]:
+        for one, other in zip(weights[0], own, strict=True):
+            assert one is not other
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_fresh_process_fills_the_cache_it_is_given(tmp_path: Path) -> None:
+    told = bench_machine.fresh_process("AdamW", torch.float32, CPU, tmp_path / "cache")
+    assert set(told) == {"import_torch", "import_steprule", "first_step"}
+    assert all(milliseconds > 0 for milliseconds in told.values())
+    if bench_measure.runner_of(steprule.AdamW(make_params((2,)))) == "cpu_kernel":
+        assert list((tmp_path / "cache" / "steprule").glob("AdamW*.o"))
+
+
+def test_a_fresh_process_that_fails(small_and_quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = small_and_quick / "fails.py"
+    script.write_text("raise KeyError('why')")
+    monkeypatch.setattr(bench_machine.bench_first_step, "__file__", str(script))
+    with pytest.raises(
+        LabError, match="the first step of Adam failed in a process of its own: KeyError: 'why'"
+    ):
+        bench_machine.fresh_process("Adam", torch.float32, CPU, small_and_quick)
+
+
+# The command
+
+
+@pytest.fixture
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"import_torch": 1000.0, "import_steprule": 20.0, "first_step": 70.0}
+    monkeypatch.setattr(bench_machine, "fresh_process", lambda *_: told)
+
+
+BENCH = ("bench", "--model", "own.py:shapes", "--repeats", "3")
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_what_a_run_leaves(small_and_quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = run(capsys, *BENCH, "--optimizers", "adamw,Lion,adamw", "--out", "results/one.json")
+    assert answer.code == 0, answer
+    result = json.loads((small_and_quick / "results/one.json").read_text())
+    assert (small_and_quick / "results/one.svg").read_text().lstrip().startswith("<?xml")
+    assert [rule["rule"] for rule in result["rules"]] == ["AdamW", "Lion"]
+    assert (result["tensors"], result["numbers"], result["dtype"]) == (3, 73, "fp32")
+    assert result["threads"] == torch.get_num_threads()
+    assert result["torch"] == torch.__version__
+    assert result["import"] == {"torch": 1000.0, "steprule": 20.0}
+    adamw = result["rules"][0]
+    assert adamw["bytes"] == 28 * 73
+    assert adamw["step"][OURS]["times_steprule"] == 1
+    assert set(adamw["step"]) | set(adamw["absent"]) == {
+        *(f"{OURS}{name}" for name in ("", " foreach", " reference")),
+        *(f"torch {name}" for name in ("for-loop", "foreach", "fused")),
+    }
+    for step in adamw["step"].values():
+        assert 0 < step["ms"]["low"] <= step["ms"]["median"] <= step["ms"]["high"]
+        assert step["times_floor"] > 0
+    assert adamw["first_step"] == {"cold": 70.0, "warm": 70.0}
+    for part in ("own-shapes, 3 tensors, 73 numbers", "AdamW", "Lion", "GB/s", "results/one.json"):
+        assert part in answer.out, answer.out
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_runs_are_numbered_and_never_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        assert run(capsys, *BENCH, "--optimizers", "sgd").code == 0
+        assert Path(f"runs/bench-own-shapes-{number}.json").is_file()
+    before = everything_in(Path("runs"))
+    answer = run(capsys, *BENCH, "--optimizers", "sgd", "--out", "runs/bench-own-shapes-1.json")
+    assert_refused(answer, "'runs/bench-own-shapes-1.json' already exists. Give another --out.")
+    assert everything_in(Path("runs")) == before
+
+
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp64"])
+def test_other_dtypes(capsys: pytest.CaptureFixture[str], dtype: str) -> None:
+    answer = run(capsys, *BENCH, "--optimizers", "adamw", "--dtype", dtype, "--out", "one.json")
+    assert answer.code == 0, answer
+    size = {"fp64": 8}.get(dtype, 2)
+    assert json.loads(Path("one.json").read_text())["rules"][0]["bytes"] == 7 * size * 73
+
+
+def test_all_are_the_rules_that_look_at_one_number() -> None:
+    names = [rule.__name__ for rule in bench._rules("all")]
+    assert {"AdamW", "SGD", "Adagrad", "Lion", "Rprop"} < set(names)
+    assert not {"SparseAdam", "Muon", "Adafactor", "LBFGS"} & set(names)
+    params = make_params((4, 4), (4,))
+    for name in names:
+        assert OURS in entrants(steprule.catalogue()[name], params).optimizers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--model gpt", "no model 'gpt'. Did you mean 'gpt2'?"),
+        ("--model own.py", "does not say which function: give own.py:FUNCTION"),
+        ("--model absent.py:network", "no file 'absent.py' with a model in it"),
+        ("--model own.py:networks", "own.py has no function 'networks'. Did you mean 'network'?"),
+        ("--model own.py:nothing", "own.py:nothing() returned a model without parameters to train"),
+        ("--model own.py:wrong", "must return a torch.nn.Module, or a list of shapes"),
+        ("--optimizers adam,adamv", "no optimizer 'adamv'. Did you mean 'Adam'?"),
+        ("--optimizers adam,", "no optimizer ''"),
+        ("--optimizers adam,sparseadam", "SparseAdam needs sparse gradients"),
+        ("--optimizers lbfgs", "LBFGS"),
+        ("--optimizers muon", "Muon only supports 2D parameters"),
+        ("--dtype float32", "no dtype 'float32'."),
+        ("--device gpu", "no device 'gpu'."),
+        ("--repeats 1", "'--repeats'"),
+        ("--out one.txt", "--out one.txt must be a .json file"),
+        ("--out own.py/one.json", "'own.py' is not a folder. Give another --out."),
+        ("--out /proc/one.json", "cannot write /proc/one.json"),
+    ],
+)
+def test_wrong_options(
+    small_and_quick: Path, capsys: pytest.CaptureFixture[str], arguments: str, told: str
+) -> None:
+    before = everything_in(small_and_quick)
+    start = BENCH[:1] if "--model" in arguments else BENCH[:3]
+    assert_refused(run(capsys, *start, *arguments.split()), told)
+    assert {k: v for k, v in everything_in(small_and_quick).items() if "__pycache__" not in k} == before
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(run(capsys, *BENCH, "--device", "cuda"), "--device cuda", "--device cpu")
+
+
+def test_a_model_that_does_not_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_machine, "available_bytes", lambda _: 8 << 30)
+    answer = run(capsys, "bench", "--optimizers", "adamw")
+    assert_refused(answer, "AdamW on gpt2 needs about 9.7 GiB of memory, 8.0 GiB are free")
+
+
+def test_ctrl_c_leaves_nothing(
+    small_and_quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_machine, "fresh_process", stop)
+    answer = run(capsys, *BENCH, "--optimizers", "sgd", "--out", "one.json")
+    assert (answer.code, answer.err) == (130, "steprule: stopped; nothing was kept.\n")
+    assert not list(small_and_quick.glob("one*"))
+
+
+# The README's table
+
+TABLE = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/readme_table.py"))
+
+
+def result_of(model: str, numbers: int, **changes: Any) -> dict[str, Any]:
+    def step(ms: float, times: float) -> dict[str, Any]:
+        return {"ms": {"low": ms, "median": ms, "high": ms}, "times_steprule": times}
+
+    steps = {"steprule": step(38.14, 1), "torch for-loop": step(116, 3), "torch fused": step(57, 1.5)}
+    adamw = {"rule": "AdamW", "floor": {"median": 35.0}, "step": steps}
+    lion = {"rule": "Lion", "floor": {"median": 0.25}, "step": {"steprule": step(123.4, 1)}}
+    facts = {
+        "date": "2026-01-02T03:04:05+00:00",
+        "machine": "m",
+        "processor": "P",
+        "cores": 2,
+        "threads": 2,
+        "device": "cpu",
+        "dtype": "fp32",
+        "repeats": 15,
+        "torch": "2.13.0",
+        "steprule": "0.1.0",
+        "commit": "c" * 40,
+    }
+    return {**facts, "model": model, "numbers": numbers, "rules": [adamw, lion], **changes}
+
+
+@pytest.fixture
+def page(small_and_quick: Path) -> Path:
+    file = small_and_quick / "PAGE.md"
+    file.write_text(f"before\n\n{TABLE['BEGIN']}\n\nold\n\n{TABLE['END']}\n\nafter\n")
+    return file
+
+
+def write_table(page: Path, *results: dict[str, Any]) -> str:
+    files = [page.parent / f"{number}.json" for number in range(len(results))]
+    for file, result in zip(files, results, strict=True):
+        file.write_text(json.dumps(result))
+    TABLE["main"]([*map(str, files), "--page", str(page)])
+    return page.read_text()
+
+
+def test_the_table_is_written_between_the_markers(page: Path) -> None:
+    results = result_of("small", 10), result_of("large", 1000)
+    text = write_table(page, *results)
+    assert text.startswith(
+        f"before\n\n{TABLE['BEGIN']}\n\n| ms | large: floor | large: steprule | large: torch | small:"
+    )
+    assert "| AdamW | 35.0 | 38.1 | 57.0 fused | 35.0 | 38.1 | 57.0 fused |\n" in text
+    assert "| Lion | 0.250 | 123 | – | 0.250 | 123 | – |\n" in text
+    assert (
+        "it takes 1.50 × as long (geometric mean). P, 2 cores, 2 threads, torch 2.13.0, commit cccccccccccc, "
+        in text
+    )
+    assert "old" not in text
+    assert text.endswith(f"{TABLE['END']}\n\nafter\n")
+    assert write_table(page, *results) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"commit": "d"}, "differ in commit"), ({"dtype": "bf16"}, "differ in dtype: bf16, fp32")],
+)
+def test_files_of_different_measurements_make_no_table(page: Path, changes: dict[str, Any], told: str) -> None:
+    before = page.read_text()
+    with pytest.raises(SystemExit, match=told):
+        write_table(page, result_of("a", 1), result_of("b", 2, **changes))
+    assert page.read_text() == before
+
+
+def test_a_page_without_markers_is_left_alone(page: Path) -> None:
+    page.write_text("no markers\n")
+    with pytest.raises(SystemExit, match="needs one line"):
+        write_table(page, result_of("a", 1))
+    assert page.read_text() == "no markers\n"
