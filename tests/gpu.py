@@ -94,9 +94,7 @@ class Kernels:
         dtypes = {name: column[0].dtype for name, column in self.columns.items()}
         lengths = [p.numel() for p in self.params]
         self.launch = gpu_launch.Launch(self.program, dtypes, lengths, DEVICE)
-        keys = ["step"] * ("step" in self.states[0])
-        keys += [declared.key for declared in self.program.scalar_slots.values()]
-        arguments = (self.program, keys, self.states, DEVICE, self.launch.dtype)
+        arguments = (self.program, self.states, DEVICE, self.launch.dtype)
         self.counters = gpu_counters.DeviceCounters(*arguments) if counts == "device" else None
 
     def step(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
@@ -105,14 +103,13 @@ class Kernels:
             self.launch.place(name, [x.data_ptr() for x in column])
         with torch.no_grad():
             if self.counters is None:
-                self.launch.run([self._scalars(s) for s in self.states], np.arange(len(self.states)))
+                self.launch.run([self._scalars(s) for s in self.states], range(len(self.states)))
                 return
             scaling = None
             if (grad_scale, found_inf) != (None, None):
                 scaling = self.counters.scaling(grad_scale, found_inf)
-            scalars, rows, after = self.counters.next(self.group)
-            self.launch.run(scalars, rows, scaling)
-            self.counters.advance(after, scaling)
+            scalars = self.counters.advance(self.group, scaling)
+            self.launch.run(scalars, self.counters.row_of, scaling)
 
     def _scalars(self, state: dict[str, Any]) -> list[float]:
         state.get("step", torch.zeros(())).add_(1)

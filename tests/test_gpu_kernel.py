@@ -113,7 +113,7 @@ def test_offsets_beyond_32_bits() -> None:
     kernels.launch._chunks[0, 1] = far
     for name, tensor in (("p", param), ("g", param.grad)):
         kernels.launch.place(name, [tensor.data_ptr() - 4 * far])
-    kernels.launch.run([kernels._scalars({})], np.zeros(1, dtype=np.int64))
+    kernels.launch.run([kernels._scalars({})], [0])
     assert_same(param.detach(), wanted)
 
 
@@ -178,7 +178,7 @@ def test_a_tensor_may_change_its_row_of_scalars_at_any_step() -> None:
     scalars = [kernels.program.scalars({**kernels.group, "lr": lr}, math.nan, {})[0] for lr in (0.0, 0.25)]
     for rows in ([0, 0], [0, 1], [1, 0]):
         before = [param.detach().clone() for param in flat(optimizer)]
-        kernels.launch.run(scalars, np.array(rows))
+        kernels.launch.run(scalars, rows)
         for param, old, row in zip(flat(optimizer), before, rows, strict=True):
             assert_same(param.detach(), old - 0.25 * row)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from papers.decay import WeightDecay
 
 import steprule
-from papers.decay import WeightDecay
 
 STEPS = 60
 # Which transcription a rule follows, where the file has another name, and with which fixed options.

@@ -35,7 +35,7 @@ from steprule.engine.memory import memory_report as memory_report
 from steprule.engine.optimizer import explain as explain
 from steprule.matrix.adafactor import Adafactor as Adafactor
 from steprule.matrix.muon import Muon as Muon
-from steprule.modifiers import decay as _decay_modes  # pyright: ignore[reportUnusedImport]
+from steprule.modifiers import decay as _modes  # noqa: F401 # pyright: ignore[reportUnusedImport]
 from steprule.template import GenericAdaptiveOptimizer as GenericAdaptiveOptimizer
 from steprule.template import WeightDecay as WeightDecay
 

@@ -361,6 +361,6 @@ def only_bfloat16(who: str, low_precision: str, name: str, group: int):
 def updates_round_away(who: str, name: str, dtype: object, fraction: float) -> str:
     """The warning for 16-bit parameters that hardly move."""
     return (
-        f"{who}: in the first step {fraction:.0%} of the updates of {name} ({dtype}) rounded away, so it will hardly "
-        "learn. Use low_precision='kahan', 'stochastic' or 'master'; low_precision='none' says that this is meant."
+        f"{who}: in the first step {fraction:.0%} of the updates of {name} ({dtype}) rounded away, so it will "
+        "hardly learn. Use low_precision='kahan', 'stochastic' or 'master'; 'none' says that this is meant."
     )

@@ -229,8 +229,8 @@ class Symbol:
 
     def __bool__(self) -> NoReturn:
         raise TypeError(
-            f"{self.memory.rule}.update: 'if' on {self.memory.spelt(self.text)}, which changes from step to step; "
-            "use where(condition, a, b)."
+            f"{self.memory.rule}.update: 'if' on {self.memory.spelt(self.text)}, which changes from step to "
+            "step; use where(condition, a, b)."
         )
 
 

@@ -26,7 +26,8 @@ CHUNK_COST = 256
 class Launch:
     """One program over tensors of these lengths and dtypes, ready to run.
 
-    dtypes: of 'p', 'g' and every slot letter, and of what is stored beside them (see `cpu_kernel.sources`). lengths: the number of entries of each tensor.
+    dtypes: of 'p', 'g' and every slot letter, and of what is stored beside them (see `cpu_kernel.sources`).
+    lengths: the number of entries of each tensor.
     """
 
     def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], lengths: Sequence[int]):

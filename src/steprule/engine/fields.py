@@ -84,9 +84,9 @@ class Field:
     def _check_tuple(self, who: str, value: Any, group: int | None) -> Any:
         defaults = cast(tuple[Any, ...], self.default)
         length = len(defaults)
-        if not isinstance(value, (tuple, list)):
-            raise errors.wrong_type(who, self.name, value, f"{length} numbers", group)
         entries = cast(tuple[Any, ...], value)
+        if not isinstance(entries, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise errors.wrong_type(who, self.name, value, f"{length} numbers", group)
         if len(entries) != length:
             raise errors.out_of_range(who, self.name, value, f"{length} numbers", group)
         if len({isinstance(entry, torch.Tensor) for entry in entries}) > 1:

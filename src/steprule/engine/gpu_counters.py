@@ -7,80 +7,78 @@ them is plain arithmetic, so it takes tables with one entry per tensor in place 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from steprule.engine.counters import keys_of
 from steprule.engine.program import Program
 from steprule.words import SCALAR_WORDS
 
 
 class DeviceCounters:
-    """The counts of a set of tensors: one table each, of which the states hold views.
+    """What `Counters` is for the CPU: the counts of tensors that step together, each with scalars of its own.
 
-    keys: of the states' entries, 'step' first if it is among them. dtype: what the scalars are rounded to.
+    dtype: what the scalars are rounded to.
     """
 
     def __init__(
-        self,
-        program: Program,
-        keys: list[str],
-        states: Sequence[dict[str, Any]],
-        device: torch.device,
-        dtype: torch.dtype,
+        self, program: Program, states: Sequence[dict[str, Any]], device: torch.device, dtype: torch.dtype
     ):
-        self.program = program
-        self.keys = keys
-        self.device = device
-        self.dtype = dtype
-        self.tables = [
+        self._program = program
+        self._device = device
+        self._dtype = dtype
+        self._keys = keys_of(program, states[0])
+        self._tables = [
             torch.stack([state[key].reshape(()).to(device, non_blocking=True) for state in states])
-            for key in keys
+            for key in self._keys
         ]
-        self.entries = [list(table.unbind()) for table in self.tables]
-        for key, entries in zip(keys, self.entries, strict=True):
+        self._entries = [list(table.unbind()) for table in self._tables]
+        for key, entries in zip(self._keys, self._entries, strict=True):
             for state, entry in zip(states, entries, strict=True):
                 state[key] = entry
         self._scalars = scalars_on(device, program.scalar_source)
-        self._rows = np.arange(len(states), dtype=np.int64)
+        self.row_of = list(range(len(states)))
 
     def hold(self, states: Sequence[dict[str, Any]]) -> bool:
         """Whether the states still hold the views."""
-        pairs = zip(self.keys, self.entries, strict=True)
+        pairs = zip(self._keys, self._entries, strict=True)
         return all(all(map(is_, [s[key] for s in states], entries)) for key, entries in pairs)
 
-    def next(self, values: Mapping[str, Any]) -> tuple[Tensor, Any, tuple[Any, ...]]:
-        """The rows of scalars of the coming step, the row of each tensor, and the new counts."""
-        counts = [table.double() for table in self.tables]
-        t = counts.pop(0) + 1 if "step" in self.keys else float("nan")
-        own = dict(zip(self.program.scalar_slots, counts, strict=True))
+    def advance(self, values: Mapping[str, Any], scaling: Tensor | None = None) -> Tensor:
+        """Count one step, and return the table of scalars of that step, one row per tensor.
+
+        values: the hyper-parameters. scaling: what `scaling` made; a step that it skips is not counted.
+        """
+        counts = [table.double() for table in self._tables]
+        counting = self._keys[:1] == ["step"]
+        t = counts.pop(0) + 1 if counting else math.nan
+        own = dict(zip(self._program.scalar_slots, counts, strict=True))
         hyper = {name: self._as_double(value) for name, value in values.items()}
         operands, new = self._scalars(hyper, t, own)
-        table = torch.empty(len(self._rows), len(operands), dtype=self.dtype, device=self.device)
+        scalars = torch.empty(len(self.row_of), len(operands), dtype=self._dtype, device=self._device)
         for column, operand in enumerate(operands):
-            table[:, column] = operand
-        return table, self._rows, new
-
-    def advance(self, after: tuple[Any, ...], scaling: Tensor | None = None) -> None:
-        """Count the step and store the new values of the rule's own counts, unless the step was skipped."""
+            scalars[:, column] = operand
         skipped = None if scaling is None else scaling[1] != 0
-        if "step" in self.keys:
-            self.tables[0] += 1 if skipped is None else ~skipped
-        for letter, new in zip(self.program.scalar_outputs, after, strict=True):
-            table = self.tables[self.keys.index(self.program.scalar_slots[letter].key)]
-            new = as_table(new, self.device)
-            table.copy_(new if skipped is None else torch.where(skipped, table.double(), new))
+        if counting:
+            self._tables[0] += 1 if skipped is None else ~skipped
+        letters = list(self._program.scalar_slots)
+        for letter, value in zip(self._program.scalar_outputs, new, strict=True):
+            table = self._tables[letters.index(letter) + counting]
+            value = as_table(value, self._device)
+            table.copy_(value if skipped is None else torch.where(skipped, table.double(), value))
+        return scalars
 
     def scaling(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> Tensor:
         """What a gradient scaler tells a launch: the factor of all gradients, and whether to skip the step.
 
         The factor is rounded as `GradScaler.unscale_` rounds it.
         """
-        table = torch.zeros(2, device=self.device)
+        table = torch.zeros(2, device=self._device)
         table[0] = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().reshape(())
         if found_inf is not None:
             table[1] = (found_inf != 0).reshape(())
@@ -92,7 +90,7 @@ class DeviceCounters:
             return tuple(map(self._as_double, cast(tuple[Any, ...], value)))
         if not isinstance(value, Tensor):
             return value
-        return value.double() if value.device == self.device else value.item()
+        return value.double() if value.device == self._device else value.item()
 
 
 def _sqrt(x: Tensor) -> Tensor:

@@ -116,8 +116,8 @@ FOLDS = {
 def why_not(program: Program, dtypes: Mapping[str, torch.dtype]) -> str | None:
     """Why no kernel can be printed for this program over arrays of these dtypes, or None."""
     for name, dtype in dtypes.items():
-        if dtype not in DTYPES:
-            return f"{name} is {dtype}, which no GPU kernel is written for"
+        if dtype not in DTYPES or name not in program.inputs:
+            return f"no GPU kernel is written for '{name}' in {dtype}"
     if torch.float64 not in dtypes.values():
         return None
     if len(set(dtypes.values())) > 1:

@@ -66,7 +66,7 @@ class Launch:
         self._reduced, self._partials = (self._send(np.zeros(count)) for count in cells)
         self._pointers = np.zeros((len(sizes), len(self._inputs)), dtype=np.int64)
         self._sent: tuple[Any, Tensor] | None = None
-        self._rows: tuple[Any, Tensor] | None = None
+        self._rows: tuple[list[int], Tensor] | None = None
         self._compile()
 
     def place(self, name: str, addresses: Sequence[int]) -> None:
@@ -74,7 +74,7 @@ class Launch:
         self._pointers[:, self._inputs.index(name)] = addresses
 
     def run(
-        self, scalars: Sequence[Sequence[float]] | Tensor, rows: Any, scaling: Tensor | None = None
+        self, scalars: Sequence[Sequence[float]] | Tensor, rows: Sequence[int], scaling: Tensor | None = None
     ) -> None:
         """One step.
 
@@ -87,8 +87,8 @@ class Launch:
         with _on(self.device):
             if not isinstance(scalars, Tensor):
                 scalars = self._send(np.array(scalars, dtype=np.float64), self.dtype)
-            if self._rows is None or not np.array_equal(self._rows[0], rows):
-                self._rows = rows.copy(), self._send(rows)
+            if self._rows is None or self._rows[0] != rows:
+                self._rows = list(rows), self._send(np.array(rows, dtype=np.int64))
             tables = [self._pointer_table(), self._chunks, self._rows[1], scalars]
             tables += [self._unscaled if scaling is None else scaling]
             aligned = not np.bitwise_or.reduce(self._pointers, axis=None) & 15

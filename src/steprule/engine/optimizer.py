@@ -32,7 +32,7 @@ def _never_traced(step: Callable[..., Any]) -> Any:
         if "torch._dynamo" not in sys.modules:
             return step(self, closure)
         if not left_alone:
-            left_alone.append(cast(Any, torch.compiler.disable)(step))
+            left_alone.append(cast(Any, torch.compiler).disable(step))
         return left_alone[0](self, closure)
 
     return entry
@@ -242,7 +242,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch adds 'differentiable' to the defaults of every optimizer, also of one that does not know it.
-        known = dict(state["defaults"] if "defaults" in state else self.defaults)
+        known: dict[str, Any] = dict(state.get("defaults") or self.defaults)
         super().__setstate__(state)
         self.defaults = known
         for group in self.param_groups:

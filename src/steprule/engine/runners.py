@@ -83,9 +83,9 @@ def _device(params: list[Tensor]) -> torch.device:
 def _no_kernel(kernel: str, params: list[Tensor]) -> str | None:
     if kernel == "gpu_kernel":
         return f"there is no kernel for {_device(params)}"
-    odd = next((p for p in params if p.dtype not in FLOATS), None)
-    if odd is not None:
-        return f"the kernel computes fp32, fp64, fp16 and bf16, and a parameter is {odd.dtype}"
+    # One odd parameter among others is left to the reference when the step comes to it.
+    if params and params[0].dtype not in FLOATS:
+        return f"the kernel computes fp32, fp64, fp16 and bf16, and the parameters are {params[0].dtype}"
     return None if _numba() else "numba is not installed (pip install 'steprule[cpu]')"
 
 

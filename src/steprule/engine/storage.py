@@ -14,8 +14,8 @@ Everything here is seen by its state alone, so a checkpoint says how it is to be
 | `rounding_key`       | the parameter is rounded up or down at random, by a hash of this and of the place   |
 
 Floats, because a block's small numbers count as much as its large one; random rounding, because a slow average
-moves by less than a code per step, and because it has no bias. Neighbours are neighbours in the tensor's own order of
-dimensions, not in memory.
+moves by less than a code per step, and because it has no bias. Neighbours are neighbours in the tensor's own
+order of dimensions, not in memory.
 """
 
 from __future__ import annotations
