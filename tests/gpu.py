@@ -103,7 +103,7 @@ class Kernels:
             self.launch.place(name, [x.data_ptr() for x in column])
         with torch.no_grad():
             if self.counters is None:
-                self.launch.run([self._scalars(s) for s in self.states], range(len(self.states)))
+                self.launch.run([self._scalars(s) for s in self.states], list(range(len(self.states))))
                 return
             scaling = None
             if (grad_scale, found_inf) != (None, None):

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 import steprule
 
+# What steps of the usual size do to 16 bits is not what these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
+
 
 def copies(optimizer: Any) -> list[Any]:
     return [nn.Parameter(p.detach().clone()) for p in flat(optimizer)]

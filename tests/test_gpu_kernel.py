@@ -225,6 +225,14 @@ def with_gradients() -> Any:
     return optimizer
 
 
+def test_no_kernel_takes_numbers_that_are_kept_in_two_parts() -> None:
+    optimizer = steprule.SGD(parameters(SHAPES, torch.bfloat16))
+    program = optimizer.program(optimizer.param_groups[0])
+    dtypes = dict.fromkeys(("p", "g", "compensation"), torch.bfloat16)
+    with pytest.raises(NoKernel, match="'compensation'"):
+        gpu_launch.Launch(program, dtypes, [1], DEVICE)
+
+
 def test_a_kernel_that_does_not_compile_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*tables: Any, **options: Any) -> Any:
         raise RuntimeError("no such word")

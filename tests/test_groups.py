@@ -211,7 +211,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 def test_refused_parameters(case: Case, kind: str) -> None:
     """torch's exception type, and a message that names the rule, what was given and what to do."""
     params, message = REFUSED[kind]
-    if not case.many_groups and "group" in kind:
+    if not case.many_groups and kind in ("a shared parameter", "names in one group"):
         wanted: type[Exception] = ValueError
     else:
         # torch takes a set in this place, and its KeyError would print our message in quotes.

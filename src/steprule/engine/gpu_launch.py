@@ -74,7 +74,7 @@ class Launch:
         self._pointers[:, self._inputs.index(name)] = addresses
 
     def run(
-        self, scalars: Sequence[Sequence[float]] | Tensor, rows: Sequence[int], scaling: Tensor | None = None
+        self, scalars: Sequence[Sequence[float]] | Tensor, rows: list[int], scaling: Tensor | None = None
     ) -> None:
         """One step.
 

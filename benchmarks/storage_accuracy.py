@@ -1,0 +1,103 @@
+"""Does a run end as well when its numbers are kept in fewer bits? Final losses over seeds, against fp32.
+
+    python benchmarks/storage_accuracy.py [--tasks digits,photo,text] [--seeds 5] [--out FILE.json]
+
+For each task, rule and way of keeping numbers: the mean final loss on held-out data, and how far it is from
+fp32's in units of fp32's spread over seeds (z). State formats train fp32 parameters; `kahan`, `stochastic`,
+`master` and `none` train bf16 parameters whose gradients are computed in bf16 too, so `master` is the one to
+hold the other three against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import steprule
+from steprule.lab.tasks import load_task
+
+RULES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "SGD-momentum": (steprule.SGD, {"momentum": 0.9}),
+    "AdamW": (steprule.AdamW, {}),
+    "AdaBelief": (steprule.AdaBelief, {}),
+    "Lion": (steprule.Lion, {}),
+}
+RATES = {"SGD-momentum": 3e-2, "AdamW": 2e-3, "AdaBelief": 2e-3, "Lion": 2e-4}
+KEPT: dict[str, tuple[torch.dtype, dict[str, str]]] = {
+    "fp32": (torch.float32, {}),
+    "state bf16": (torch.float32, {"state_dtype": "bf16"}),
+    "state int8": (torch.float32, {"state_dtype": "int8"}),
+    "bf16 master": (torch.bfloat16, {"low_precision": "master", "state_dtype": "fp32"}),
+    "bf16 kahan": (torch.bfloat16, {"low_precision": "kahan", "state_dtype": "fp32"}),
+    "bf16 stochastic": (torch.bfloat16, {"low_precision": "stochastic", "state_dtype": "fp32"}),
+    "bf16 none": (torch.bfloat16, {"low_precision": "none", "state_dtype": "fp32"}),
+}
+STEPS = {"digits": 400, "photo": 300, "text": 200}
+BATCH = {"digits": 32, "photo": 512, "text": 16}
+
+
+def final_loss(task_name: str, rule: str, kept: str, seed: int) -> float:
+    """Train for a fixed number of steps under a cosine schedule; the loss on held-out data, in fp32."""
+    torch.manual_seed(seed)
+    task = load_task(task_name)
+    dtype, options = KEPT[kept]
+    model = task.model.to(dtype)
+    steps = STEPS[task_name]
+    make, more = RULES[rule]
+    optimizer = make(model.parameters(), lr=RATES[rule], **more, **options)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    x, y = task.train
+    x = torch.as_tensor(x)
+    for _ in range(steps):
+        index = torch.randint(len(x), (BATCH[task_name],))
+        optimizer.zero_grad()
+        task.loss(_run(model, x[index], dtype), y[index]).backward()
+        optimizer.step()
+        schedule.step()
+    model = model.float().eval()
+    with torch.no_grad():
+        x, y = (part[:1024] for part in task.validation)
+        return float(task.loss(_run(model, x, torch.float32), y))
+
+
+def _run(model: torch.nn.Module, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return model(x.to(dtype) if x.is_floating_point() else x).float()
+
+
+def main() -> None:
+    """Print the table, and write it if asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", default="digits,photo")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for task in arguments.tasks.split(","):
+        for rule in RULES:
+            base: list[float] = []
+            for kept in KEPT:
+                losses = [final_loss(task, rule, kept, seed) for seed in range(arguments.seeds)]
+                base = base or losses
+                spread = statistics.stdev(base) if len(base) > 1 else math.nan
+                shift = (statistics.mean(losses) - statistics.mean(base)) / spread
+                row = {"task": task, "rule": rule, "kept": kept, "losses": losses, "z": shift}
+                rows.append(row)
+                mean = statistics.mean(losses)
+                print(f"{task:<8}{rule:<14}{kept:<17}loss {mean:.5f}   z {shift:+.2f}", flush=True)
+    if arguments.out:
+        facts = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+        facts["date"] = time.strftime("%Y-%m-%d")
+        arguments.out.write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
