@@ -175,13 +175,24 @@ def test_without_names_on_both_sides_the_place_decides_and_every_shape_must_agre
     assert not swapped.state
 
 
-def test_names_that_stand_twice_cannot_be_matched_by() -> None:
-    pairs = [("weight", p) for _, p in weights("a", "bb")]
-    source = AdamW([{"params": pairs[:1]}, {"params": pairs[1:]}])
+def test_stored_shapes_betray_another_order_before_there_is_any_state() -> None:
+    source = trained(weights("a", "bb"), steps=0)
+    target = AdamW([p for _, p in weights("bb", "a")])
+    message = r"parameter 0 has shape \(4, 2\), .* 'a' with shape \(3, 2\).*named_parameters"
+    with pytest.raises(ValueError, match=message):
+        target.load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("there", "here"), [(["w", "w"], ["w", "w"]), (["w", "w"], ["w", "x"]), (["w", "x"], ["w", "w"])]
+)
+def test_names_that_stand_twice_cannot_be_matched_by(there: list[str], here: list[str]) -> None:
+    params = [p for _, p in weights("a", "bb")]
+    source = AdamW([{"params": [pair]} for pair in zip(there, params, strict=True)])
     step_by_name(ADAMW, source, 0)
-    target = AdamW([{"params": pairs[:1]}, {"params": pairs[1:]}])
+    target = AdamW([{"params": [pair]} for pair in zip(here, params, strict=True)])
     assert target.load_state_dict(source.state_dict()).matched_by == "position"
-    assert_same(target.state_dict(), source.state_dict())
+    assert_same(target.state_dict()["state"], source.state_dict()["state"])
 
 
 def test_lbfgs_has_one_history_for_all_in_their_order() -> None:
@@ -340,6 +351,14 @@ def test_a_new_group_keeps_its_own_settings() -> None:
     report = target.load_state_dict(source.state_dict(), strict=False)
     assert report.missing == ("bb",)
     assert [group["lr"] for group in target.param_groups] == [0.25, 0.125]
+
+
+def test_a_tensor_lr_is_copied_too() -> None:
+    source = AdamW(weights(*NAMES), lr=torch.tensor(0.25), foreach=False)
+    target = AdamW(weights(*NAMES), lr=torch.tensor(0.5), foreach=False)
+    target.load_state_dict(source.state_dict())
+    target.param_groups[0]["lr"].mul_(2)
+    assert (float(source.param_groups[0]["lr"]), float(target.param_groups[0]["lr"])) == (0.25, 0.5)
 
 
 def test_what_a_checkpoint_does_not_say_stays() -> None:

@@ -104,6 +104,7 @@ def test_adamw_to_adabelief() -> None:
         # Without the divisor nothing is kept.
         ("Lion", "AdamW", set(), {"step", "exp_avg"}, {"step", "exp_avg", "exp_avg_sq"}),
         ("AdamW", "Adamax", set(), {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_inf"}),
+        ("AdamW", "Sophia", set(), {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "hessian"}),
         ("AdaBelief", "Adam", set(), {"step", "exp_avg", "exp_avg_var"}, {"step", "exp_avg", "exp_avg_sq"}),
         ("Adam", "NAdam", set(), {"step", "exp_avg", "exp_avg_sq"},
          {"step", "exp_avg", "exp_avg_sq", "mu_product"}),

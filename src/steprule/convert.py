@@ -29,7 +29,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "AdaBelief": {"exp_avg": MEAN, "exp_avg_var": VARIANCE},
     "Muon": {"momentum_buffer": MEAN},
 }
-# A mean that is kept beside one of these at its start makes steps that are far too large.
+# A mean that is kept beside one of these at its start makes steps that are too large.
 DIVIDES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_ADAMS, ("exp_avg_sq",)),
     **dict.fromkeys(("RMSprop", "Adadelta"), ("square_avg",)),

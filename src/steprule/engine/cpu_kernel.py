@@ -137,7 +137,10 @@ class _Printer:
         self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
         self.arrays = arrays_of(program, dtypes)
         self.coded = [x for x in sweep.inputs.keys() | sweep.outputs.keys() if dtypes[x] in CODED]
-        self.coded.sort()
+        everything = [x for x in program.slots if dtypes[x] in CODED]
+        everything.sort(key=lambda letter: program.slots[letter].key)
+        self.noise = {letter: storage.noise_of(place) for place, letter in enumerate(everything)}
+        self.coded.sort(key=everything.index)
         self.reductions = reductions
         self.number = "float64" if "float64" in self.dtypes.values() else "float32"
 
@@ -167,9 +170,8 @@ class _Printer:
                 continue
             first = "start // 256" if name.endswith("_scale") else "0" if name.endswith("_key") else "start"
             lines.append(f"at_{name} = {self.dtypes[name]}_array(job, {index}, tensor, {first})")
-        for name in self.coded:
-            salt = storage.slot_salt(self.program.slots[name].key)
-            lines.append(f"key_{name} = key_of(at_code_key, {salt})")
+        salts = dict.fromkeys(self.noise[name][0] for name in self.coded)
+        lines += [f"key_{i} = key_of(at_code_key, {salt})" for i, salt in enumerate(salts)]
         if "rounding_key" in self.arrays:
             lines.append("key_p = key_of(at_rounding_key, 0)")
         lines.append("row = scalars_of(job, tensor)")
@@ -202,9 +204,15 @@ class _Printer:
         body += ["for i in range(count):", *("    " + x for x in inside)]
         for name in written:
             body += [f"scale_{name} = number_of(top_{name})", f"store(at_{name}_scale, block, scale_{name})"]
-            body += [f"inverse_{name} = inverse(scale_{name})", "for i in range(count):"]
-            code = f"in_{name}, i, load(buffer_{name}, i), inverse_{name}, key_{name}, start + first + i"
-            body += [f"    store_code({code})"]
+            body += [f"inverse_{name} = inverse(scale_{name})"]
+        body += ["for i in range(count):"] if written else []
+        salts = list(dict.fromkeys(self.noise[name][0] for name in self.coded))
+        used = dict.fromkeys(salts.index(self.noise[name][0]) for name in written)
+        body += [f"    noise_{i} = hash_of(key_{i}, start + first + i)" for i in used]
+        for name in written:
+            salt, shift = self.noise[name]
+            value = f"load(buffer_{name}, i), inverse_{name}, noise_{salts.index(salt)}, {shift}"
+            body += [f"    store_code(in_{name}, i, {value})"]
         return lines + ["    " + x for x in body]
 
     def _loaded(self, name: str) -> str:
@@ -229,7 +237,7 @@ class _Printer:
             return [f"store_compensated({array}, {array[:2]}_compensation, i, {x})"]
         if name == "p" and "rounding_key" in self.arrays:
             place = "start + first + i" if self.coded else "start + i"
-            return [f"store_randomly({array}, i, {x}, key_p, {place})"]
+            return [f"store_randomly({array}, i, {x}, hash_of(key_p, {place}))"]
         return [f"store({array}, i, {x})"]
 
     def _inside(self) -> list[str]:

@@ -305,12 +305,17 @@ def _bits_of(builder, x):
     return builder.bitcast(x, INT32)
 
 
-def _hash(builder, key, place):
+@intrinsic
+def hash_of(context, key, place):
     """32 random bits for a place: storage.mix, on the low 32 bits."""
-    x = builder.add(builder.mul(builder.trunc(place, INT32), _constant(0x9E3779B1)), key)
-    x = builder.mul(builder.xor(x, builder.lshr(x, _constant(16))), _constant(0x85EBCA6B))
-    x = builder.mul(builder.xor(x, builder.lshr(x, _constant(13))), _constant(0xC2B2AE35))
-    return builder.xor(x, builder.lshr(x, _constant(16)))
+
+    def generate(context, builder, signature, values):
+        x = builder.xor(builder.trunc(values[1], INT32), values[0])
+        x = builder.mul(builder.xor(x, builder.lshr(x, _constant(16))), _constant(0x7FEB352D))
+        x = builder.mul(builder.xor(x, builder.lshr(x, _constant(15))), _constant(0x846CA68B))
+        return builder.xor(x, builder.lshr(x, _constant(16)))
+
+    return types.int32(key, place), generate
 
 
 @intrinsic
@@ -416,14 +421,15 @@ def load_code(context, array, index, scale):
 
 
 @intrinsic
-def store_code(context, array, index, x, inverse, key, place):
-    """Keep a number as a code, rounded up or down by the hash of its place."""
+def store_code(context, array, index, x, inverse, noise, shift):
+    """Keep a number as a code, rounded up or down by some bits of a hash."""
     kind = array.dtype
 
     def generate(context, builder, signature, values):
-        array, index, x, inverse, key, place = values
+        array, index, x, inverse, noise, shift = values
         size = _bits_of(builder, builder.fmul(llvm("fabs")(builder, x), inverse))
-        noise = builder.and_(_hash(builder, key, place), _constant((1 << _MANTISSA) - 1))
+        noise = builder.lshr(noise, builder.trunc(shift, INT32))
+        noise = builder.and_(noise, _constant((1 << _MANTISSA) - 1))
         code = builder.ashr(builder.add(size, noise), _constant(_MANTISSA))
         code = builder.sub(code, _constant(_lowest(kind)))
         for comparison, bound in (("<", 0), (">", _HIGHEST[kind])):
@@ -439,7 +445,7 @@ def store_code(context, array, index, x, inverse, key, place):
         builder.store(builder.trunc(code, ir.IntType(8)), builder.gep(array, [index]))
         return context.get_dummy_value()
 
-    return types.void(array, index, x, inverse, key, place), generate
+    return types.void(array, index, x, inverse, noise, shift), generate
 
 
 def _int16_at(builder, array, index):
@@ -496,13 +502,13 @@ def store_compensated(context, array, rest, index, x):
 
 
 @intrinsic
-def store_randomly(context, array, index, x, key, place):
-    """A bfloat16, rounded up or down by the hash of its place."""
+def store_randomly(context, array, index, x, noise):
+    """A bfloat16, rounded up or down by some bits of a hash."""
 
     def generate(context, builder, signature, values):
-        array, index, x, key, place = values
+        array, index, x, noise = values
         bits = _bits_of(builder, x)
-        noise = builder.and_(_hash(builder, key, place), _constant(0xFFFF))
+        noise = builder.and_(noise, _constant(0xFFFF))
         rounded = builder.trunc(builder.lshr(builder.add(bits, noise), _constant(16)), INT16)
         size = builder.and_(bits, _constant(0x7FFFFFFF))
         finite = builder.icmp_signed("<", size, _constant(0x7F800000))
@@ -510,4 +516,4 @@ def store_randomly(context, array, index, x, key, place):
         builder.store(kept, builder.gep(array, [index]))
         return context.get_dummy_value()
 
-    return types.void(array, index, x, key, place), generate
+    return types.void(array, index, x, noise), generate

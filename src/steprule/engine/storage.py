@@ -20,7 +20,6 @@ order of dimensions, not in memory.
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, cast
 
 import torch
@@ -142,15 +141,17 @@ def store(state: dict[str, Any], key: str, value: Tensor) -> None:
     """Keep the numbers of a slot, rounded once to what it is kept in."""
     stored: Tensor = state[key]
     if stored.dtype in (torch.int8, torch.uint8):
-        noise = hash_of_places(int(state["code_key"]) ^ slot_salt(key), value)
+        coded = sorted(name for name in state if f"{name}_scale" in state)
+        salt, shift = noise_of(coded.index(key))
+        noise = hash_of_places(int(state["code_key"]) ^ salt, value) >> shift
         _encode(value.float(), noise, stored, state[f"{key}_scale"])
     else:
         stored.copy_(value)
 
 
-def slot_salt(key: str) -> int:
-    """What tells the noise of one slot from that of another."""
-    return zlib.crc32(key.encode())
+def noise_of(place: int) -> tuple[int, int]:
+    """Where the noise of a parameter's coded slots comes from: two slots share the bits of one hash."""
+    return (place // 2) * 0x9E3779B9 & _UINT32, 12 * (place % 2)
 
 
 def next_keys(state: dict[str, Any]) -> None:
@@ -263,12 +264,12 @@ class RoundingWatch:
 def hash_of_places(key: int, like: Tensor) -> Tensor:
     """32 random bits for every place of a tensor, the same for the same key."""
     places = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
-    return cast(Tensor, mix(places * 0x9E3779B1 + key)).view(like.shape)
+    return cast(Tensor, mix(places ^ key)).view(like.shape)
 
 
 def mix(x: Any) -> Any:
-    """32 bits, well mixed (the finalizer of MurmurHash3, Appleby 2008); for ints and int64 tensors."""
+    """32 bits, well mixed (lowbias32, Wellons 2018); for ints and int64 tensors."""
     x = x & _UINT32
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _UINT32
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _UINT32
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _UINT32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _UINT32
     return x ^ (x >> 16)
