@@ -222,6 +222,14 @@ def runner_unavailable(who: str, asked: str, reason: str):
     return RuntimeError(f"{who}: {asked} was asked for, but {reason}.")
 
 
+def captured_counts(who: str):
+    """A step in a CUDA graph would repeat the step count of today for ever."""
+    return RuntimeError(
+        f"{who}: a CUDA graph is being captured, but step counts and scalars are on the host. "
+        "Give capturable=True, or fused=True."
+    )
+
+
 # Checkpoints
 
 

@@ -34,7 +34,7 @@ class Counters:
         self._program = program
         self._keys = keys_of(program, states[0])
         self._letters = list(program.scalar_slots)
-        self._tables = [torch.stack([s[key].reshape(()) for s in states]) for key in self._keys]
+        self._tables = [torch.stack([s[key].reshape(()).cpu() for s in states]) for key in self._keys]
         self._entries = [list(table.unbind()) for table in self._tables]
         for key, entries in zip(self._keys, self._entries, strict=True):
             for state, entry in zip(states, entries, strict=True):

@@ -18,9 +18,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from steprule.engine import cpu_kernel, storage
+from steprule.engine import cpu_kernel, cpu_launch, runners, storage
 from steprule.engine.counters import KINDS, Counters, keys_of
-from steprule.engine.cpu_launch import Launch
 from steprule.engine.fields import Field
 from steprule.engine.kernel_cache import NoKernel
 from steprule.engine.program import Program
@@ -48,8 +47,10 @@ def step(optimizer: Any, group: dict[str, Any]) -> list[Tensor]:
         if plan is None or not plan.holds(optimizer.state, program, gradients):
             plan = Plan(optimizer, group, program, gradients)
             plans.keep(plan, optimizer.param_groups)
+        # Set by a gradient scaler for the length of a step.
+        scaler = [getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")]
         for batch in plan.batches:
-            batch.step(values)
+            batch.step(values, *(scaler if scaler != [None, None] else ()))
         return plan.others
 
 
@@ -80,7 +81,7 @@ def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str
             return f"{name} is a {type(tensor).__name__}"
         if tensor.layout != torch.strided:
             return f"{name} is sparse"
-        if tensor.device.type != "cpu":
+        if tensor.device != param.device:
             return f"{name} is on {tensor.device}"
         if tensor.shape != param.shape:
             return f"{name} has another shape than the parameter"
@@ -102,8 +103,6 @@ def _no_count(program: Program, state: Mapping[str, Any]) -> str | None:
         count = state[key]
         if not isinstance(count, Tensor) or count.numel() != 1 or count.dtype not in KINDS:
             return f"its state '{key}' is no single float32 or float64"
-        if count.device.type != "cpu":
-            return f"its state '{key}' is on {count.device}"
     return None
 
 
@@ -196,14 +195,14 @@ class Plan:
                 continue
             counts = [state[key] for key in keys_of(program, state)]
             beside = tuple(_beside(program, state))
-            kinds = (beside, *(x.dtype for x in (param, gradient, *slots.values(), *counts)))
+            kinds = (param.device, beside, *(x.dtype for x in (param, gradient, *slots.values(), *counts)))
             together.setdefault(kinds, []).append(place)
         self.states = [optimizer.state.get(param) for param in self.params]
         self._run = _run_of(list(optimizer.state.values()), self.states)
         self.batches: list[Batch] = []
         for places in together.values():
             try:
-                self.batches.append(Batch(program, places, self.params, gradients, self.states))
+                self.batches.append(Batch(program, places, group, gradients, self.states))
             except NoKernel as missing:
                 self.refused += [(self.params[place], str(missing)) for place in places]
         self.others = [param for param, _ in self.refused]
@@ -279,14 +278,14 @@ class Batch:
         self,
         program: Program,
         places: list[int],
-        params: Sequence[Tensor],
+        group: dict[str, Any],
         gradients: Sequence[Tensor | None],
         states: Sequence[Any],
     ):
         self.program = program
         self.places = places
         self.states: list[dict[str, Any]] = [states[i] for i in places]
-        self.params = [params[i] for i in places]
+        self.params: list[Tensor] = [group["params"][i] for i in places]
         self.keys = {letter: slot.key for letter, slot in program.slots.items()}
         self.keys |= _beside(program, self.states[0])
         self.rounding = storage.Keys(self.states)
@@ -297,15 +296,31 @@ class Batch:
         self.lengths = list(map(_numel, self.params))
         self.contiguous = list(map(_contiguous, self.params))
         self.strides = {i: x.stride() for i, x in enumerate(self.params) if not self.contiguous[i]}
-        self.launch = Launch(program, dtypes | {"g": self.dtype}, self.lengths)
+        self.launch: Any
+        self.counters: Any
+        self.launch, self.counters = self._on_device(program, dtypes | {"g": self.dtype}, group)
+        self.may_skip = not isinstance(self.counters, Counters)
         self.addresses = {x: list(map(_address, column)) for x, column in self.columns.items()}
         for letter, addresses in self.addresses.items():
             self.launch.place(letter, addresses)
         kept = {"g", *program.inputs} - program.outputs.keys()
         self.written = [x for name, column in self.columns.items() if name not in kept for x in column]
-        self.counters = Counters(program, self.states)
         if not self._take(gradients):
             raise AssertionError("a new plan must fit the gradients it was made for")
+
+    def _on_device(self, program: Program, dtypes: Mapping[str, torch.dtype], group: dict[str, Any]) -> Any:
+        """The launch on the device of these tensors, and where their counts are kept."""
+        device = self.params[0].device
+        if runners.kernel_for(device) == "cpu_kernel":
+            return cpu_launch.Launch(program, dtypes, self.lengths), Counters(program, self.states)
+        from steprule.engine import gpu_counters, gpu_launch
+
+        if dtypes.keys() - program.inputs.keys():
+            raise NoKernel("GPU kernels do not keep numbers in codes, or parameters with more bits beside them")
+        launch = gpu_launch.Launch(program, dtypes, self.lengths, device)
+        if not runners.counts_on_device(group):
+            return launch, Counters(program, self.states)
+        return launch, gpu_counters.DeviceCounters(program, self.states, device, launch.dtype)
 
     def holds(self, gradients: Sequence[Tensor | None]) -> bool:
         """Whether slots, memory and the gradients' form are as they were."""
@@ -345,9 +360,10 @@ class Batch:
         self.launch.place("g", addresses)
         return True
 
-    def step(self, values: Mapping[str, Any]) -> None:
-        """Run the kernel, with these hyper-parameters."""
+    def step(self, values: Mapping[str, Any], *scaler: Tensor | None) -> None:
+        """Run the kernel, with these hyper-parameters and with what a gradient scaler says."""
         torch.autograd.graph.increment_version(self.written)
-        scalars = self.counters.advance(values)
-        self.launch.run(scalars, self.counters.row_of)
+        scaling = (self.counters.scaling(*scaler),) if scaler and self.may_skip else ()
+        scalars = self.counters.advance(values, *scaling)
+        self.launch.run(scalars, self.counters.row_of, *scaling)
         self.rounding.advance()

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steprule import errors
 from steprule.engine import gpu_kernel, kernel_cache
 from steprule.engine.kernel_cache import NoKernel
 from steprule.engine.program import Program
@@ -51,6 +52,7 @@ class Launch:
         if reason is not None:
             raise NoKernel(reason)
         self.device = device
+        self._rule = program.rule
         self.dtype = torch.float64 if torch.float64 in dtypes.values() else torch.float32
         self._inputs = list(program.inputs)
         self._kernels = [_functions(name, text) for name, text in gpu_kernel.sources(program, dtypes)]
@@ -86,6 +88,8 @@ class Launch:
             return
         with _on(self.device):
             if not isinstance(scalars, Tensor):
+                if _capturing(self.device):
+                    raise errors.captured_counts(self._rule)
                 scalars = self._send(np.array(scalars, dtype=np.float64), self.dtype)
             if self._rows is None or self._rows[0] != rows:
                 self._rows = list(rows), self._send(np.array(rows, dtype=np.int64))

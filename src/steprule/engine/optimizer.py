@@ -361,9 +361,9 @@ def explain(optimizer: CheckedOptimizer) -> str:
     return optimizer.explain()
 
 
-def make_step_counter() -> Tensor:
-    """A step count at zero, on the CPU as in torch.optim."""
-    return torch.zeros((), dtype=scalar_dtype())
+def make_step_counter(device: torch.device | str = "cpu") -> Tensor:
+    """A step count at zero, on the CPU as in torch.optim unless it has to be where the parameter is."""
+    return torch.zeros((), dtype=scalar_dtype(), device=device)
 
 
 def _state_bytes(state: dict[str, Any]) -> int:

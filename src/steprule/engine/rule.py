@@ -110,7 +110,8 @@ class RuleOptimizer(CheckedOptimizer):
         state = self.state[param]
         if "step" not in state and self.counts(group):
             # torch counts SparseAdam's steps in a plain int, and cannot go on from a tensor bit for bit.
-            state["step"] = 0 if self.gradients == "rows only" else make_step_counter()
+            device = param.device if runners.counts_on_device(group) else "cpu"
+            state["step"] = 0 if self.gradients == "rows only" else make_step_counter(device)
         for slot in self.slots.values():
             if slot.key not in state and slot.exists(group):
                 state.update(storage.create(slot, param, group))
@@ -137,7 +138,7 @@ class RuleOptimizer(CheckedOptimizer):
     # Stepping
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        if len(self.param_groups) == 1 and runners.choose(type(self), group).runner == "cpu_kernel":
+        if len(self.param_groups) == 1 and runners.choose(type(self), group).runner.endswith("_kernel"):
             return  # its plan checks every gradient, whenever one changes its kind
         for param in group["params"]:
             if param.grad is not None:
@@ -158,8 +159,8 @@ class RuleOptimizer(CheckedOptimizer):
     def _run_group(self, group: dict[str, Any]) -> None:
         runner = runners.choose(type(self), group).runner
         left: list[Tensor] = group["params"]
-        if runner == "cpu_kernel":
-            from steprule.engine import fused  # numba's runtime is optional
+        if runner.endswith("_kernel"):
+            from steprule.engine import fused  # what its kernels need is optional
 
             left = fused.step(self, group)
             if left and group.get("fused"):
@@ -171,6 +172,13 @@ class RuleOptimizer(CheckedOptimizer):
         for param in left:
             if param.grad is not None:
                 self._step_alone(param, param.grad, worn, group)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `step` itself unscales gradients and skips; a gradient scaler asks for it by this name."""
+        groups = self.param_groups
+        asked = bool(groups) and all(group.get("fused") for group in groups)
+        return asked and all(runners.choose(type(self), x).runner == "gpu_kernel" for x in groups)
 
     def _step_alone(self, param: Tensor, gradient: Tensor, worn: Worn, group: dict[str, Any]) -> None:
         self.check_gradient(param, gradient, group)
@@ -216,7 +224,7 @@ class RuleOptimizer(CheckedOptimizer):
         choice = runners.choose(type(self), group)
         lines = [f"runner: {choice.runner}; wears: {wears}"]
         lines += [f"not {runner}: {reason}" for runner, reason in choice.passed_over.items()]
-        if choice.runner == "cpu_kernel":
+        if choice.runner.endswith("_kernel"):
             from steprule.engine import fused
 
             left = fused.reasons(self, group).items()

@@ -35,7 +35,7 @@ def choose(rule: Any, group: dict[str, Any]) -> Choice:
     fused, foreach = group.get("fused"), group.get("foreach")
     passed: dict[str, str] = {}
     always = _never_listed(rule, group)
-    kernel = "gpu_kernel" if _device(group["params"]).type != "cpu" else "cpu_kernel"
+    kernel = kernel_for(_device(group["params"]))
     for runner, asked, reason in (
         (kernel, fused, always or _no_kernel(kernel, group["params"])),
         ("foreach", foreach, always or _not_in_lists(group)),
@@ -54,6 +54,16 @@ def choose(rule: Any, group: dict[str, Any]) -> Choice:
             return Choice(runner, passed)
         passed[runner] = reason
     return Choice("reference", passed)
+
+
+def kernel_for(device: torch.device) -> str:
+    """The runner by fused kernels for tensors on this device."""
+    return "cpu_kernel" if device.type == "cpu" else "gpu_kernel"
+
+
+def counts_on_device(group: dict[str, Any]) -> bool:
+    """Whether step counts stand beside the parameters, where a captured or skipped step can change them."""
+    return bool(group.get("capturable") or group.get("fused"))
 
 
 def _never_listed(rule: Any, group: dict[str, Any]) -> str | None:
@@ -81,14 +91,18 @@ def _device(params: list[Tensor]) -> torch.device:
 
 
 def _no_kernel(kernel: str, params: list[Tensor]) -> str | None:
-    if kernel == "gpu_kernel":
-        return f"there is no kernel for {_device(params)}"
     # One odd parameter among others is left to the reference when the step comes to it.
     if params and params[0].dtype not in FLOATS:
         return f"the kernel computes fp32, fp64, fp16 and bf16, and the parameters are {params[0].dtype}"
-    return None if _numba() else "numba is not installed (pip install 'steprule[cpu]')"
+    if kernel == "cpu_kernel":
+        return None if _installed("numba") else "numba is not installed (pip install 'steprule[cpu]')"
+    if not _installed("numpy"):
+        return "numpy is not installed (pip install numpy)"
+    from steprule.engine import gpu_launch  # numpy is optional
+
+    return gpu_launch.missing(_device(params))
 
 
 @cache
-def _numba() -> bool:
-    return find_spec("numba") is not None
+def _installed(library: str) -> bool:
+    return find_spec(library) is not None
