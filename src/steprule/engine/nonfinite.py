@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from steprule import errors
 from steprule.engine.fields import SKIPPED_STEPS
@@ -39,21 +40,22 @@ def offenders(groups: list[dict[str, Any]]) -> list[Place]:
 
 
 @torch.no_grad()
-def all_finite(gradients: list[Any]) -> bool:
-    """Whether all numbers are finite: each gradient is read once, and the host waits once per device."""
-    extremes: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
-        numbers = _numbers(gradient)
-        if not numbers.numel():
+def all_finite(tensors: list[Any]) -> bool:
+    """Whether all numbers are finite. As a rule each is read once, and the host waits once."""
+    plain: list[Tensor] = []
+    for tensor in tensors:
+        numbers = _numbers(tensor)
+        if type(numbers) is Tensor:
+            plain.append(numbers)
             continue
-        if type(numbers) is not Tensor:
-            # Sharded: every process has to come to the same decision.
-            finite: Any = numbers.isfinite().all()
-            if not bool(finite.full_tensor() if hasattr(finite, "full_tensor") else finite):
-                return False
-        else:
-            extremes.setdefault((numbers.device, numbers.dtype), []).extend(numbers.aminmax())
-    return all(bool(torch.stack(found).isfinite().all()) for found in extremes.values())
+        # Sharded: every process has to come to the same decision.
+        finite: Any = numbers.isfinite().all()
+        if not bool(finite.full_tensor() if hasattr(finite, "full_tensor") else finite):
+            return False
+    # A finite norm proves it. Any other may only have overflowed, so the numbers themselves are asked.
+    if not plain or bool(get_total_norm(plain).isfinite()):
+        return True
+    return all(bool(torch.stack(x.aminmax()).isfinite().all()) for x in plain if x.numel())
 
 
 def _numbers(gradient: Tensor) -> Tensor:
