@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 
 import torch
 
+from steprule.engine.checkpoint_file import replace_file
 from steprule.lab.errors import LabError
 
 __all__ = ["RunConfig", "RunFolder", "find_run", "new_run_folder"]
@@ -198,23 +199,10 @@ def find_run(out: Path | None, fits: Callable[[RunConfig], bool]) -> RunFolder:
 
 
 def _replace(file: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at any moment, power failure included, the old or the new one is there."""
-    temporary = file.with_name(file.name + ".tmp")
     try:
-        with open(temporary, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-        if os.name == "posix":  # elsewhere a folder cannot be opened to be synced
-            folder = os.open(file.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
-        temporary.unlink(missing_ok=True)
-        raise LabError(f"cannot write {file}: {error}. What was there before is kept.") from error
+        replace_file(file, write)
+    except OSError as error:
+        raise LabError(str(error)) from error
 
 
 def _lock(stream: IO[bytes], path: Path) -> None:
