@@ -1,8 +1,8 @@
 """How a step rule is stated: hyper-parameters with a range, slots with a checkpoint key, and `update`.
 
     class Lion(Elementwise):
-        lr: float = hyper(1e-4, at_least=0)
-        betas: tuple[float, float] = hyper((0.9, 0.99), at_least=0, below=1)
+        lr: float = hyper(default=1e-4, at_least=0)
+        betas: tuple[float, float] = hyper(default=(0.9, 0.99), at_least=0, below=1)
         m = slot("exp_avg")
 
         @staticmethod
@@ -127,6 +127,16 @@ def scalar_slot(key: str, *, starts: float | str = 0.0) -> float:
     return cast(float, Slot(key, starts=starts, per_tensor=True))
 
 
+def _option(*, default: None, kw_only: bool, meaning: str) -> Any:
+    return Field(default, positional=not kw_only, free=True, meaning=meaning)
+
+
+def _flag(*, default: bool | None, kw_only: bool, meaning: str) -> Any:
+    kind = "bool" if isinstance(default, bool) else "bool | None"
+    return Field(default, type=kind, positional=not kw_only, meaning=meaning)
+
+
+@dataclass_transform(kw_only_default=False, field_specifiers=(hyper, decay, _flag, _option))
 class _Rule(RuleOptimizer):
     """Reads the declarations of a subclass and gives it a constructor with an explicit signature."""
 
@@ -163,7 +173,7 @@ def _declared_fields(cls: type, body: dict[str, Any]) -> dict[str, Field]:
         text = texts.get(name, hints.get(name))
         if text is None:
             kind = type(value.default).__name__
-            fix = f"Write `{name}: {kind} = hyper({value.default!r})`."
+            fix = f"Write `{name}: {kind} = hyper(default={value.default!r})`."
             raise errors.bad_statement(cls.__name__, f"hyper-parameter '{name}' has no type", fix)
         text = text if isinstance(text, str) else getattr(text, "__name__", str(text))
         if isinstance(value.default, bool):
@@ -224,16 +234,6 @@ def _constructor(cls: type[_Rule], positional: list[str]) -> Callable[..., None]
     return __init__
 
 
-def _option(*, kw_only: bool, meaning: str) -> Any:
-    return Field(None, positional=not kw_only, free=True, meaning=meaning)
-
-
-def _flag(default: bool | None, *, kw_only: bool, meaning: str) -> Any:
-    kind = "bool" if isinstance(default, bool) else "bool | None"
-    return Field(default, type=kind, positional=not kw_only, meaning=meaning)
-
-
-@dataclass_transform(kw_only_default=False, field_specifiers=(hyper, decay, _flag, _option))
 class Elementwise(_Rule):
     """A rule that looks at one number at a time: subclass it, declare, and write `update`.
 
@@ -242,25 +242,29 @@ class Elementwise(_Rule):
     of groups, or a module.
     """
 
-    maximize: bool = _flag(False, kw_only=True, meaning="climb instead of descend")
+    maximize: bool = _flag(default=False, kw_only=True, meaning="climb instead of descend")
     foreach: bool | None = _flag(
-        None, kw_only=True, meaning="True: the multi-tensor runner or an error; False: not that one"
+        default=None, kw_only=True, meaning="True: the multi-tensor runner or an error; False: not that one"
     )
-    capturable: bool = _flag(False, kw_only=True, meaning="keep step counts on the device, for CUDA graphs")
-    differentiable: bool = _flag(False, kw_only=True, meaning="keep the step on autograd's tape")
+    capturable: bool = _flag(
+        default=False, kw_only=True, meaning="keep step counts on the device, for CUDA graphs"
+    )
+    differentiable: bool = _flag(default=False, kw_only=True, meaning="keep the step on autograd's tape")
     fused: bool | None = _flag(
-        None, kw_only=True, meaning="True: one fused kernel or an error; False: not that one"
+        default=None, kw_only=True, meaning="True: one fused kernel or an error; False: not that one"
     )
 
     state_dtype: str | dict[str, str] | None = _option(
-        kw_only=True, meaning="how slots are kept: 'fp32', 'bf16', 'fp16' or 'int8', or one of them per slot"
+        default=None,
+        kw_only=True,
+        meaning="how slots are kept: 'fp32', 'bf16', 'fp16' or 'int8', or one of them per slot",
     )
     low_precision: str | None = _option(
-        kw_only=True, meaning="for 16-bit parameters: 'none', 'stochastic', 'kahan' or 'master'"
+        default=None, kw_only=True, meaning="for 16-bit parameters: 'none', 'stochastic', 'kahan' or 'master'"
     )
 
     nonfinite: str = hyper(
-        "ignore",
+        default="ignore",
         choices=("ignore", "raise", "skip"),
         kw_only=True,
         meaning="on NaN or infinite gradients: step all the same, raise, or let the whole step pass",

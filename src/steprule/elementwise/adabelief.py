@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.elementwise.radam import rectification
 from steprule.words import Number, ema, ema_sq, larger, sqrt, where
 
@@ -25,15 +25,15 @@ class AdaBelief(Elementwise):
     algorithm 2; options and defaults as labml documents them. A number given as weight_decay is decoupled.
     """
 
-    lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of s")
-    eps: float = hyper(1e-16, at_least=0, meaning="ε, keeps the division finite")
-    weight_decay: float = decay(0, mode="decoupled")
-    amsgrad: bool = hyper(False, meaning="divide by the largest s so far")
-    degenerate_to_sgd: bool = hyper(True, meaning="step along m̂ while s is too young")
-    rectify: bool = hyper(True, meaning="wait for s as RAdam waits for v")
-    optimized_update: bool = hyper(True, kw_only=True, meaning="add ε before correcting the bias of s")
-    eps_in_state: bool = hyper(False, kw_only=True, meaning="let ε gather in s, as the paper does")
+    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of s")
+    eps: float = hyper(default=1e-16, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
+    amsgrad: bool = hyper(default=False, meaning="divide by the largest s so far")
+    degenerate_to_sgd: bool = hyper(default=True, meaning="step along m̂ while s is too young")
+    rectify: bool = hyper(default=True, meaning="wait for s as RAdam waits for v")
+    optimized_update: bool = hyper(default=True, kw_only=True, meaning="add ε before correcting the bias of s")
+    eps_in_state: bool = hyper(default=False, kw_only=True, meaning="let ε gather in s, as the paper does")
 
     m = slot("exp_avg")
     s = slot("exp_avg_var", never_negative=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.words import Number, ema_sq, sqrt
 
 
@@ -22,10 +22,10 @@ class Adadelta(
     Source: Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method", algorithm 1 (there lr = 1).
     """
 
-    lr: float = hyper(1.0, at_least=0, meaning="scales the step; 1 in the paper")
-    rho: float = hyper(0.9, at_least=0, at_most=1, meaning="ρ, decay of v and a")
-    eps: float = hyper(1e-6, at_least=0, meaning="ε, the size of the first step")
-    weight_decay: float = decay(0)
+    lr: float = hyper(default=1.0, at_least=0, meaning="scales the step; 1 in the paper")
+    rho: float = hyper(default=0.9, at_least=0, at_most=1, meaning="ρ, decay of v and a")
+    eps: float = hyper(default=1e-6, at_least=0, meaning="ε, the size of the first step")
+    weight_decay: float | WeightDecay = decay(default=0)
 
     v = slot("square_avg", never_negative=True)
     a = slot("acc_delta", never_negative=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.words import Number, sqrt
 
 
@@ -21,11 +21,11 @@ class Adagrad(Elementwise, flags="foreach maximize differentiable fused", positi
 
     gradients = "rows"
 
-    lr: float = hyper(1e-2, at_least=0, meaning="step size")
-    lr_decay: float = hyper(0, at_least=0, meaning="η, shrinks lr with the step count")
-    weight_decay: float = decay(0)
-    initial_accumulator_value: float = hyper(0, at_least=0, meaning="where s starts")
-    eps: float = hyper(1e-10, at_least=0, meaning="ε, keeps the division finite")
+    lr: float = hyper(default=1e-2, at_least=0, meaning="step size")
+    lr_decay: float = hyper(default=0, at_least=0, meaning="η, shrinks lr with the step count")
+    weight_decay: float | WeightDecay = decay(default=0)
+    initial_accumulator_value: float = hyper(default=0, at_least=0, meaning="where s starts")
+    eps: float = hyper(default=1e-10, at_least=0, meaning="ε, keeps the division finite")
 
     s = slot("sum", starts="initial_accumulator_value", never_negative=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.words import Number, ema, ema_sq, larger, sqrt
 
 
@@ -21,13 +21,13 @@ class Adam(Elementwise):
     (the optimized update); Reddi, Kale, Kumar 2018, "On the Convergence of Adam and Beyond" (amsgrad).
     """
 
-    lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
-    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
-    weight_decay: float = decay(0)
-    amsgrad: bool = hyper(False, meaning="divide by the largest v so far")
-    decoupled_weight_decay: bool = hyper(False, kw_only=True, meaning="decay as AdamW does")
-    optimized_update: bool = hyper(False, kw_only=True, meaning="add ε before correcting the bias of v")
+    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
+    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float | WeightDecay = decay(default=0)
+    amsgrad: bool = hyper(default=False, meaning="divide by the largest v so far")
+    decoupled_weight_decay: bool = hyper(default=False, kw_only=True, meaning="decay as AdamW does")
+    optimized_update: bool = hyper(default=False, kw_only=True, meaning="add ε before correcting the bias of v")
 
     m = slot("exp_avg")
     v = slot("exp_avg_sq", never_negative=True)
@@ -58,12 +58,12 @@ class AMSGrad(Elementwise):
     weight_decay is decoupled; the maximum is of the uncorrected v, as in torch and labml.
     """
 
-    lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
-    eps: float = hyper(1e-16, at_least=0, meaning="ε, keeps the division finite")
-    weight_decay: float = decay(0, mode="decoupled")
-    optimized_update: bool = hyper(True, meaning="add ε before correcting the bias of v")
-    amsgrad: bool = hyper(True, meaning="False: plain Adam")
+    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
+    eps: float = hyper(default=1e-16, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
+    optimized_update: bool = hyper(default=True, meaning="add ε before correcting the bias of v")
+    amsgrad: bool = hyper(default=True, meaning="False: plain Adam")
 
     m = slot("exp_avg")
     v = slot("exp_avg_sq", never_negative=True)

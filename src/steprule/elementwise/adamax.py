@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.words import Number, ema, larger
 
 
@@ -18,10 +18,10 @@ class Adamax(Elementwise, flags="foreach maximize differentiable capturable", po
     Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", §7.1. The paper has no ε.
     """
 
-    lr: float = hyper(2e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of u")
-    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
-    weight_decay: float = decay(0)
+    lr: float = hyper(default=2e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of u")
+    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float | WeightDecay = decay(default=0)
 
     m = slot("exp_avg")
     u = slot("exp_inf", never_negative=True)

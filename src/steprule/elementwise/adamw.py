@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.elementwise.adam import Adam
 
 
@@ -23,12 +23,12 @@ class AdamW(Elementwise):
 
     fixed: ClassVar[dict[str, Any]] = {"decoupled_weight_decay": True}
 
-    lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
-    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
-    weight_decay: float = decay(1e-2, mode="decoupled")
-    amsgrad: bool = hyper(False, meaning="divide by the largest v so far")
-    optimized_update: bool = hyper(False, kw_only=True, meaning="add ε before correcting the bias of v")
+    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
+    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float | WeightDecay = decay(default=1e-2, mode="decoupled")
+    amsgrad: bool = hyper(default=False, meaning="divide by the largest v so far")
+    optimized_update: bool = hyper(default=False, kw_only=True, meaning="add ε before correcting the bias of v")
 
     m = slot("exp_avg")
     v = slot("exp_avg_sq", never_negative=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.declare import Elementwise, decay, hyper, scalar_slot, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, scalar_slot, slot
 from steprule.words import Becomes, Number, becomes, larger, where
 
 
@@ -24,11 +24,11 @@ class ASGD(
     Bottou's 2010, "Large-Scale Machine Learning with Stochastic Gradient Descent".
     """
 
-    lr: float = hyper(1e-2, at_least=0, meaning="the first step size")
-    lambd: float = hyper(1e-4, at_least=0, meaning="λ, decay of θ and of the step size")
-    alpha: float = hyper(0.75, meaning="α, power of the step size")
-    t0: float = hyper(1e6, meaning="the step at which averaging starts")
-    weight_decay: float = decay(0)
+    lr: float = hyper(default=1e-2, at_least=0, meaning="the first step size")
+    lambd: float = hyper(default=1e-4, at_least=0, meaning="λ, decay of θ and of the step size")
+    alpha: float = hyper(default=0.75, meaning="α, power of the step size")
+    t0: float = hyper(default=1e6, meaning="the step at which averaging starts")
+    weight_decay: float | WeightDecay = decay(default=0)
 
     ax = slot("ax", not_in_8_bits="it is the answer")
     eta = scalar_slot("eta", starts="lr")

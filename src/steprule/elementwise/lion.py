@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.words import Number, ema, sign
 
 
@@ -19,9 +19,11 @@ class Lion(Elementwise):
     Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", algorithm 2.
     """
 
-    lr: float = hyper(1e-4, at_least=0, meaning="how far every number moves")
-    betas: tuple[float, float] = hyper((0.9, 0.99), at_least=0, below=1, meaning="of the step, of the momentum")
-    weight_decay: float = decay(0, mode="decoupled")
+    lr: float = hyper(default=1e-4, at_least=0, meaning="how far every number moves")
+    betas: tuple[float, float] = hyper(
+        default=(0.9, 0.99), at_least=0, below=1, meaning="of the step, of the momentum"
+    )
+    weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
 
     m = slot("exp_avg")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.declare import Elementwise, decay, hyper, scalar_slot, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, scalar_slot, slot
 from steprule.words import Number, as_stored, ema, ema_sq, sqrt
 
 
@@ -19,12 +19,12 @@ class NAdam(Elementwise, flags="maximize foreach capturable differentiable"):
     Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", algorithm 2.
     """
 
-    lr: float = hyper(2e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
-    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
-    weight_decay: float = decay(0)
-    momentum_decay: float = hyper(4e-3, at_least=0, meaning="ψ, how fast μ warms up")
-    decoupled_weight_decay: bool = hyper(False, meaning="decay as AdamW does")
+    lr: float = hyper(default=2e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
+    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float | WeightDecay = decay(default=0)
+    momentum_decay: float = hyper(default=4e-3, at_least=0, meaning="ψ, how fast μ warms up")
+    decoupled_weight_decay: bool = hyper(default=False, meaning="decay as AdamW does")
 
     m = slot("exp_avg")
     v = slot("exp_avg_sq", never_negative=True)

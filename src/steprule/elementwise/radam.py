@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.words import Number, ema, ema_sq, larger, sqrt, where
 
 
@@ -33,12 +33,12 @@ class RAdam(Elementwise, flags="maximize foreach capturable differentiable"):
     Beyond", algorithm 2, with torch's threshold of 5 (the paper has 4).
     """
 
-    lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
-    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
-    weight_decay: float = decay(0)
-    decoupled_weight_decay: bool = hyper(False, meaning="decay as AdamW does")
-    degenerate_to_sgd: bool = hyper(True, kw_only=True, meaning="step along m̂ while v is too young")
+    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
+    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float | WeightDecay = decay(default=0)
+    decoupled_weight_decay: bool = hyper(default=False, meaning="decay as AdamW does")
+    degenerate_to_sgd: bool = hyper(default=True, kw_only=True, meaning="step along m̂ while v is too young")
 
     m = slot("exp_avg")
     v = slot("exp_avg_sq", never_negative=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.declare import Elementwise, decay, hyper, slot
+from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.words import Number, ema, ema_sq, sqrt
 
 
@@ -26,12 +26,12 @@ class RMSprop(
     Recurrent Neural Networks", eq. 40 (centered). ε is added outside the root, as in torch.
     """
 
-    lr: float = hyper(1e-2, at_least=0, meaning="step size")
-    alpha: float = hyper(0.99, at_least=0, meaning="α, decay of v")
-    eps: float = hyper(1e-8, at_least=0, meaning="ε, keeps the division finite")
-    weight_decay: float = decay(0)
-    momentum: float = hyper(0, at_least=0, switch=True, meaning="μ, how much of the last step stays")
-    centered: bool = hyper(False, meaning="divide by the variance instead of the mean square")
+    lr: float = hyper(default=1e-2, at_least=0, meaning="step size")
+    alpha: float = hyper(default=0.99, at_least=0, meaning="α, decay of v")
+    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, keeps the division finite")
+    weight_decay: float | WeightDecay = decay(default=0)
+    momentum: float = hyper(default=0, at_least=0, switch=True, meaning="μ, how much of the last step stays")
+    centered: bool = hyper(default=False, meaning="divide by the variance instead of the mean square")
 
     v = slot("square_avg", never_negative=True)
     b = slot("momentum_buffer", when="momentum")

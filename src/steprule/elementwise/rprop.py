@@ -22,9 +22,9 @@ class Rprop(Elementwise, flags="capturable foreach maximize differentiable"):
     form without weight backtracking (iRprop-) of Igel, Hüsken 2000, as in torch.
     """
 
-    lr: float = hyper(1e-2, at_least=0, meaning="the first step size")
-    etas: tuple[float, float] = hyper((0.5, 1.2), above=0, meaning="η⁻ below 1, η⁺ above 1")
-    step_sizes: tuple[float, float] = hyper((1e-6, 50), at_least=0, meaning="smallest and largest δ")
+    lr: float = hyper(default=1e-2, at_least=0, meaning="the first step size")
+    etas: tuple[float, float] = hyper(default=(0.5, 1.2), above=0, meaning="η⁻ below 1, η⁺ above 1")
+    step_sizes: tuple[float, float] = hyper(default=(1e-6, 50), at_least=0, meaning="smallest and largest δ")
 
     g_last = slot("prev", not_in_8_bits="a small gradient would lose its sign")
     delta = slot("step_size", starts="lr", not_in_8_bits="it grows by less than a code")

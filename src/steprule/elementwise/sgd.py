@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steprule.declare import Elementwise, decay, errors, hyper, slot
+from steprule.declare import Elementwise, WeightDecay, decay, errors, hyper, slot
 from steprule.words import Number, where
 
 
@@ -23,11 +23,11 @@ class SGD(Elementwise, flags="maximize foreach differentiable fused"):
     counts_steps = "dampening"
     gradients = "rows"
 
-    lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    momentum: float = hyper(0, at_least=0, switch=True, meaning="μ, how much of the last step stays")
-    dampening: float = hyper(0, switch=True, meaning="keeps this part of g out of the buffer")
-    weight_decay: float = decay(0)
-    nesterov: bool = hyper(False, meaning="look ahead along the buffer")
+    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    momentum: float = hyper(default=0, at_least=0, switch=True, meaning="μ, how much of the last step stays")
+    dampening: float = hyper(default=0, switch=True, meaning="keeps this part of g out of the buffer")
+    weight_decay: float | WeightDecay = decay(default=0)
+    nesterov: bool = hyper(default=False, meaning="look ahead along the buffer")
 
     # Starting at -0.0 makes the first μ·b + g exactly g, for g = -0.0 too.
     b = slot("momentum_buffer", when="momentum", starts=-0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from steprule.declare import Elementwise, decay, errors, hyper, run_on_slots, slot
+from steprule.declare import Elementwise, WeightDecay, decay, errors, hyper, run_on_slots, slot
 from steprule.words import Becomes, Number, becomes, clamp, ema
 
 
@@ -24,11 +24,11 @@ class Sophia(Elementwise):
     given as weight_decay is decoupled.
     """
 
-    lr: float = hyper(1e-4, at_least=0, meaning="the largest move of any number")
-    betas: tuple[float, float] = hyper((0.9, 0.95), at_least=0, below=1, meaning="decay of m, of h")
-    eps: float = hyper(1e-12, at_least=0, meaning="ε, keeps the division finite")
-    rho: float = hyper(0.03, above=0, meaning="ρ, where the ratio is clipped")
-    weight_decay: float = decay(0, mode="decoupled")
+    lr: float = hyper(default=1e-4, at_least=0, meaning="the largest move of any number")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.95), at_least=0, below=1, meaning="decay of m, of h")
+    eps: float = hyper(default=1e-12, at_least=0, meaning="ε, keeps the division finite")
+    rho: float = hyper(default=0.03, above=0, meaning="ρ, where the ratio is clipped")
+    weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
 
     m = slot("exp_avg")
     h = slot("hessian", never_negative=True)

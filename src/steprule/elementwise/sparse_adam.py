@@ -23,9 +23,9 @@ class SparseAdam(Elementwise, flags="maximize", positional="maximize"):
     gradients = "rows only"
     complex_error = ValueError
 
-    lr: float = hyper(1e-3, above=0, meaning="step size")
-    betas: tuple[float, float] = hyper((0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
-    eps: float = hyper(1e-8, above=0, meaning="ε, keeps the division finite")
+    lr: float = hyper(default=1e-3, above=0, meaning="step size")
+    betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
+    eps: float = hyper(default=1e-8, above=0, meaning="ε, keeps the division finite")
 
     m = slot("exp_avg")
     v = slot("exp_avg_sq")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from steprule.declare import Matrix, decay, hyper, slot
+from steprule.declare import Matrix, WeightDecay, decay, hyper, slot
 from steprule.matrix.words import inverse_root, mean_square, rank_one, rms
 from steprule.words import Number, lerp
 
@@ -39,13 +39,13 @@ class Adafactor(Matrix, flags="foreach maximize"):
     decays_first = False
     complex_error = RuntimeError
 
-    lr: float = hyper(1e-2, at_least=0, meaning="the largest relative step")
-    beta2_decay: float = hyper(-0.8, at_most=0, meaning="power of t in 1-β2ₜ")
+    lr: float = hyper(default=1e-2, at_least=0, meaning="the largest relative step")
+    beta2_decay: float = hyper(default=-0.8, at_most=0, meaning="power of t in 1-β2ₜ")
     eps: tuple[float | None, float] = hyper(
-        (None, 1e-3), at_least=0, meaning="ε₁ (None: the dtype's epsilon), ε₂"
+        default=(None, 1e-3), at_least=0, meaning="ε₁ (None: the dtype's epsilon), ε₂"
     )
-    d: float = hyper(1.0, at_least=1, meaning="the largest RMS of u")
-    weight_decay: float = decay(0, mode="decoupled")
+    d: float = hyper(default=1.0, at_least=1, meaning="the largest RMS of u")
+    weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
 
     row_var = slot("row_var", shape=_rows)
     col_var = slot("col_var", shape=_columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from steprule.declare import Matrix, decay, errors, hyper, slot
+from steprule.declare import Matrix, WeightDecay, decay, errors, hyper, slot
 from steprule.matrix.words import orthogonalize
 from steprule.words import Number, ema, lerp
 
@@ -27,17 +27,17 @@ class Muon(Matrix, flags=""):
     counts_steps = False
     complex_error = RuntimeError
 
-    lr: float = hyper(1e-3, at_least=0, meaning="step size")
-    weight_decay: float = decay(0.1, mode="decoupled")
-    momentum: float = hyper(0.95, at_least=0, meaning="μ, how much of the past stays")
-    nesterov: bool = hyper(True, meaning="look ahead along the momentum")
+    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    weight_decay: float | WeightDecay = decay(default=0.1, mode="decoupled")
+    momentum: float = hyper(default=0.95, at_least=0, meaning="μ, how much of the past stays")
+    nesterov: bool = hyper(default=True, meaning="look ahead along the momentum")
     ns_coefficients: tuple[float, float, float] = hyper(
-        (3.4445, -4.775, 2.0315), meaning="a, b, c of the iteration"
+        default=(3.4445, -4.775, 2.0315), meaning="a, b, c of the iteration"
     )
-    eps: float = hyper(1e-7, at_least=0, meaning="ε, smallest norm to divide by")
-    ns_steps: int = hyper(5, at_least=0, below=100, meaning="how often to iterate")
+    eps: float = hyper(default=1e-7, at_least=0, meaning="ε, smallest norm to divide by")
+    ns_steps: int = hyper(default=5, at_least=0, below=100, meaning="how often to iterate")
     adjust_lr_fn: str | None = hyper(
-        None, choices=(None, "original", "match_rms_adamw"), meaning="how lr depends on the shape"
+        default=None, choices=(None, "original", "match_rms_adamw"), meaning="how lr depends on the shape"
     )
 
     m = slot("momentum_buffer")

@@ -1,0 +1,34 @@
+"""What a type checker sees of the constructors: every name, type and default, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import steprule
+
+SCRIPT = """
+import torch, steprule
+
+p = [torch.nn.Parameter(torch.zeros(3))]
+steprule.Adam(p, 1e-3, (0.9, 0.99), amsgrad=True, foreach=False, state_dtype="int8")
+steprule.AdaBelief(p, lr=1e-3, rectify=False, weight_decay=steprule.WeightDecay(0.1))
+steprule.RMSprop(p, 0.1, 0.99).step()
+steprule.LBFGS(p, lr=1.0, line_search_fn="strong_wolfe")
+steprule.Adam(p, weigth_decay=1)
+steprule.Adam(p, lr="large")
+"""
+
+
+def test_a_type_checker_sees_names_types_and_defaults(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    source = str(Path(steprule.__file__).parents[1])
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [source]}))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "script.py"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    errors = [x for x in json.loads(found.stdout)["generalDiagnostics"] if x["severity"] == "error"]
+    assert [x["range"]["start"]["line"] + 1 for x in errors] == [9, 10], errors
+    assert "weigth_decay" in errors[0]["message"]
+    assert "lr" in errors[1]["message"]
