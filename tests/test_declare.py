@@ -137,7 +137,7 @@ def no_self(h: Any, p: Any, g: Any) -> Any:
 
 
 WRONG_CLASSES: dict[str, tuple[dict[str, Any], str]] = {
-    "no type": ({"annotations": {}}, r"hyper-parameter 'lr' has no type.*lr: float = hyper\(0\.1\)"),
+    "no type": ({"annotations": {}}, r"hyper-parameter 'lr' has no type.*lr: float = hyper\(default=0\.1\)"),
     "not static": ({"update": no_self}, "update must be a static method.*@staticmethod"),
     "other arguments": (
         {"update": staticmethod(no_self)},
