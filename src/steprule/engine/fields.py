@@ -49,6 +49,8 @@ class Field:
     @property
     def allowed(self) -> str:
         """The range in words."""
+        if self.free:
+            return "one of the names that its meaning lists"
         if self.choices is not None:
             return "one of " + ", ".join(repr(choice) for choice in self.choices)
         if isinstance(self.default, bool):
