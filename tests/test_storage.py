@@ -124,6 +124,17 @@ def test_random_rounding_of_codes_has_no_bias() -> None:
     assert ((total / 400 - x).abs().max() / x.max()) < 2e-2
 
 
+@pytest.mark.parametrize("rule", [steprule.Adagrad, steprule.SparseAdam])
+def test_codes_refuse_sparse_gradients_and_nothing_moves(rule: Any) -> None:
+    p = torch.nn.Parameter(torch.randn(100, 50))
+    before = p.detach().clone()
+    optimizer = rule([p], state_dtype="int8")
+    p.grad = torch.zeros(100, 50).index_fill_(0, torch.tensor([3]), 1.0).to_sparse(1)
+    with pytest.raises(RuntimeError, match=f"{rule.__name__}: state_dtype='int8' does not go with the sparse"):
+        optimizer.step()
+    assert torch.equal(p, before)
+
+
 def test_slots_that_eight_bits_spoil_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"Rprop: 'step_size' cannot be kept in int8: .* Use bf16"):
         steprule.Rprop([torch.nn.Parameter(torch.zeros(3))], state_dtype={"step_size": "int8"})

@@ -358,6 +358,14 @@ def not_in_8_bits(who: str, key: str, reason: str, group: int | None):
     return ValueError(f"{who}: '{key}' cannot be kept in int8: {reason}{in_group(group)}. Use bf16.")
 
 
+def sparse_with_codes(who: str, name: str):
+    """Rows of a sparse gradient cannot be stepped alone where 256 neighbours share a scale."""
+    return RuntimeError(
+        f"{who}: state_dtype='int8' does not go with the sparse gradient of {name}: "
+        "neighbours share a scale and would change too. Use bf16 for that group, or Embedding(sparse=False)."
+    )
+
+
 def only_bfloat16(who: str, low_precision: str, name: str, group: int):
     """A float16 parameter for storage that needs the exponent of float32."""
     return ValueError(

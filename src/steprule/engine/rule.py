@@ -211,6 +211,8 @@ class RuleOptimizer(CheckedOptimizer):
         who = type(self).__name__
         if gradient.is_sparse and self.gradients == "dense":
             raise errors.sparse_gradient(who, self.name_of(param))
+        if gradient.is_sparse and any(storage.kind_of(x, group) == "int8" for x in self.slots.values()):
+            raise errors.sparse_with_codes(who, self.name_of(param))
         if not gradient.is_sparse and self.gradients == "rows only":
             raise errors.dense_gradient(who, self.name_of(param))
         if self.complex_error is not None and param.is_complex():
