@@ -102,11 +102,12 @@ def test_codes_come_back_within_an_eighth(signed: bool, data: Any) -> None:
     storage.store(state, "x", x)
     back = storage.load(state, "x")
     scale = state["x_scale"].repeat_interleave(storage.BLOCK)[:size]
-    smallest = scale * 2.0 ** (-15 if signed else -31)
+    smallest = scale * 2.0 ** (-18 if signed else -34)
     # Three bits of mantissa: a code is at most an eighth away, plus float32's own roundings.
-    assert ((back - x).abs() <= torch.maximum(x.abs() * 0.1251, smallest)).all()
-    assert torch.equal(back == 0, x == 0) or signed
-    assert not ((x > 0) & (back == 0)).any() or signed
+    assert ((back - x).abs() <= x.abs() * 0.1251 + smallest * 1.001).all()
+    assert (back[x == 0] == 0).all()
+    assert signed or (back[x > 0] > 0).all()
+    assert (torch.signbit(back) == torch.signbit(x)).all()
 
 
 def test_random_rounding_of_codes_has_no_bias() -> None:

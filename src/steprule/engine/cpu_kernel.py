@@ -139,7 +139,7 @@ class _Printer:
         self.coded = [x for x in sweep.inputs.keys() | sweep.outputs.keys() if dtypes[x] in CODED]
         everything = [x for x in program.slots if dtypes[x] in CODED]
         everything.sort(key=lambda letter: program.slots[letter].key)
-        self.noise = {letter: storage.noise_of(place) for place, letter in enumerate(everything)}
+        self.salts = {letter: storage.salt_of(place) for place, letter in enumerate(everything)}
         self.coded.sort(key=everything.index)
         self.reductions = reductions
         self.number = "float64" if "float64" in self.dtypes.values() else "float32"
@@ -168,10 +168,10 @@ class _Printer:
         for index, name in enumerate(self.arrays):
             if name not in touched | beside:
                 continue
-            first = "start // 256" if name.endswith("_scale") else "0" if name.endswith("_key") else "start"
+            block = f"start // {storage.BLOCK}"
+            first = block if name.endswith("_scale") else "0" if name.endswith("_key") else "start"
             lines.append(f"at_{name} = {self.dtypes[name]}_array(job, {index}, tensor, {first})")
-        salts = dict.fromkeys(self.noise[name][0] for name in self.coded)
-        lines += [f"key_{i} = key_of(at_code_key, {salt})" for i, salt in enumerate(salts)]
+        lines += [f"key_{name} = key_of(at_code_key, {self.salts[name]})" for name in self.coded]
         if "rounding_key" in self.arrays:
             lines.append("key_p = key_of(at_rounding_key, 0)")
         lines.append("row = scalars_of(job, tensor)")
@@ -192,26 +192,27 @@ class _Printer:
         return ["for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
 
     def _blocks(self, inside: list[str]) -> list[str]:
-        """The same, 256 entries at a time, whose codes can be made only when the largest is known."""
+        """The same, block by block, as codes can be made only when the largest of a block is known."""
         written = [name for name in self.coded if name in self.sweep.outputs]
+        size = storage.BLOCK
         lines = [f"buffer_{name} = scratch(job, part * {len(written)} + {i})" for i, name in enumerate(written)]
-        lines += ["for block in range((length_of(job, chunk) + 255) // 256):"]
-        body = ["first = block * 256", "count = min(256, length_of(job, chunk) - first)"]
+        lines += [f"for block in range((length_of(job, chunk) + {size - 1}) // {size}):"]
+        body = [f"first = block * {size}", f"count = min({size}, length_of(job, chunk) - first)"]
         body += [f"scale_{name} = load(at_{name}_scale, block)" for name in self.coded]
         arrays = [x for x in self.arrays if any(f"in_{x}," in line for line in inside) or x in self.coded]
         body += [f"in_{name} = offset(at_{name}, first)" for name in arrays]
         body += [f"top_{name} = size_of_zero()" for name in written]
         body += ["for i in range(count):", *("    " + x for x in inside)]
+        # Memory is idle while codes are made, unless it is asked for what comes next.
+        body += [f"fetch(in_{name}, {2 * size})" for name in arrays if written]
         for name in written:
-            body += [f"scale_{name} = number_of(top_{name})", f"store(at_{name}_scale, block, scale_{name})"]
-            body += [f"inverse_{name} = inverse(scale_{name})"]
+            kind = self.dtypes[name]
+            body += [f"store(at_{name}_scale, block, {kind}_scale(top_{name}))"]
+            body += [f"inverse_{name} = {kind}_inverse(top_{name})"]
+            body += [f"noise_{name} = hash_of(key_{name}, start // {size} + block)"]
         body += ["for i in range(count):"] if written else []
-        salts = list(dict.fromkeys(self.noise[name][0] for name in self.coded))
-        used = dict.fromkeys(salts.index(self.noise[name][0]) for name in written)
-        body += [f"    noise_{i} = hash_of(key_{i}, start + first + i)" for i in used]
         for name in written:
-            salt, shift = self.noise[name]
-            value = f"load(buffer_{name}, i), inverse_{name}, noise_{salts.index(salt)}, {shift}"
+            value = f"load(buffer_{name}, i), inverse_{name}, noise_{name}"
             body += [f"    store_code(in_{name}, i, {value})"]
         return lines + ["    " + x for x in body]
 

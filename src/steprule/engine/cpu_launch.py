@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from steprule.engine import cpu_kernel, cpu_threads, kernel_cache
+from steprule.engine import cpu_kernel, cpu_threads, kernel_cache, storage
 from steprule.engine.program import Program
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Launch:
         self._fill("order", self._order)
         self._fill("bounds", self._bounds)
         self._job[cpu_threads.JOB.index("shares")] = number
-        self._scratch = np.zeros((number, self._codes, 256), dtype=np.float32)
+        self._scratch = np.zeros((number, self._codes, storage.BLOCK), dtype=np.float32)
         self._fill("scratch", self._scratch)
         openmp = cpu_threads.openmp() if number > 1 else None
         for name in ("thread_number", "thread_count"):

@@ -31,7 +31,7 @@ JOB = (
     "scalars",  # address of the doubles computed on the host
     "rows",  # address of one index per tensor: where its scalars begin
     "partials",  # address of one double per reduction and chunk: what a reduction came to there
-    "scratch",  # address of 256 numbers per share and array of codes
+    "scratch",  # address of a block of numbers per share and array of codes
     "reduced",  # address of one double per reduction and tensor: the finished reductions
 )
 

@@ -9,16 +9,20 @@ computed in. Importing this module imports numba, so only the compiler does it.
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from steprule.engine import storage
 from steprule.engine.cpu_threads import JOB
 
 INT16, INT32, INT64 = (ir.IntType(bits) for bits in (16, 32, 64))
 
 # numba has no 16-bit floats on the CPU: a pointer to one of these integers stands for a pointer to one.
 BFLOAT16, FLOAT16 = types.uint16, types.int16
+KINDS = {types.int8: torch.int8, types.uint8: torch.uint8}
 
 
 # Arithmetic
@@ -329,12 +333,29 @@ def offset(context, array, entries):
 
 
 @intrinsic
+def fetch(context, array, first):
+    """Ask memory for the block that begins there, whether or not there is one."""
+
+    def generate(context, builder, signature, values):
+        size = context.get_abi_sizeof(context.get_value_type(array.dtype))
+        start = builder.bitcast(builder.gep(values[0], [values[1]]), ir.IntType(8).as_pointer())
+        shape = ir.FunctionType(ir.VoidType(), [start.type, INT32, INT32, INT32])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [start.type], shape)
+        read, near, data = _constant(0), _constant(3), _constant(1)
+        for place in range(0, storage.BLOCK * size, 64):
+            builder.call(prefetch, [builder.gep(start, [_constant(place, INT64)]), read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(array, first), generate
+
+
+@intrinsic
 def scratch(context, job, place):
-    """256 numbers of this thread's own."""
+    """As many numbers as a block has, of this thread's own."""
     pointer = types.CPointer(types.float32)
 
     def generate(context, builder, signature, values):
-        index = builder.mul(values[1], _constant(256, INT64))
+        index = builder.mul(values[1], _constant(storage.BLOCK, INT64))
         return _entry(builder, _field(builder, values[0], "scratch"), index, ir.FloatType())
 
     return pointer(job, place), generate
@@ -368,84 +389,87 @@ def larger_size(context, top, x):
     return types.int32(top, x), generate
 
 
-@intrinsic
-def number_of(context, bits):
-    """The float32 with these bits."""
+def _of_largest(build):
+    """The words that give a float32 of a block, from the bits of its largest number: 0 if that vanishes."""
 
-    def generate(context, builder, signature, values):
-        bits = values[0]
-        return _float_of(builder, builder.trunc(bits, INT32) if bits.type == INT64 else bits)
+    def typed(kind):
+        @intrinsic
+        def word(context, top):
+            def generate(context, builder, signature, values):
+                largest = _float_of(builder, values[0])
+                vanishes = builder.fcmp_ordered("<", largest, _single(storage.TINIEST))
+                return builder.select(vanishes, _single(0.0), build(builder, largest, kind))
 
-    return types.float32(bits), generate
+            return types.float32(top), generate
 
+        return word
 
-@intrinsic
-def inverse(context, scale):
-    """1 over a scale, and 0 for 0."""
-
-    def generate(context, builder, signature, values):
-        zero, one = (ir.Constant(ir.FloatType(), x) for x in (0.0, 1.0))
-        positive = builder.fcmp_ordered(">", values[0], zero)
-        return builder.select(positive, builder.fdiv(one, values[0]), zero)
-
-    return types.float32(scale), generate
+    return typed(types.int8), typed(types.uint8)
 
 
-_MANTISSA = 20
-_HIGHEST = {types.int8: 127, types.uint8: 255}
+def _single(value):
+    return ir.Constant(ir.FloatType(), float(np.float32(value)))
 
 
-def _lowest(kind):
-    return (0x3F800000 >> _MANTISSA) - _HIGHEST[kind]
+_ZERO = {kind: storage.CODE_0[dtype] for kind, dtype in KINDS.items()}
+_FIRST = {kind: int(np.float32(zero).view(np.int32)) for kind, zero in _ZERO.items()}
+
+
+def _scale(builder, largest, kind):
+    return builder.fmul(largest, _single(1 / (1.875 - _ZERO[kind])))
+
+
+def _inverse(builder, largest, kind):
+    reciprocal = builder.fdiv(_single(1.0), largest)
+    return builder.fmul(reciprocal, _single((1.875 - _ZERO[kind]) * (1 - 2.0**-21)))
+
+
+int8_scale, uint8_scale = _of_largest(_scale)
+int8_inverse, uint8_inverse = _of_largest(_inverse)
 
 
 @intrinsic
 def load_code(context, array, index, scale):
-    """A number from its code and the scale of its neighbours."""
+    """A number from its code and the scale of its block."""
     kind = array.dtype
 
     def generate(context, builder, signature, values):
         array, index, scale = values
-        byte = builder.load(builder.gep(array, [index]))
-        signed = kind == types.int8
-        code = builder.sext(byte, INT32) if signed else builder.zext(byte, INT32)
-        negative = builder.icmp_signed("<", code, _constant(0))
-        size = builder.select(negative, builder.neg(code), code)
-        bits = builder.shl(builder.add(size, _constant(_lowest(kind))), _constant(_MANTISSA))
-        none = builder.icmp_signed("==", code, _constant(0))
-        zero = ir.Constant(ir.FloatType(), 0.0)
-        value = builder.fmul(builder.select(none, zero, _float_of(builder, bits)), scale)
-        return builder.select(negative, builder.fneg(value), value)
+        code = builder.zext(builder.load(builder.gep(array, [index])), INT32)
+        size = builder.and_(code, _constant(0x7F)) if kind == types.int8 else code
+        bits = builder.or_(builder.shl(size, _constant(storage.MANTISSA)), _constant(_FIRST[kind]))
+        size = builder.fsub(_float_of(builder, bits), _single(_ZERO[kind]))
+        if kind == types.int8:
+            sign = builder.and_(builder.shl(code, _constant(24)), _constant(1 << 31))
+            size = _float_of(builder, builder.or_(_bits_of(builder, size), sign))
+        return builder.fmul(size, scale)
 
     return types.float32(array, index, scale), generate
 
 
 @intrinsic
-def store_code(context, array, index, x, inverse, noise, shift):
-    """Keep a number as a code, rounded up or down by some bits of a hash."""
+def store_code(context, array, index, x, inverse, start):
+    """Keep a number as a code, rounded up or down by the noise that begins so in this block."""
     kind = array.dtype
 
     def generate(context, builder, signature, values):
-        array, index, x, inverse, noise, shift = values
-        size = _bits_of(builder, builder.fmul(llvm("fabs")(builder, x), inverse))
-        noise = builder.lshr(noise, builder.trunc(shift, INT32))
-        noise = builder.and_(noise, _constant((1 << _MANTISSA) - 1))
-        code = builder.ashr(builder.add(size, noise), _constant(_MANTISSA))
-        code = builder.sub(code, _constant(_lowest(kind)))
-        for comparison, bound in (("<", 0), (">", _HIGHEST[kind])):
-            beyond = builder.icmp_signed(comparison, code, _constant(bound))
-            code = builder.select(beyond, _constant(bound), code)
-        zero = ir.Constant(x.type, 0.0)
+        array, index, x, inverse, start = values
+        steps = builder.mul(builder.trunc(index, INT32), _constant(storage.GOLDEN))
+        noise = builder.lshr(builder.add(start, steps), _constant(32 - storage.MANTISSA))
+        size = builder.fmul(llvm("fabs")(builder, x), inverse)
+        bits = _bits_of(builder, builder.fadd(size, _single(_ZERO[kind])))
+        code = builder.ashr(builder.add(bits, noise), _constant(storage.MANTISSA))
         if kind == types.uint8:
-            vanished = builder.icmp_signed("<", code, _constant(1))
-            least = builder.select(builder.fcmp_ordered(">", x, zero), _constant(1), code)
-            code = builder.select(vanished, least, code)
+            least = _constant((_FIRST[kind] >> storage.MANTISSA) + 1)
+            larger = builder.select(builder.icmp_signed(">", code, least), code, least)
+            code = builder.select(builder.fcmp_ordered(">", x, _single(0.0)), larger, code)
         else:
-            code = builder.select(builder.fcmp_ordered("<", x, zero), builder.neg(code), code)
+            sign = builder.and_(builder.lshr(_bits_of(builder, x), _constant(24)), _constant(0x80))
+            code = builder.or_(builder.and_(code, _constant(0x7F)), sign)
         builder.store(builder.trunc(code, ir.IntType(8)), builder.gep(array, [index]))
         return context.get_dummy_value()
 
-    return types.void(array, index, x, inverse, noise, shift), generate
+    return types.void(array, index, x, inverse, start), generate
 
 
 def _int16_at(builder, array, index):

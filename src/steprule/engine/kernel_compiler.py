@@ -34,7 +34,7 @@ def machine() -> Any:
 def surroundings() -> str:
     """Everything but its text that a kernel's machine code depends on."""
     here = Path(__file__)
-    texts = here.read_bytes() + here.with_name("cpu_words.py").read_bytes()
+    texts = b"".join((here.parent / name).read_bytes() for name in (here.name, "cpu_words.py", "storage.py"))
     parts = (
         *JOB,
         metadata.version("numba"),

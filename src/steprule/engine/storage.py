@@ -5,10 +5,10 @@ Everything here is seen by its state alone, so a checkpoint says how it is to be
 | state entry          | meaning                                                                             |
 |----------------------|-------------------------------------------------------------------------------------|
 | a slot in bf16, fp16 | the number, rounded to nearest even                                                 |
-| a slot in int8       | a small float with a sign, 4 bits of exponent and 3 of mantissa, times the largest  |
-|                      | |x| of 256 neighbours (`<key>_scale`)                                               |
+| a slot in int8       | a small float with a sign, 4 bits of exponent and 3 of mantissa, times a scale that |
+|                      | 256 neighbours share, the largest of them having the highest code (`<key>_scale`)   |
 | a slot in uint8      | the same for slots that are never negative, with 5 bits of exponent; 0 is only 0    |
-| `code_key`           | codes are rounded up or down at random, by a hash of this, the slot and the place   |
+| `code_key`           | codes are rounded up or down at random, by a hash of this, the slot and the block   |
 | `compensation`       | what the parameter's 16 bits leave out, itself in 16 bits (Kahan)                   |
 | `low_bits`           | the lower half of the parameter in fp32; the parameter holds the upper half         |
 | `rounding_key`       | the parameter is rounded up or down at random, by a hash of this and of the place   |
@@ -33,12 +33,17 @@ SMALLEST = 4096
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = (*DTYPES, "int8")
 LOW_PRECISION = ("none", "stochastic", "kahan", "master")
-# A code is the leading bits of a float32 in [0, 1], counted so that the highest code is 1.0.
+# A code is what stands above the low 20 bits of a float32 between CODE_0 and 1.875: 3 bits of mantissa under
+# the last bits of the exponent. It stands for that float less CODE_0, so that code 0 is 0 and the smallest
+# codes are evenly spaced.
 MANTISSA = 20
-HIGHEST = {torch.int8: 127, torch.uint8: 255}
-LOWEST = {dtype: (0x3F800000 >> MANTISSA) - highest for dtype, highest in HIGHEST.items()}
+CODES = {torch.int8: 128, torch.uint8: 256}
+CODE_0 = {torch.int8: 2.0**-15, torch.uint8: 2.0**-31}
+# A block whose largest number is below this is a block of zeros.
+TINIEST = 2.0**-120
 EXTRA_KEYS = ("compensation", "low_bits", "rounding_key", "code_key")
 HALF = (torch.bfloat16, torch.float16)
+GOLDEN = 0x9E3779B9
 _UINT32 = 0xFFFFFFFF
 
 
@@ -93,7 +98,7 @@ def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor
         dtype = torch.uint8 if slot.never_negative else torch.int8
         codes = torch.empty_like(start, dtype=dtype)
         scale = start.new_empty(-(-start.numel() // BLOCK), dtype=torch.float32)
-        _encode(start, torch.zeros_like(start, dtype=torch.int64), codes, scale)
+        _encode(start, torch.tensor(1 << (MANTISSA - 1)), codes, scale)
         return {slot.key: codes, f"{slot.key}_scale": scale}
     return {slot.key: start}
 
@@ -107,7 +112,7 @@ def create_for_parameter(
     torch.manual_seed; from then on they are in the state.
     """
     low = group.get("low_precision") if param.dtype in HALF else None
-    key = torch.tensor(mix(torch.initial_seed() * 0x9E3779B1 + place), dtype=torch.int64)
+    key = torch.tensor(mix(torch.initial_seed() * GOLDEN + place), dtype=torch.int64)
     entries: dict[str, Tensor] = {}
     coded = any(isinstance(x, Tensor) and x.dtype in (torch.int8, torch.uint8) for x in state.values())
     if coded and "code_key" not in state:
@@ -130,10 +135,10 @@ def load(state: dict[str, Any], key: str) -> Tensor:
     stored: Tensor = state[key]
     if stored.dtype not in (torch.int8, torch.uint8):
         return stored
-    code = _blocks(stored.reshape(-1).to(torch.int32))
-    bits = (code.abs() + LOWEST[stored.dtype]) << MANTISSA
-    size = torch.where(code == 0, 0.0, bits.view(torch.float32)) * state[f"{key}_scale"][:, None]
-    value = torch.where(code < 0, -size, size)
+    code, zero = _blocks(stored.reshape(-1).to(torch.int32)), CODE_0[stored.dtype]
+    bits = ((code & (CODES[stored.dtype] - 1)) << MANTISSA) + _bits_of(zero)
+    size = bits.view(torch.float32) - zero
+    value = torch.where(code < 0, -size, size) * state[f"{key}_scale"][:, None]
     return value.reshape(-1)[: stored.numel()].reshape(stored.shape)
 
 
@@ -141,17 +146,23 @@ def store(state: dict[str, Any], key: str, value: Tensor) -> None:
     """Keep the numbers of a slot, rounded once to what it is kept in."""
     stored: Tensor = state[key]
     if stored.dtype in (torch.int8, torch.uint8):
-        coded = sorted(name for name in state if f"{name}_scale" in state)
-        salt, shift = noise_of(coded.index(key))
-        noise = hash_of_places(int(state["code_key"]) ^ salt, value) >> shift
+        salt = salt_of(sorted(name for name in state if f"{name}_scale" in state).index(key))
+        noise = noise_of_blocks(int(state["code_key"]) ^ salt, len(state[f"{key}_scale"]), value.device)
         _encode(value.float(), noise, stored, state[f"{key}_scale"])
     else:
         stored.copy_(value)
 
 
-def noise_of(place: int) -> tuple[int, int]:
-    """Where the noise of a parameter's coded slots comes from: two slots share the bits of one hash."""
-    return (place // 2) * 0x9E3779B9 & _UINT32, 12 * (place % 2)
+def salt_of(place: int) -> int:
+    """What tells the noise of a parameter's coded slots apart."""
+    return place * GOLDEN & _UINT32
+
+
+def noise_of_blocks(key: int, blocks: int, device: torch.device) -> Tensor:
+    """20 bits for each number of each block: even steps of the golden ratio, from a random start per block."""
+    starts = cast(Tensor, mix(torch.arange(blocks, dtype=torch.int64, device=device) ^ key))
+    steps = torch.arange(BLOCK, dtype=torch.int64, device=device) * GOLDEN
+    return ((starts[:, None] + steps) & _UINT32) >> (32 - MANTISSA)
 
 
 def next_keys(state: dict[str, Any]) -> None:
@@ -181,20 +192,27 @@ class Keys:
 
 def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
     """Codes and scales of float32 numbers, in place."""
+    zero = CODE_0[codes.dtype]
     blocks = _blocks(value.reshape(-1))
     largest = blocks.abs().amax(dim=1)
-    scale.copy_(largest)
-    inverse = torch.where(largest > 0, 1.0 / largest, 0.0)
-    size = blocks.abs() * inverse[:, None]
-    up = _blocks((noise & ((1 << MANTISSA) - 1)).to(torch.int32).reshape(-1))
-    code = ((size.view(torch.int32) + up) >> MANTISSA) - LOWEST[codes.dtype]
-    code.clamp_(0, HIGHEST[codes.dtype])
+    # Written so that what is not a number is not below either, and spoils its block as inf does.
+    vanishes = largest < TINIEST
+    scale.copy_(torch.where(vanishes, 0.0, largest * (1 / (1.875 - zero))))
+    # A little less than to the top, lest noise carry the largest beyond the highest code.
+    inverse = torch.where(vanishes, 0.0, largest.reciprocal() * ((1.875 - zero) * (1 - 2.0**-21)))
+    size = blocks.abs() * inverse[:, None] + zero
+    code = (size.view(torch.int32) + noise.to(torch.int32)) >> MANTISSA
     if codes.dtype == torch.uint8:
         # A second moment that became 0 beside a mean that did not would make an endless step.
-        code = torch.where((blocks > 0) & (code < 1), 1, code)
-    else:
-        code = torch.where(blocks < 0, -code, code)
+        code = torch.where(blocks > 0, code.clamp(min=(_bits_of(zero) >> MANTISSA) + 1), code)
+    code &= CODES[codes.dtype] - 1
+    if codes.dtype == torch.int8:
+        code |= blocks.view(torch.int32) >> 31 << 7
     codes.copy_(code.reshape(-1)[: value.numel()].reshape(codes.shape).to(codes.dtype))
+
+
+def _bits_of(x: float) -> int:
+    return int(torch.tensor(x).view(torch.int32))
 
 
 def _blocks(flat: Tensor) -> Tensor:

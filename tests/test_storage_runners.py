@@ -1,0 +1,141 @@
+"""Every rule in every storage on every runner: the same numbers, also when another process goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kernels import FUSED, LOOP, assert_same_numbers, exact_roots, has_kernel
+from rules import CASES, LOOPS, SWITCHES, Case, assert_same, each, flat, numbers
+from torch import nn
+
+from steprule.engine import cpu_launch, storage
+
+# What steps of the usual size do to 16 bits is not what these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
+
+# The dtype of the parameters, and how they and their state are kept.
+STORAGES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "plain": (torch.float32, {}),
+    "bf16": (torch.float32, {"state_dtype": "bf16"}),
+    "fp16": (torch.float32, {"state_dtype": "fp16"}),
+    "int8": (torch.float32, {"state_dtype": "int8"}),
+    "kahan": (torch.bfloat16, {"low_precision": "kahan", "state_dtype": "fp32"}),
+    "master": (torch.bfloat16, {"low_precision": "master"}),
+    "stochastic": (torch.bfloat16, {"low_precision": "stochastic", "state_dtype": "bf16"}),
+    "all at once": (torch.bfloat16, {"low_precision": "master", "state_dtype": "int8"}),
+}
+# Blocks and chunks that end early, and a tensor too small for codes.
+SHAPES = ((70, 90), (5,), (cpu_launch.CHUNK + 700,))
+KEPT = [name for name in STORAGES if name != "plain"]
+
+
+def can_keep(case: Case, name: str) -> bool:
+    """Whether the rule takes this storage."""
+    _, options = STORAGES[name]
+    if not options:
+        return True
+    slots = [slot for slot in case.rule.slots.values() if not slot.per_tensor]
+    codes = options.get("state_dtype") == "int8"
+    refused = not slots or any(slot.not_in_8_bits is not None for slot in slots)
+    return case.elementwise and not case.sparse_only and not (codes and refused)
+
+
+def make(case: Case, name: str, switches: dict[str, Any] | None = None, shapes: Any = SHAPES) -> Any:
+    dtype, options = STORAGES[name]
+    options = dict(options, **({} if switches is None else switches))
+    if name == "plain":
+        return case.make(**options)
+    params = [nn.Parameter(numbers(shape, dtype, 100 + i)) for i, shape in enumerate(shapes)]
+    return case.make(params, **options)
+
+
+@pytest.mark.parametrize("name", KEPT)
+@each(has_kernel, among=LOOPS)
+def test_the_kernel_keeps_what_the_loop_keeps(case: Case, name: str) -> None:
+    if not can_keep(case, name):
+        pytest.skip("the rule refuses this storage")
+    with exact_roots():
+        kernel, loop = (make(case, name, switches) for switches in (FUSED, LOOP))
+        for optimizer in (kernel, loop):
+            case.advance(optimizer, 3)
+        assert_same_numbers(kernel, loop)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-42, 1e-30, 1e-18, 1e15, float("inf"), float("nan")])
+@each(lambda case: has_kernel(case) and can_keep(case, "int8"), among=LOOPS)
+def test_codes_of_extreme_numbers_are_the_loops(case: Case, size: float) -> None:
+    """One block of nothing else, and one where a single number is extreme."""
+    with exact_roots():
+        kernel, loop = (make(case, "int8", switches, shapes=((5000,),)) for switches in (FUSED, LOOP))
+        for number in range(3):
+            for optimizer in (kernel, loop):
+                (param,) = flat(optimizer)
+                param.grad = numbers((5000,), torch.float32, number)
+                param.grad[:256] *= size
+                param.grad[700] *= size
+                case.step(optimizer)
+        (one,), (other,) = flat(kernel), flat(loop)
+        for key in (slot.key for slot in case.rule.slots.values() if slot.key in loop.state[other]):
+            # A block with an infinite number is lost; which codes it then holds is no matter.
+            pair = [storage.load(optimizer.state[p], key) for optimizer, p in ((kernel, one), (loop, other))]
+            finite = [x.isfinite() for x in pair]
+            assert torch.equal(*finite), key
+            assert_same(*(torch.where(finite[0], x, 0.0) for x in pair), key)
+
+
+# In a new process
+
+
+def jobs(runner: str) -> list[tuple[Case, str]]:
+    """The rules that this runner steps, in all storages that they take."""
+    cases = [case for case in CASES if case.runner == runner]
+    # The loop has each rule twice; with every option on is once enough.
+    cases = [case for case in cases if case.options or not any(x.options for x in cases if x.rule == case.rule)]
+    named = [name for name in STORAGES if listed(runner, name)]
+    return [(case, name) for case in cases for name in named if can_keep(case, name)]
+
+
+def listed(runner: str, name: str) -> bool:
+    """Lists of tensors leave it to the loop to keep more than the numbers themselves."""
+    return runner != "lists" or name in ("plain", "bf16", "fp16")
+
+
+def go_on(runner: str, folder: str) -> None:
+    """Load every run and take two more steps, from other random numbers than it began with."""
+    torch.manual_seed(999)
+    saved = torch.load(Path(folder) / "half", weights_only=True)
+    result: list[Any] = []
+    for (case, name), (params, state) in zip(jobs(runner), saved, strict=True):
+        optimizer = make(case, name)
+        for param, value in zip(flat(optimizer), params, strict=True):
+            param.data.copy_(value)
+        optimizer.load_state_dict(state)
+        case.advance(optimizer, 2, first=2)
+        result.append(numbers_of(optimizer))
+    torch.save(result, Path(folder) / "end")
+
+
+def numbers_of(optimizer: Any) -> tuple[Any, Any]:
+    return [p.detach().clone() for p in flat(optimizer)], optimizer.state_dict()
+
+
+@pytest.mark.parametrize("runner", SWITCHES)
+def test_every_rule_in_every_storage_goes_on_in_a_new_process(runner: str, tmp_path: Path) -> None:
+    optimizers = [make(case, name) for case, name in jobs(runner)]
+    assert len(optimizers) > 40
+    for optimizer, (case, _) in zip(optimizers, jobs(runner), strict=True):
+        case.advance(optimizer, 2)
+    torch.save([numbers_of(optimizer) for optimizer in optimizers], tmp_path / "half")
+    script = f"import test_storage_runners as t; t.go_on({runner!r}, {str(tmp_path)!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, env=environment)
+    resumed = torch.load(tmp_path / "end", weights_only=True)
+    for optimizer, (case, name), found in zip(optimizers, jobs(runner), resumed, strict=True):
+        case.advance(optimizer, 2, first=2)
+        assert_same(found, numbers_of(optimizer), f"{case} in {name}")
