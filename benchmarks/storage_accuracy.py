@@ -1,6 +1,7 @@
 """Does a run end as well when its numbers are kept in fewer bits? Final losses over seeds, against fp32.
 
-    python benchmarks/storage_accuracy.py [--tasks digits,photo,text] [--seeds 5] [--out FILE.json]
+    python benchmarks/storage_accuracy.py [--tasks digits,photo,text] [--rules AdamW,Lion]
+                                          [--kept "fp32,state int8"] [--seeds 5] [--out FILE.json]
 
 For each task, rule and way of keeping numbers: the mean final loss on held-out data, and how far it is from
 fp32's in units of fp32's spread over seeds (z). State formats train fp32 parameters; `kahan`, `stochastic`,
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -22,15 +22,25 @@ from typing import Any
 import torch
 
 import steprule
+from steprule.lab.bench_machine import facts
 from steprule.lab.tasks import load_task
 
+# Each with its learning rate.
 RULES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "SGD-momentum": (steprule.SGD, {"momentum": 0.9}),
-    "AdamW": (steprule.AdamW, {}),
-    "AdaBelief": (steprule.AdaBelief, {}),
-    "Lion": (steprule.Lion, {}),
+    "SGD-momentum": (steprule.SGD, {"lr": 3e-2, "momentum": 0.9}),
+    "AdamW": (steprule.AdamW, {"lr": 2e-3}),
+    "AdaBelief": (steprule.AdaBelief, {"lr": 2e-3}),
+    "Lion": (steprule.Lion, {"lr": 2e-4}),
+    "AMSGrad": (steprule.AMSGrad, {"lr": 2e-3}),
+    "Adamax": (steprule.Adamax, {"lr": 2e-3}),
+    "NAdam": (steprule.NAdam, {"lr": 2e-3}),
+    "RAdam": (steprule.RAdam, {"lr": 2e-3}),
+    "RMSprop": (steprule.RMSprop, {"lr": 1e-3}),
+    "RMSprop-centered": (steprule.RMSprop, {"lr": 1e-3, "centered": True, "momentum": 0.5}),
+    "Adagrad": (steprule.Adagrad, {"lr": 2e-2}),
+    "Adadelta": (steprule.Adadelta, {"lr": 1.0}),
+    "Sophia": (steprule.Sophia, {"lr": 2e-4}),
 }
-RATES = {"SGD-momentum": 3e-2, "AdamW": 2e-3, "AdaBelief": 2e-3, "Lion": 2e-4}
 KEPT: dict[str, tuple[torch.dtype, dict[str, str]]] = {
     "fp32": (torch.float32, {}),
     "state bf16": (torch.float32, {"state_dtype": "bf16"}),
@@ -52,14 +62,16 @@ def final_loss(task_name: str, rule: str, kept: str, seed: int) -> float:
     model = task.model.to(dtype)
     steps = STEPS[task_name]
     make, more = RULES[rule]
-    optimizer = make(model.parameters(), lr=RATES[rule], **more, **options)
+    optimizer: Any = make(model.parameters(), **more, **options)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     x, y = task.train
     x = torch.as_tensor(x)
-    for _ in range(steps):
+    for step in range(steps):
         index = torch.randint(len(x), (BATCH[task_name],))
         optimizer.zero_grad()
         task.loss(_run(model, x[index], dtype), y[index]).backward()
+        if rule == "Sophia" and step % 10 == 0:
+            optimizer.update_hessian(BATCH[task_name])
         optimizer.step()
         schedule.step()
     model = model.float().eval()
@@ -76,15 +88,17 @@ def main() -> None:
     """Print the table, and write it if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", default="digits,photo")
+    parser.add_argument("--rules", default="SGD-momentum,AdamW,AdaBelief,Lion")
+    parser.add_argument("--kept", default=",".join(KEPT))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for task in arguments.tasks.split(","):
-        for rule in RULES:
+        for rule in arguments.rules.split(","):
             base: list[float] = []
-            for kept in KEPT:
+            for kept in arguments.kept.split(","):
                 losses = [final_loss(task, rule, kept, seed) for seed in range(arguments.seeds)]
                 base = base or losses
                 spread = statistics.stdev(base) if len(base) > 1 else math.nan
@@ -92,11 +106,11 @@ def main() -> None:
                 row = {"task": task, "rule": rule, "kept": kept, "losses": losses, "z": shift}
                 rows.append(row)
                 mean = statistics.mean(losses)
-                print(f"{task:<8}{rule:<14}{kept:<17}loss {mean:.5f}   z {shift:+.2f}", flush=True)
+                print(f"{task:<8}{rule:<18}{kept:<17}loss {mean:.5f}   z {shift:+.2f}", flush=True)
     if arguments.out:
-        facts = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
-        facts["date"] = time.strftime("%Y-%m-%d")
-        arguments.out.write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+        where = {**facts(torch.device("cpu")), "date": time.strftime("%Y-%m-%d")}
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        arguments.out.write_text(f'{{"facts": {json.dumps(where)},\n"rows": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

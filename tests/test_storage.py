@@ -110,12 +110,18 @@ def test_codes_come_back_within_an_eighth(signed: bool, data: Any) -> None:
     assert (torch.signbit(back) == torch.signbit(x)).all()
 
 
-def test_random_rounding_of_codes_has_no_bias() -> None:
-    param = torch.nn.Parameter(torch.zeros(8192))
+def codes(size: int, signed: bool) -> dict[str, Any]:
+    """The state of a slot of so many numbers, in codes."""
+    param, group = torch.nn.Parameter(torch.zeros(size)), {"state_dtype": "int8"}
+    state = storage.create(Slot("x", never_negative=not signed), param, group)
+    return state | storage.create_for_parameter(param, group, state, 0)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_random_rounding_of_codes_has_no_bias(signed: bool) -> None:
+    state = codes(8192, signed)
     x = torch.rand(8192) * 0.5
     x[:: storage.BLOCK] = 1.0
-    state = storage.create(Slot("x"), param, {"state_dtype": "int8"})
-    state |= storage.create_for_parameter(param, {"state_dtype": "int8"}, state, 0)
     total = torch.zeros(8192)
     for _ in range(400):
         storage.store(state, "x", x)
@@ -123,6 +129,51 @@ def test_random_rounding_of_codes_has_no_bias() -> None:
         total += storage.load(state, "x")
     assert abs(((total / 400).sum() / x.sum()).item() - 1) < 1e-3
     assert ((total / 400 - x).abs().max() / x.max()) < 2e-2
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_number_that_does_not_change_keeps_its_code(signed: bool) -> None:
+    """Whatever the largest of its block does, as long as it is no smaller."""
+    state = codes(8192, signed)
+    x = torch.rand(8192)
+    storage.store(state, "x", x)
+    kept = storage.load(state, "x")
+    torch.manual_seed(0)
+    for _ in range(100):
+        now = kept.clone()
+        now[:: storage.BLOCK] = 1.0 + 3 * torch.rand(32)
+        storage.next_keys(state)
+        storage.store(state, "x", now)
+        back = storage.load(state, "x")
+        # What is counted from code 0 moves a little when the scale doubles, and that is all.
+        tiny = 2.0**-13 if signed else 2.0**-29
+        apart = ((back - now).abs() > tiny * 4).view(-1, storage.BLOCK)[:, 1:]
+        assert apart.float().mean() < 0.01
+
+
+def test_a_slow_average_in_codes_stays_near_the_average() -> None:
+    state = codes(8192, signed=False)
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.zeros(8192)
+    for _ in range(3000):
+        squares = torch.randn(8192, generator=generator) ** 2
+        wide = 0.999 * wide + 0.001 * squares
+        storage.next_keys(state)
+        storage.store(state, "x", 0.999 * storage.load(state, "x") + 0.001 * squares)
+    ratio = storage.load(state, "x") / wide
+    assert ratio.mean().item() == pytest.approx(1, abs=0.01)
+    assert ratio.std().item() < 0.3
+
+
+def test_what_is_not_finite_spoils_its_block_and_no_other() -> None:
+    state = codes(8192, signed=False)
+    for bad in (float("inf"), float("nan")):
+        x = torch.ones(8192)
+        x[700] = bad
+        storage.store(state, "x", x)
+        lost = storage.load(state, "x").isnan().view(-1, storage.BLOCK)
+        assert lost[2].all()
+        assert lost.sum() == storage.BLOCK
 
 
 @pytest.mark.parametrize("rule", [steprule.Adagrad, steprule.SparseAdam])

@@ -206,9 +206,8 @@ class _Printer:
         # Memory is idle while codes are made, unless it is asked for what comes next.
         body += [f"fetch(in_{name}, {2 * size})" for name in arrays if written]
         for name in written:
-            kind = self.dtypes[name]
-            body += [f"store(at_{name}_scale, block, {kind}_scale(top_{name}))"]
-            body += [f"inverse_{name} = {kind}_inverse(top_{name})"]
+            body += [f"scale_{name} = scale_of(top_{name})", f"store(at_{name}_scale, block, scale_{name})"]
+            body += [f"inverse_{name} = inverse_of(scale_{name})"]
             body += [f"noise_{name} = hash_of(key_{name}, start // {size} + block)"]
         body += ["for i in range(count):"] if written else []
         for name in written:

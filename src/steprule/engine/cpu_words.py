@@ -389,22 +389,32 @@ def larger_size(context, top, x):
     return types.int32(top, x), generate
 
 
-def _of_largest(build):
-    """The words that give a float32 of a block, from the bits of its largest number: 0 if that vanishes."""
+@intrinsic
+def scale_of(context, top):
+    """The scale of a block, from the bits of its largest number."""
 
-    def typed(kind):
-        @intrinsic
-        def word(context, top):
-            def generate(context, builder, signature, values):
-                largest = _float_of(builder, values[0])
-                vanishes = builder.fcmp_ordered("<", largest, _single(storage.TINIEST))
-                return builder.select(vanishes, _single(0.0), build(builder, largest, kind))
+    def generate(context, builder, signature, values):
+        largest = _float_of(builder, values[0])
+        bits = _bits_of(builder, builder.fmul(largest, _single(storage.HEADROOM)))
+        exponent = builder.and_(bits, _constant(storage.INFINITE))
+        vanishes = builder.fcmp_ordered("<", largest, _single(storage.TINIEST))
+        scale = _float_of(builder, builder.select(vanishes, _constant(0), exponent))
+        return builder.fadd(scale, builder.fsub(largest, largest))
 
-            return types.float32(top), generate
+    return types.float32(top), generate
 
-        return word
 
-    return typed(types.int8), typed(types.uint8)
+@intrinsic
+def inverse_of(context, scale):
+    """1 over a power of two, and 0 for 0."""
+
+    def generate(context, builder, signature, values):
+        exponent = _bits_of(builder, values[0])
+        positive = builder.icmp_signed(">", exponent, _constant(0))
+        inverse = builder.sub(_constant(2 * storage.ONE), exponent)
+        return _float_of(builder, builder.select(positive, inverse, _constant(0)))
+
+    return types.float32(scale), generate
 
 
 def _single(value):
@@ -413,19 +423,6 @@ def _single(value):
 
 _ZERO = {kind: storage.CODE_0[dtype] for kind, dtype in KINDS.items()}
 _FIRST = {kind: int(np.float32(zero).view(np.int32)) for kind, zero in _ZERO.items()}
-
-
-def _scale(builder, largest, kind):
-    return builder.fmul(largest, _single(1 / (1.875 - _ZERO[kind])))
-
-
-def _inverse(builder, largest, kind):
-    reciprocal = builder.fdiv(_single(1.0), largest)
-    return builder.fmul(reciprocal, _single((1.875 - _ZERO[kind]) * (1 - 2.0**-21)))
-
-
-int8_scale, uint8_scale = _of_largest(_scale)
-int8_inverse, uint8_inverse = _of_largest(_inverse)
 
 
 @intrinsic

@@ -5,8 +5,8 @@ Everything here is seen by its state alone, so a checkpoint says how it is to be
 | state entry          | meaning                                                                             |
 |----------------------|-------------------------------------------------------------------------------------|
 | a slot in bf16, fp16 | the number, rounded to nearest even                                                 |
-| a slot in int8       | a small float with a sign, 4 bits of exponent and 3 of mantissa, times a scale that |
-|                      | 256 neighbours share, the largest of them having the highest code (`<key>_scale`)   |
+| a slot in int8       | a small float with a sign, 4 bits of exponent and 3 of mantissa, times a power of   |
+|                      | two that 256 neighbours share (`<key>_scale`)                                       |
 | a slot in uint8      | the same for slots that are never negative, with 5 bits of exponent; 0 is only 0    |
 | `code_key`           | codes are rounded up or down at random, by a hash of this, the slot and the block   |
 | `compensation`       | what the parameter's 16 bits leave out, itself in 16 bits (Kahan)                   |
@@ -41,6 +41,12 @@ CODES = {torch.int8: 128, torch.uint8: 256}
 CODE_0 = {torch.int8: 2.0**-15, torch.uint8: 2.0**-31}
 # A block whose largest number is below this is a block of zeros.
 TINIEST = 2.0**-120
+# The scale of a block is the power of two below its largest number times this: all of it then lies under 1.875
+# scales, where noise carries nothing beyond the highest code. A power of two, so that a number that hardly
+# changes keeps its code whatever its neighbours do, rather than being rounded anew at every step.
+HEADROOM = 16 / 15 * (1 + 2.0**-22)
+# The bits of 1.0 and of infinity.
+ONE, INFINITE = 0x3F800000, 0x7F800000
 EXTRA_KEYS = ("compensation", "low_bits", "rounding_key", "code_key")
 HALF = (torch.bfloat16, torch.float16)
 GOLDEN = 0x9E3779B9
@@ -195,11 +201,11 @@ def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
     zero = CODE_0[codes.dtype]
     blocks = _blocks(value.reshape(-1))
     largest = blocks.abs().amax(dim=1)
-    # Written so that what is not a number is not below either, and spoils its block as inf does.
-    vanishes = largest < TINIEST
-    scale.copy_(torch.where(vanishes, 0.0, largest * (1 / (1.875 - zero))))
-    # A little less than to the top, lest noise carry the largest beyond the highest code.
-    inverse = torch.where(vanishes, 0.0, largest.reciprocal() * ((1.875 - zero) * (1 - 2.0**-21)))
+    exponent = (largest * HEADROOM).view(torch.int32) & INFINITE
+    exponent = torch.where(largest < TINIEST, 0, exponent)
+    # Nothing is added but to what is not finite: that spoils the whole block, for all to see.
+    scale.copy_(exponent.view(torch.float32) + (largest - largest))
+    inverse = torch.where(exponent > 0, 2 * ONE - exponent, 0).view(torch.float32)
     size = blocks.abs() * inverse[:, None] + zero
     code = (size.view(torch.int32) + noise.to(torch.int32)) >> MANTISSA
     if codes.dtype == torch.uint8:
