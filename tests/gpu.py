@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kernels import with_one_nan
 from rules import Case, assert_same, flat, numbers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steprule import Elementwise, hyper
-from steprule.engine import gpu_counters, gpu_launch
+from steprule.engine import fused, gpu_counters, gpu_launch, storage
 from steprule.words import larger, largest, mean, norm
 from steprule.words import where as choose
 
@@ -35,11 +36,11 @@ SHAPES = ((), (1,), (0,), (3,), (17,), (CHUNK,), (2 * CHUNK + 21,), (2, 3, 5))
 
 
 @contextlib.contextmanager
-def small_chunks() -> Iterator[None]:
+def small_chunks(chunk: int = CHUNK, block: int = BLOCK) -> Iterator[None]:
     """Small tensors are cut up as large ones are; and the interpreter has the hardware's multiply-add."""
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
-        patch.setattr(gpu_launch, "CHUNK", CHUNK)
-        patch.setattr(gpu_launch, "BLOCK", BLOCK)
+        patch.setattr(gpu_launch, "CHUNK", chunk)
+        patch.setattr(gpu_launch, "BLOCK", block)
         if INTERPRETED:
             import triton.language as tl
             from triton.runtime import interpreter
@@ -75,7 +76,7 @@ def assert_same_numbers(given: Any, wanted: Any, signed_zeros: bool = True) -> N
         pairs = {"parameter": (one.detach(), other.detach())}
         pairs |= {key: (given.state[one][key], value) for key, value in wanted.state[other].items()}
         for name, pair in pairs.items():
-            clean = [torch.where(x.isnan(), torch.full_like(x, math.nan), x).cpu() for x in pair]
+            clean = [with_one_nan(x).cpu() for x in pair]
             assert_same(*(clean if signed_zeros else [x + 0.0 for x in clean]), f"{name} {place}")
 
 
@@ -91,6 +92,9 @@ class Kernels:
         self.columns = {"p": self.params, "g": [p.grad for p in self.params]}
         for letter, declared in self.program.slots.items():
             self.columns[letter] = [state[declared.key] for state in self.states]
+        self.keys = storage.Keys(self.states, DEVICE)
+        for name, key in fused._beside(self.program, self.states[0]).items():
+            self.columns[name] = [state[key] for state in self.states]
         dtypes = {name: column[0].dtype for name, column in self.columns.items()}
         lengths = [p.numel() for p in self.params]
         self.launch = gpu_launch.Launch(self.program, dtypes, lengths, DEVICE)
@@ -104,12 +108,14 @@ class Kernels:
         with torch.no_grad():
             if self.counters is None:
                 self.launch.run([self._scalars(s) for s in self.states], list(range(len(self.states))))
+                self.keys.advance()
                 return
             scaling = None
             if (grad_scale, found_inf) != (None, None):
                 scaling = self.counters.scaling(grad_scale, found_inf)
             scalars = self.counters.advance(self.group, scaling)
             self.launch.run(scalars, self.counters.row_of, scaling)
+            self.keys.advance(scaling)
 
     def _scalars(self, state: dict[str, Any]) -> list[float]:
         state.get("step", torch.zeros(())).add_(1)

@@ -22,7 +22,7 @@ from torch import nn
 
 import steprule
 from steprule import Elementwise, hyper
-from steprule.engine import gpu_kernel, gpu_launch
+from steprule.engine import fused, gpu_kernel, gpu_launch, storage
 from steprule.words import larger, largest, mean, norm
 
 GOLDEN = Path(__file__).parent / "golden" / "gpu"
@@ -47,20 +47,28 @@ class Normalized(Elementwise):
         return -h.lr * (g * norm(p) / larger(largest(abs(g)), 1e-3))
 
 
-KERNELS: dict[str, tuple[Any, torch.dtype]] = {
-    "AdamW": (steprule.AdamW, torch.float32),
-    "AdamW-bfloat16": (steprule.AdamW, torch.bfloat16),
-    "AdamW-float64": (steprule.AdamW, torch.float64),
-    "Rprop-float16": (steprule.Rprop, torch.float16),
-    "Normalized": (Normalized, torch.float32),
+KERNELS: dict[str, tuple[Any, torch.dtype, dict[str, str]]] = {
+    "AdamW": (steprule.AdamW, torch.float32, {}),
+    "AdamW-bfloat16": (steprule.AdamW, torch.bfloat16, {}),
+    "AdamW-float64": (steprule.AdamW, torch.float64, {}),
+    "AdamW-int8": (steprule.AdamW, torch.float32, {"state_dtype": "int8"}),
+    "Lion-int8-master": (steprule.Lion, torch.bfloat16, {"state_dtype": "int8", "low_precision": "master"}),
+    "Lion-kahan": (steprule.Lion, torch.bfloat16, {"low_precision": "kahan"}),
+    "Lion-stochastic": (steprule.Lion, torch.bfloat16, {"low_precision": "stochastic"}),
+    "Rprop-float16": (steprule.Rprop, torch.float16, {}),
+    "Normalized": (Normalized, torch.float32, {}),
 }
 
 
 def sources(name: str) -> list[Any]:
-    rule, dtype = KERNELS[name]
-    optimizer = rule([nn.Parameter(torch.zeros(1))])
+    rule, dtype, options = KERNELS[name]
+    optimizer = rule([nn.Parameter(torch.zeros(storage.SMALLEST, dtype=dtype))], **options)
     program = optimizer.program(optimizer.param_groups[0])
-    return gpu_kernel.sources(program, dict.fromkeys(program.inputs, dtype))
+    optimizer.init_state()
+    (state,) = optimizer.state.values()
+    keys = {letter: slot.key for letter, slot in program.slots.items()} | fused._beside(program, state)
+    dtypes = {"p": dtype, "g": dtype} | {name: state[key].dtype for name, key in keys.items()}
+    return gpu_kernel.sources(program, dtypes)
 
 
 def text(name: str) -> str:

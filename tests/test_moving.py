@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,30 @@ def as_bytes(saved: Any) -> bytes:
 
 def from_bytes(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), weights_only=True)
+
+
+# What is replaced is let go of
+
+
+REPLACED = {
+    "loaded": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+    "moved": lambda optimizer: optimizer.to("meta"),
+}
+
+
+@each(lambda case: case.runner != "loop" and not case.closure)
+@pytest.mark.parametrize("how", REPLACED)
+def test_replaced_state_is_freed_before_the_next_step(case: Case, how: str) -> None:
+    optimizer = case.make()
+    case.advance(optimizer, 2)
+    per_tensor = {slot.key for slot in case.rule.slots.values() if slot.per_tensor} | moving.ON_HOST
+    states = list(optimizer.state.values())
+    old = [weakref.ref(v) for state in states for key, v in state.items() if key not in per_tensor]
+    assert old
+    del states
+    REPLACED[how](optimizer)
+    gc.collect()
+    assert not [ref for ref in old if ref() is not None]
 
 
 # To a file and back

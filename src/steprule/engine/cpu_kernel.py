@@ -94,6 +94,13 @@ def arrays_of(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[str]:
     return [*program.inputs, *(name for name in dtypes if name not in program.inputs)]
 
 
+def salts(program: Program, dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:
+    """The letters of the slots that are kept as codes, and what tells their noise apart."""
+    coded = [letter for letter in program.slots if dtypes[letter] in CODED]
+    coded.sort(key=lambda letter: program.slots[letter].key)
+    return {letter: storage.salt_of(place) for place, letter in enumerate(coded)}
+
+
 def why_not(dtypes: Mapping[str, torch.dtype]) -> str | None:
     """Why arrays of these dtypes cannot be computed with together, or None."""
     for name, dtype in dtypes.items():
@@ -136,11 +143,8 @@ class _Printer:
         self.sweep = sweep
         self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
         self.arrays = arrays_of(program, dtypes)
-        self.coded = [x for x in sweep.inputs.keys() | sweep.outputs.keys() if dtypes[x] in CODED]
-        everything = [x for x in program.slots if dtypes[x] in CODED]
-        everything.sort(key=lambda letter: program.slots[letter].key)
-        self.salts = {letter: storage.salt_of(place) for place, letter in enumerate(everything)}
-        self.coded.sort(key=everything.index)
+        self.salts = salts(program, dtypes)
+        self.coded = [x for x in self.salts if x in sweep.inputs.keys() | sweep.outputs.keys()]
         self.reductions = reductions
         self.number = "float64" if "float64" in self.dtypes.values() else "float32"
 

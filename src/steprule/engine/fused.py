@@ -8,17 +8,14 @@ It keeps no gradient alive, goes into no checkpoint, and is not copied with its 
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from steprule.engine import cpu_kernel, cpu_launch, runners, storage
+from steprule.engine import cpu_kernel, cpu_launch, plans, runners, storage
 from steprule.engine.counters import KINDS, Counters, keys_of
 from steprule.engine.fields import Field
 from steprule.engine.kernel_cache import NoKernel
@@ -39,14 +36,14 @@ def step(optimizer: Any, group: dict[str, Any]) -> list[Tensor]:
     """
     program: Program = optimizer.program(group)
     values = _hyperparameters(optimizer, group)
-    plans = _plans.setdefault(optimizer, Plans())
-    with plans.lock:
+    own = plans.of(optimizer)
+    with own.lock:
         # Keeps the gradients alive while the kernel reads them, whatever other threads do.
         gradients: list[Tensor | None] = [param.grad for param in group["params"]]
-        plan = plans.of(group)
+        plan: Plan | None = own.of(group)
         if plan is None or not plan.holds(optimizer.state, program, gradients):
             plan = Plan(optimizer, group, program, gradients)
-            plans.keep(plan, optimizer.param_groups)
+            own.keep(plan, optimizer.param_groups)
         # Set by a gradient scaler for the length of a step.
         scaler = [getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")]
         for batch in plan.batches:
@@ -68,7 +65,7 @@ def _detached(value: Any) -> Any:
 
 def reasons(optimizer: Any, group: dict[str, Any]) -> dict[str, str]:
     """Of the last step: why which parameters were left to the reference runner, by name."""
-    plan = _plans.setdefault(optimizer, Plans()).of(group)
+    plan: Plan | None = plans.of(optimizer).of(group)
     return {} if plan is None else {optimizer.name_of(p): why for p, why in plan.refused}
 
 
@@ -130,34 +127,6 @@ def _dense(tensor: Tensor) -> bool:
             return tensor.numel() == 0
         expected *= size
     return True
-
-
-class Plans:
-    """The plans of one optimizer. Two threads that step it at once take turns."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.plans: list[Plan] = []
-
-    def of(self, group: dict[str, Any]) -> Plan | None:
-        """The group's plan, if it has one."""
-        return next((plan for plan in self.plans if plan.group is group), None)
-
-    def keep(self, new: Plan, groups: Sequence[dict[str, Any]]) -> None:
-        """Keep a plan in place of its group's last one, and of those whose groups are gone."""
-        self.plans = [
-            plan
-            for plan in self.plans
-            if plan.group is not new.group and any(plan.group is group for group in groups)
-        ]
-        self.plans.append(new)
-
-
-_plans: WeakKeyDictionary[Any, Plans] = WeakKeyDictionary()
-
-if hasattr(os, "register_at_fork"):
-    # A lock may have been held when the process forked, and the pool that plans are made for is gone.
-    os.register_at_fork(after_in_child=_plans.clear)
 
 
 class Plan:
@@ -288,7 +257,7 @@ class Batch:
         self.params: list[Tensor] = [group["params"][i] for i in places]
         self.keys = {letter: slot.key for letter, slot in program.slots.items()}
         self.keys |= _beside(program, self.states[0])
-        self.rounding = storage.Keys(self.states)
+        self.rounding = storage.Keys(self.states, self.params[0].device)
         self.columns = {"p": self.params}
         self.columns |= {x: [state[key] for state in self.states] for x, key in self.keys.items()}
         dtypes = {letter: column[0].dtype for letter, column in self.columns.items()}
@@ -315,8 +284,6 @@ class Batch:
             return cpu_launch.Launch(program, dtypes, self.lengths), Counters(program, self.states)
         from steprule.engine import gpu_counters, gpu_launch
 
-        if dtypes.keys() - program.inputs.keys():
-            raise NoKernel("GPU kernels do not keep numbers in codes, or parameters with more bits beside them")
         launch = gpu_launch.Launch(program, dtypes, self.lengths, device)
         if not runners.counts_on_device(group):
             return launch, Counters(program, self.states)
@@ -366,4 +333,4 @@ class Batch:
         scaling = (self.counters.scaling(*scaler),) if scaler and self.may_skip else ()
         scalars = self.counters.advance(values, *scaling)
         self.launch.run(scalars, self.counters.row_of, *scaling)
-        self.rounding.advance()
+        self.rounding.advance(*scaling)

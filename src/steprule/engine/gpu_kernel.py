@@ -6,7 +6,8 @@ and rounded once, to the nearest with ties to even, when they are stored.
 
 Two functions make a pass: `entries` does the work for one block of entries, `kernel` walks one chunk of one
 tensor. Full blocks are not masked, so that every thread loads and stores 16 bytes at a time. Where a pass
-reduces, `combine` adds up what the chunks of each tensor came to, always in the same order.
+reduces, `combine` adds up what the chunks of each tensor came to, always in the same order. Words that Triton
+lacks are functions of `gpu_words`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from steprule.engine.cpu_kernel import DTYPES, Source
+from steprule.engine.cpu_kernel import CODED, DTYPES, STORAGE, Source, arrays_of, salts
 from steprule.engine.program import Instruction, Operand, Pass, Program, Register
 
 # What each word becomes; the operands' texts are filled in. `-x` would be `0 - x` in Triton, and lose a sign.
@@ -73,31 +74,6 @@ POWERS: dict[float, tuple[str, ...]] = {
 }
 PRODUCTS = {"square": "{0} * {0}", "cube": "{0} * {0} * {0}"}
 
-POWER = '''
-@triton.jit
-def power(x, y):
-    """xʸ as C's `pow` has it, by way of double precision."""
-    x, y = tl.broadcast(x.to(tl.float64), y.to(tl.float64))
-    size = tl.exp(y * tl.log(tl.abs(x)))
-    size = tl.where((y == 0.0) | (tl.abs(x) == 1.0), 1.0, size)
-    whole = tl.floor(y) == y
-    odd = whole & (tl.floor(y * 0.5) * 2.0 != y)
-    negative = x.to(tl.int64, bitcast=True) < 0
-    size = tl.where(negative & odd, size * -1.0, size)
-    undefined = (x < 0.0) & (tl.abs(x) < float("inf")) & (tl.floor(y) != y)
-    return tl.where(undefined | ((x != x) & (y != 0.0)), float("nan"), size).to(tl.float32)
-
-'''
-
-LARGEST = '''
-@triton.jit
-def largest(x):
-    """The largest lane; not a number if any is not."""
-    undefined = tl.max(tl.where(x == x, 0, 1))
-    return tl.where(undefined == 0, tl.max(tl.where(x == x, x, float("-inf"))), float("nan"))
-
-'''
-
 # How a reduction starts, and takes one block of numbers in; what is masked out counts as its start.
 REDUCTIONS = {
     "mean": ("0.0", "{0} + {1}"),
@@ -115,9 +91,9 @@ FOLDS = {
 
 def why_not(program: Program, dtypes: Mapping[str, torch.dtype]) -> str | None:
     """Why no kernel can be printed for this program over arrays of these dtypes, or None."""
-    for name, dtype in dtypes.items():
-        if dtype not in DTYPES or name not in program.inputs:
-            return f"no GPU kernel is written for '{name}' in {dtype}"
+    for name in program.inputs:
+        if dtypes[name] not in (*DTYPES, *CODED):
+            return f"no GPU kernel is written for '{name}' in {dtypes[name]}"
     if torch.float64 not in dtypes.values():
         return None
     if len(set(dtypes.values())) > 1:
@@ -138,7 +114,8 @@ def _needs_power(step: Instruction) -> bool:
 def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]:
     """The kernels of a program, one per pass.
 
-    dtypes: of 'p', 'g' and every slot letter of the program.
+    dtypes: of 'p', 'g' and every slot letter of the program, and of what is stored beside them (see
+    `cpu_kernel.sources`).
     """
     printed: list[Source] = []
     sweeps = program.passes()
@@ -149,7 +126,7 @@ def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]
     for number, sweep in enumerate(sweeps):
         title = f"{program.rule}, pass {number + 1} of {len(sweeps)}"
         printer = _Printer(program, sweep, dtypes, reductions)
-        kinds = "-".join(dict.fromkeys(DTYPES[dtypes[name]] for name in program.inputs))
+        kinds = "-".join(dict.fromkeys((DTYPES | STORAGE)[dtypes[x]] for x in arrays_of(program, dtypes)))
         name = "-".join(filter(None, (program.rule, "gpu", kinds, str(number + 1) * (len(sweeps) > 1))))
         printed.append(Source(name, printer.text(title)))
     return printed
@@ -165,10 +142,19 @@ class _Printer:
     ):
         self.program = program
         self.sweep = sweep
-        self.dtypes = {name: DTYPES[dtypes[name]] for name in program.inputs}
+        self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
+        self.arrays = arrays_of(program, dtypes)
         self.reductions = reductions
         self.number = "tl.float64" if "float64" in self.dtypes.values() else "tl.float32"
         self.touched = [name for name in program.inputs if name in sweep.inputs or name in sweep.outputs]
+        noise = salts(program, dtypes)
+        self.coded = [x for x in noise if x in self.touched]
+        beside = [f"{name}_scale" for name in self.coded]
+        beside += [x for x in ("compensation", "low_bits") if x in dtypes and "p" in self.touched]
+        self.walked = [*self.touched, *beside]
+        self.keys = {f"key_{x}": ("code_key", noise[x]) for x in self.coded if x in sweep.outputs}
+        if "rounding_key" in dtypes and "p" in sweep.outputs:
+            self.keys["key_p"] = ("rounding_key", 0)
         used = {x for step in sweep.instructions for x in step.operands}
         self.scalars = [i for i in range(program.scalar_count) if any(str(x) == f"c{i}" for x in used)]
         self.totals = [f"total{place}" for place in range(len(sweep.reductions))]
@@ -176,19 +162,19 @@ class _Printer:
     def text(self, title: str) -> str:
         """The whole source."""
         head = f'"""{title}; written by steprule.\n\n{self.program}\n"""\n\n'
-        head += f"import triton\nimport triton.language as tl\n\nnumber = tl.constexpr({self.number})\n\n"
-        own = POWER if any(map(_needs_power, self.sweep.instructions)) else ""
-        own += LARGEST if any(x.word == "largest" for x in self.sweep.reductions) else ""
+        head += "import triton\nimport triton.language as tl\n\nfrom steprule.engine.gpu_words import *\n\n"
+        head += f"number = tl.constexpr({self.number})\n\n"
         functions = [self._entries(), self._kernel()]
         functions += [self._combine()] if self.totals else []
-        return head + own + "\n" + "\n\n\n".join("\n".join(lines) for lines in functions) + "\n"
+        return head + "\n" + "\n\n\n".join("\n".join(lines) for lines in functions) + "\n"
 
     # One block of entries
 
     def _entries(self) -> list[str]:
         """The function that loads, computes and stores."""
-        given = [*(f"at_{name}" for name in self.touched), *self._constants(), *self.totals]
-        lines = ["@triton.jit", f"def entries({', '.join([*given, 'i', 'inside'])}):"]
+        given = [*self._given(), *self.totals, "first", "lanes", "inside"]
+        given += ["BLOCK: tl.constexpr"] if self.coded else []
+        lines = ["@triton.jit", f"def entries({', '.join(given)}):", "    i = first + lanes"]
         for name, register in self.sweep.inputs.items():
             lines.append(f"    {register} = {self._load(name)}")
         for step in self.sweep.instructions:
@@ -204,7 +190,7 @@ class _Printer:
             lines += [f"    {line}" for line in self._store(name, self._number(register))]
         return [*lines, f"    return {', '.join(self.totals)}"] if self.totals else lines
 
-    def _constants(self) -> list[str]:
+    def _given(self) -> list[str]:
         """What `entries` is handed because it is the same for all entries of a tensor."""
         inside = [x for x in self.sweep.instructions if x.out.kind != "reduced"]
         used = {x for step in (*inside, *self.sweep.reductions) for x in step.operands}
@@ -213,26 +199,62 @@ class _Printer:
         names = {str(x) for x in used}
         scaling = ["unscale"] if "g" in self.sweep.inputs else []
         scalars = [f"c{i}" for i in self.scalars if f"c{i}" in names]
-        return [*scaling, *scalars, *(f"r{i}" for i in sorted(reduced))]
+        arrays = [f"at_{name}" for name in self.walked]
+        start = ["start"] if self.keys else []
+        return [*arrays, *self.keys, *start, *scaling, *scalars, *(f"r{i}" for i in sorted(reduced))]
 
     def _load(self, name: str) -> str:
-        loaded = f"tl.load(at_{name} + i, inside)"
-        if self.dtypes[name] == "bfloat16":
-            loaded = f"({loaded}.to(tl.uint32) << 16).to(tl.float32, bitcast=True)"
-        elif f"tl.{self.dtypes[name]}" != self.number:
-            loaded += ".to(number)"
+        """The text that loads entries of an array, as the numbers that they stand for."""
+        if name in self.coded:
+            codes, scales = (
+                f"tl.load(at_{name} + i, inside)",
+                f"tl.load(at_{name}_scale + i // SHARING, inside)",
+            )
+            return f"from_code({codes}, {scales}, {self._kind(name)})"
+        if name == "p" and "low_bits" in self.walked:
+            return "from_halves(tl.load(at_p + i, inside), tl.load(at_low_bits + i, inside))"
+        loaded = self._wide(name, f"tl.load(at_{name} + i, inside)")
+        if name == "p" and "compensation" in self.walked:
+            loaded += " + " + self._wide("compensation", "tl.load(at_compensation + i, inside)")
         return f"{loaded} * unscale" if name == "g" else loaded
 
     def _store(self, name: str, value: str) -> list[str]:
-        """Lines that store; bfloat16 is rounded on its bits, which is the same on every machine."""
-        if self.dtypes[name] != "bfloat16":
-            cast = "" if f"tl.{self.dtypes[name]}" == self.number else f".to(tl.{self.dtypes[name]})"
-            return [f"tl.store(at_{name} + i, {value}{cast}, inside)"]
-        return [
-            f"bits = {value}.to(tl.uint32, bitcast=True)",
-            "bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16",
-            f"tl.store(at_{name} + i, tl.where({value} == {value}, bits, 0x7FC0).to(tl.uint16), inside)",
-        ]
+        """Lines that store."""
+        if name in self.coded:
+            given = f"first, lanes, inside, {value}, key_{name}, start, {self._kind(name)}, BLOCK"
+            return [f"store_codes(at_{name}, at_{name}_scale, {given})"]
+        if name == "p" and "low_bits" in self.walked:
+            return [
+                f"upper = upper_half({value})",
+                "tl.store(at_p + i, upper.to(tl.uint16), inside)",
+                f"tl.store(at_low_bits + i, (bits_of({value}) - (upper << 16)).to(tl.int16), inside)",
+            ]
+        if name == "p" and "compensation" in self.walked:
+            rest = self._narrow("compensation", "rest")
+            return [
+                f"kept = {self._narrow(name, value)}",
+                "tl.store(at_p + i, kept, inside)",
+                f"rest = finite_or_zero({value} - {self._wide(name, 'kept')})",
+                f"tl.store(at_compensation + i, {rest}, inside)",
+            ]
+        if name == "p" and "key_p" in self.keys:
+            return [f"tl.store(at_p + i, to_bfloat16_at_random({value}, hash_of(key_p, start + i)), inside)"]
+        return [f"tl.store(at_{name} + i, {self._narrow(name, value)}, inside)"]
+
+    def _kind(self, name: str) -> str:
+        return "SIGNED" if self.dtypes[name] == "int8" else "UNSIGNED"
+
+    def _wide(self, name: str, stored: str) -> str:
+        """Numbers as they are computed with, from what an array holds."""
+        if self.dtypes[name] == "bfloat16":
+            return f"from_bfloat16({stored})"
+        return stored if f"tl.{self.dtypes[name]}" == self.number else f"{stored}.to(number)"
+
+    def _narrow(self, name: str, value: str) -> str:
+        """What an array holds, from numbers."""
+        if self.dtypes[name] == "bfloat16":
+            return f"to_bfloat16({value})"
+        return value if f"tl.{self.dtypes[name]}" == self.number else f"{value}.to(tl.{self.dtypes[name]})"
 
     # One chunk of a tensor
 
@@ -243,16 +265,16 @@ class _Printer:
         flags = ["ALIGNED: tl.constexpr", "BLOCK: tl.constexpr"]
         lines = ["@triton.jit", f"def kernel({', '.join([*given, *flags])}):"]
         lines += [f"    {line}" for line in self._before()]
-        call = f"entries({', '.join([*(f'at_{x}' for x in self.touched), *self._constants(), *self.totals])}"
+        call = f"entries({', '.join([*self._given(), *self.totals])}"
+        block = ", BLOCK" if self.coded else ""
         kept = f"{', '.join(self.totals)} = " if self.totals else ""
         lines += [
             "    lanes = tl.arange(0, BLOCK)",
             "    full = length // BLOCK * BLOCK",
             "    for first in range(0, full, BLOCK):",
-            f"        {kept}{call}, first + lanes, None)",
+            f"        {kept}{call}, first, lanes, None{block})",
             "    if full < length:",
-            "        rest = full + lanes",
-            f"        {kept}{call}, rest, rest < length)",
+            f"        {kept}{call}, full, lanes, full + lanes < length{block})",
         ]
         for place, (total, step) in enumerate(zip(self.totals, self.sweep.reductions, strict=True)):
             folded = FOLDS[step.word][0].format(total)
@@ -267,13 +289,15 @@ class _Printer:
         yield "length = tl.where(tl.load(scaling + 1) == 0.0, tl.load(chunk + 2), 0).to(tl.int32)"
         if "g" in self.sweep.inputs:
             yield "unscale = tl.load(scaling).to(number)"
-        arrays = list(self.program.inputs)
-        for name in self.touched:
+        for name in self.walked:
             kind = "uint16" if self.dtypes[name] == "bfloat16" else self.dtypes[name]
-            address = f"tl.load(pointers + {len(arrays)} * tensor + {arrays.index(name)})"
-            yield f"at_{name} = {address}.to(tl.pointer_type(tl.{kind})) + start"
-        for name in self.touched:
-            yield f"at_{name} = tl.multiple_of(at_{name}, 16 if ALIGNED else 1)"
+            first = "start // SHARING" if name.endswith("_scale") else "start"
+            yield f"at_{name} = {self._address(name)}.to(tl.pointer_type(tl.{kind})) + {first}"
+        for name in self.walked:
+            if not name.endswith("_scale"):
+                yield f"at_{name} = tl.multiple_of(at_{name}, 16 if ALIGNED else 1)"
+        for name, (key, salt) in self.keys.items():
+            yield f"{name} = tl.load({self._address(key)}.to(tl.pointer_type(tl.int64))).to(tl.uint32) ^ {salt}"
         if self.scalars:
             yield f"row = scalars + {self.program.scalar_count} * tl.load(rows + tensor)"
         for index in self.scalars:
@@ -286,6 +310,9 @@ class _Printer:
                 yield from (f"{step.out} = {x}" for x in self._expressions(step))
         for total, step in zip(self.totals, self.sweep.reductions, strict=True):
             yield f"{total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)"
+
+    def _address(self, name: str) -> str:
+        return f"tl.load(pointers + {len(self.arrays)} * tensor + {self.arrays.index(name)})"
 
     # All chunks of a tensor
 

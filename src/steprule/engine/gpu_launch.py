@@ -23,6 +23,7 @@ from torch import Tensor
 
 from steprule import errors
 from steprule.engine import gpu_kernel, kernel_cache
+from steprule.engine.cpu_kernel import arrays_of
 from steprule.engine.kernel_cache import NoKernel
 from steprule.engine.program import Program
 
@@ -36,7 +37,8 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 class Launch:
     """One program over tensors of these lengths and dtypes on one device, ready to run.
 
-    dtypes: of 'p', 'g' and every slot letter. lengths: the number of entries of each tensor.
+    dtypes: of 'p', 'g' and every slot letter, and of what is stored beside them (see `cpu_kernel.sources`).
+    lengths: the number of entries of each tensor.
 
     Raises: NoKernel if it cannot be compiled here.
     """
@@ -54,7 +56,9 @@ class Launch:
         self.device = device
         self._rule = program.rule
         self.dtype = torch.float64 if torch.float64 in dtypes.values() else torch.float32
-        self._inputs = list(program.inputs)
+        self._inputs = arrays_of(program, dtypes)
+        # The others are read one number at a time.
+        self._wide = [not name.endswith(("_scale", "_key")) for name in self._inputs]
         self._kernels = [_functions(name, text) for name, text in gpu_kernel.sources(program, dtypes)]
         self._reductions = [len(sweep.reductions) for sweep in program.passes()]
         sizes = np.array(lengths, dtype=np.int64)
@@ -95,7 +99,7 @@ class Launch:
                 self._rows = list(rows), self._send(np.array(rows, dtype=np.int64))
             tables = [self._pointer_table(), self._chunks, self._rows[1], scalars]
             tables += [self._unscaled if scaling is None else scaling]
-            aligned = not np.bitwise_or.reduce(self._pointers, axis=None) & 15
+            aligned = not np.bitwise_or.reduce(self._pointers[:, self._wide], axis=None) & 15
             self._launch(tables, bool(aligned))
 
     def _launch(self, tables: list[Tensor], aligned: bool, only_compile: bool = False) -> None:

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from steprule.engine import plans
+
 Move = Callable[[Tensor], Tensor]
 # Numbers kept once per tensor, besides those that a rule declares.
 ON_HOST = frozenset({"step", "rounding_key", "code_key"})
@@ -18,6 +20,7 @@ def move_state(optimizer: Any, move_for: Callable[[Tensor], Move]) -> None:
 
     Numbers kept per tensor, such as step counts, stay: they are read on the host.
     """
+    plans.forget(optimizer)
     stay = {slot.key for slot in optimizer.slots.values() if slot.per_tensor} | ON_HOST
     for param, state in optimizer.state.items():
         move = move_for(param)

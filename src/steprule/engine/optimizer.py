@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steprule import errors
-from steprule.engine import checkpoint, moving, nonfinite
+from steprule.engine import checkpoint, moving, nonfinite, plans
 from steprule.engine.fields import FOREIGN_KEYS, SKIPPED_STEPS, Field, Slot, scalar_dtype
 from steprule.engine.load_report import LoadReport
 
@@ -290,6 +290,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
             state_dict = hook(self, state_dict) or state_dict
         loaded, report = checkpoint.fit(self, state_dict, strict, hyperparams)
         self.__setstate__(loaded)
+        plans.forget(self)
         self._state_is_away = False
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)

@@ -142,7 +142,7 @@ def load(state: dict[str, Any], key: str) -> Tensor:
     if stored.dtype not in (torch.int8, torch.uint8):
         return stored
     code, zero = _blocks(stored.reshape(-1).to(torch.int32)), CODE_0[stored.dtype]
-    bits = ((code & (CODES[stored.dtype] - 1)) << MANTISSA) + _bits_of(zero)
+    bits = ((code & (CODES[stored.dtype] - 1)) << MANTISSA) + bits_of(zero)
     size = bits.view(torch.float32) - zero
     value = torch.where(code < 0, -size, size) * state[f"{key}_scale"][:, None]
     return value.reshape(-1)[: stored.numel()].reshape(stored.shape)
@@ -181,19 +181,24 @@ def next_keys(state: dict[str, Any]) -> None:
 class Keys:
     """The random rounding keys of many tensors, in one table of which the states hold views."""
 
-    def __init__(self, states: list[dict[str, Any]]):
+    def __init__(self, states: list[dict[str, Any]], device: torch.device):
         self._tables: list[Tensor] = []
         for name in ("code_key", "rounding_key"):
             if name in states[0]:
-                table = torch.stack([state[name].reshape(()) for state in states])
+                table = torch.stack([state[name].reshape(()).to(device) for state in states])
                 for state, view in zip(states, table.unbind(), strict=True):
                     state[name] = view
                 self._tables.append(table)
 
-    def advance(self) -> None:
-        """New keys for the next step, as `next_keys` makes them."""
+    def advance(self, scaling: Tensor | None = None) -> None:
+        """New keys for the next step, as `next_keys` makes them.
+
+        scaling: what a gradient scaler says on the device (see `DeviceCounters.scaling`); a skipped step
+        leaves the keys.
+        """
         for table in self._tables:
-            table.copy_(mix(table + 1))
+            new: Tensor = mix(table + 1)
+            table.copy_(new if scaling is None else torch.where(scaling[1] == 0, new, table))
 
 
 def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
@@ -210,14 +215,15 @@ def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
     code = (size.view(torch.int32) + noise.to(torch.int32)) >> MANTISSA
     if codes.dtype == torch.uint8:
         # A second moment that became 0 beside a mean that did not would make an endless step.
-        code = torch.where(blocks > 0, code.clamp(min=(_bits_of(zero) >> MANTISSA) + 1), code)
+        code = torch.where(blocks > 0, code.clamp(min=(bits_of(zero) >> MANTISSA) + 1), code)
     code &= CODES[codes.dtype] - 1
     if codes.dtype == torch.int8:
         code |= blocks.view(torch.int32) >> 31 << 7
     codes.copy_(code.reshape(-1)[: value.numel()].reshape(codes.shape).to(codes.dtype))
 
 
-def _bits_of(x: float) -> int:
+def bits_of(x: float) -> int:
+    """The bits of a number in float32."""
     return int(torch.tensor(x).view(torch.int32))
 
 

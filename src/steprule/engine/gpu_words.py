@@ -1,0 +1,166 @@
+"""The words that a generated GPU kernel is written in, besides Triton's own.
+
+They round, and keep numbers, bit for bit as `reference` and `storage` do. Importing this module imports
+Triton, so only a generated kernel does it.
+"""
+# Triton has no types of its own: what a function here takes and gives are blocks of numbers on the device.
+# pyright: basic
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from steprule.engine import storage
+
+# Numbers of the kernels' own text must be constants to Triton.
+SHARING = tl.constexpr(storage.BLOCK)
+MANTISSA = tl.constexpr(storage.MANTISSA)
+STEP = tl.constexpr(storage.GOLDEN)
+HEADROOM = tl.constexpr(storage.HEADROOM)
+TINIEST = tl.constexpr(storage.TINIEST)
+ONE, INFINITE = tl.constexpr(storage.ONE), tl.constexpr(storage.INFINITE)
+
+
+def _kind(dtype):
+    """Of one kind of codes: the float that code 0 stands for, its bits, and the highest code."""
+    return tl.constexpr(
+        (storage.CODE_0[dtype], storage.bits_of(storage.CODE_0[dtype]), storage.CODES[dtype] - 1)
+    )
+
+
+SIGNED, UNSIGNED = (_kind(dtype) for dtype in storage.CODES)
+# The lowest code but 0, as the leading bits of a float.
+LEAST = tl.constexpr((UNSIGNED.value[1] >> storage.MANTISSA) + 1)
+
+
+@triton.jit
+def power(x, y):
+    """xʸ as C's `pow` has it, by way of double precision."""
+    x, y = tl.broadcast(x.to(tl.float64), y.to(tl.float64))
+    size = tl.exp(y * tl.log(tl.abs(x)))
+    size = tl.where((y == 0.0) | (tl.abs(x) == 1.0), 1.0, size)
+    whole = tl.floor(y) == y
+    odd = whole & (tl.floor(y * 0.5) * 2.0 != y)
+    negative = x.to(tl.int64, bitcast=True) < 0
+    size = tl.where(negative & odd, size * -1.0, size)
+    undefined = (x < 0.0) & (tl.abs(x) < float("inf")) & (tl.floor(y) != y)
+    return tl.where(undefined | ((x != x) & (y != 0.0)), float("nan"), size).to(tl.float32)
+
+
+@triton.jit
+def largest(x):
+    """The largest lane; not a number if any is not."""
+    undefined = tl.max(tl.where(x == x, 0, 1))
+    return tl.where(undefined == 0, tl.max(tl.where(x == x, x, float("-inf"))), float("nan"))
+
+
+@triton.jit
+def bits_of(x):
+    """The bits of a float32."""
+    return x.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def float_of(bits):
+    """The float32 with these bits."""
+    return bits.to(tl.float32, bitcast=True)
+
+
+# 16 bits. Triton keeps bfloat16 as its bits here, for rounding is done on them: alike on every machine.
+
+
+@triton.jit
+def from_bfloat16(bits):
+    """The number that 16 bits stand for."""
+    return float_of(bits.to(tl.uint32) << 16)
+
+
+@triton.jit
+def to_bfloat16(x):
+    """Round to the nearest, ties to even; what is not a number stays none."""
+    bits = x.to(tl.uint32, bitcast=True)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where(x == x, bits, 0x7FC0).to(tl.uint16)
+
+
+@triton.jit
+def to_bfloat16_at_random(x, noise):
+    """Round up or down by some bits of a hash."""
+    bits = (x.to(tl.uint32, bitcast=True) + (noise & 0xFFFF)) >> 16
+    return tl.where(tl.abs(x) < float("inf"), bits.to(tl.uint16), to_bfloat16(x))
+
+
+@triton.jit
+def from_halves(upper, lower):
+    """A float32 from a bfloat16 and the signed rest beside it."""
+    return float_of((upper.to(tl.int32) << 16) + lower.to(tl.int32))
+
+
+@triton.jit
+def upper_half(x):
+    """The bfloat16 of a float32, rounded half up."""
+    return (bits_of(x) + 0x8000) >> 16
+
+
+@triton.jit
+def finite_or_zero(x):
+    """The number, or 0 where it is none or infinite."""
+    return tl.where(tl.abs(x) < float("inf"), x, 0.0)
+
+
+# Codes
+
+
+@triton.jit
+def hash_of(key, place):
+    """32 random bits for a place: storage.mix."""
+    x = key ^ place.to(tl.uint32)
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def from_code(code, scale, KIND: tl.constexpr):
+    """Numbers from their codes and the scales of their blocks."""
+    zero: tl.constexpr = KIND[0]
+    bits = ((code.to(tl.int32) & KIND[2]) << MANTISSA) + KIND[1]
+    size = float_of(bits) - zero
+    return tl.where(code < 0, size * -1.0, size) * scale
+
+
+@triton.jit
+def shared(x, BLOCK: tl.constexpr):
+    """One number per lane from one per block of neighbours."""
+    wide = tl.broadcast_to(x[:, None], (BLOCK // SHARING, SHARING))
+    return tl.reshape(wide, (BLOCK,))
+
+
+@triton.jit
+def store_codes(codes, scales, first, lanes, inside, x, key, start, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    """Keep numbers as codes, rounded up or down by the noise of their blocks, and the blocks' scales.
+
+    first: the entry of the first lane, counted from `start`, where the chunk begins in its tensor.
+    """
+    zero: tl.constexpr = KIND[0]
+    if inside is not None:
+        x = tl.where(inside, x, 0.0)
+    top = float_of(tl.max(tl.reshape(bits_of(tl.abs(x)), (BLOCK // SHARING, SHARING)), 1))
+    exponent = tl.where(top < TINIEST, 0, bits_of(top * HEADROOM) & INFINITE)
+    inverse = float_of(tl.where(exponent > 0, 2 * ONE - exponent, 0))
+    block = first // SHARING + tl.arange(0, BLOCK // SHARING)
+    noise = shared(hash_of(key, start // SHARING + block), BLOCK)
+    noise = (noise + (lanes % SHARING).to(tl.uint32) * STEP) >> (32 - MANTISSA)
+    bits = bits_of(tl.abs(x) * shared(inverse, BLOCK) + zero)
+    code = (bits + noise.to(tl.int32)) >> MANTISSA
+    if KIND[2] == 255:
+        code = tl.where(x > 0.0, tl.maximum(code, LEAST), code)
+    code = code & KIND[2]
+    if KIND[2] == 127:
+        code = code | ((bits_of(x) >> 31) << 7)
+    there = None
+    if inside is not None:
+        there = tl.max(tl.reshape(inside.to(tl.int32), (BLOCK // SHARING, SHARING)), 1) > 0
+    tl.store(scales + block, float_of(exponent) + (top - top), there)
+    tl.store(codes + first + lanes, code.to(codes.dtype.element_ty), inside)
