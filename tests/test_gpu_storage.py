@@ -79,7 +79,7 @@ def test_a_skipped_step_leaves_the_keys_and_nothing_is_looked_at(monkeypatch: py
         assert all(torch.equal(state[key], kept[key]) for key in kept)
     kernels.step(torch.tensor(8.0, device=DEVICE), found * 0)
     for state, kept in zip(kernels.states, before, strict=True):
-        assert not torch.equal(state["code_key"], kept["code_key"])
+        assert not torch.equal(state["slot_rounding_key"], kept["slot_rounding_key"])
 
 
 def test_nothing_behind_a_tensor_is_touched() -> None:

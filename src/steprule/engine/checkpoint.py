@@ -218,7 +218,7 @@ class _States:
             "compensation": (tuple(param.shape), param.dtype),
             "low_bits": (tuple(param.shape), torch.int16),
             "rounding_key": ((), torch.int64),
-            "code_key": ((), torch.int64),
+            storage.SLOT_KEY: ((), torch.int64),
         }
         shape, dtype = wanted.get(key, ((-(-param.numel() // storage.BLOCK),), torch.float32))
         if not isinstance(value, Tensor) or (tuple(value.shape), value.dtype) != (shape, dtype):

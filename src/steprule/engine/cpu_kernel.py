@@ -94,11 +94,14 @@ def arrays_of(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[str]:
     return [*program.inputs, *(name for name in dtypes if name not in program.inputs)]
 
 
-def salts(program: Program, dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:
-    """The letters of the slots that are kept as codes, and what tells their noise apart."""
-    coded = [letter for letter in program.slots if dtypes[letter] in CODED]
-    coded.sort(key=lambda letter: program.slots[letter].key)
-    return {letter: storage.salt_of(place) for place, letter in enumerate(coded)}
+def noisy(program: Program, sweep: Pass, dtypes: Mapping[str, torch.dtype]) -> dict[str, tuple[str, int]]:
+    """What the pass rounds at random: where its key is, and the salt that tells its noise apart."""
+    rounded = [x for x in program.slots if dtypes[x] in (*CODED, torch.bfloat16)]
+    rounded = sorted(rounded, key=lambda x: program.slots[x].key) if storage.SLOT_KEY in dtypes else []
+    found = {x: (storage.SLOT_KEY, storage.salt_of(place)) for place, x in enumerate(rounded)}
+    if "rounding_key" in dtypes:
+        found["p"] = ("rounding_key", 0)
+    return {x: noise for x, noise in found.items() if x in sweep.outputs}
 
 
 def why_not(dtypes: Mapping[str, torch.dtype]) -> str | None:
@@ -143,8 +146,10 @@ class _Printer:
         self.sweep = sweep
         self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
         self.arrays = arrays_of(program, dtypes)
-        self.salts = salts(program, dtypes)
-        self.coded = [x for x in self.salts if x in sweep.inputs.keys() | sweep.outputs.keys()]
+        touched = sweep.inputs.keys() | sweep.outputs.keys()
+        self.coded = [x for x in program.slots if dtypes[x] in CODED and x in touched]
+        self.noisy = noisy(program, sweep, dtypes)
+        self.in_blocks = bool(self.coded or self.noisy)
         self.reductions = reductions
         self.number = "float64" if "float64" in self.dtypes.values() else "float32"
 
@@ -159,7 +164,7 @@ class _Printer:
             "        for place in range(first_place(job, part), first_place(job, part + 1)):",
         ]
         before, inside, after = self._before(), self._inside(), self._after()
-        loop = self._blocks if self.coded else self._entries
+        loop = self._blocks if self.in_blocks else self._entries
         body = [*before, *loop(inside)]
         return "\n".join([*head, *("            " + line for line in (*body, *after)), ""])
 
@@ -175,9 +180,7 @@ class _Printer:
             block = f"start // {storage.BLOCK}"
             first = block if name.endswith("_scale") else "0" if name.endswith("_key") else "start"
             lines.append(f"at_{name} = {self.dtypes[name]}_array(job, {index}, tensor, {first})")
-        lines += [f"key_{name} = key_of(at_code_key, {self.salts[name]})" for name in self.coded]
-        if "rounding_key" in self.arrays:
-            lines.append("key_p = key_of(at_rounding_key, 0)")
+        lines += [f"key_{name} = key_of(at_{key}, {salt})" for name, (key, salt) in self.noisy.items()]
         lines.append("row = scalars_of(job, tensor)")
         used = {x for step in self.sweep.instructions for x in step.operands}
         for index in range(self.program.scalar_count):
@@ -196,7 +199,7 @@ class _Printer:
         return ["for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
 
     def _blocks(self, inside: list[str]) -> list[str]:
-        """The same, block by block, as codes can be made only when the largest of a block is known."""
+        """The same, block by block: noise begins anew in each, and codes wait for its largest number."""
         written = [name for name in self.coded if name in self.sweep.outputs]
         size = storage.BLOCK
         lines = [f"buffer_{name} = scratch(job, part * {len(written)} + {i})" for i, name in enumerate(written)]
@@ -205,6 +208,7 @@ class _Printer:
         body += [f"scale_{name} = load(at_{name}_scale, block)" for name in self.coded]
         arrays = [x for x in self.arrays if any(f"in_{x}," in line for line in inside) or x in self.coded]
         body += [f"in_{name} = offset(at_{name}, first)" for name in arrays]
+        body += [f"noise_{name} = hash_of(key_{name}, start // {size} + block)" for name in self.noisy]
         body += [f"top_{name} = size_of_zero()" for name in written]
         body += ["for i in range(count):", *("    " + x for x in inside)]
         # Memory is idle while codes are made, unless it is asked for what comes next.
@@ -212,7 +216,6 @@ class _Printer:
         for name in written:
             body += [f"scale_{name} = scale_of(top_{name})", f"store(at_{name}_scale, block, scale_{name})"]
             body += [f"inverse_{name} = inverse_of(scale_{name})"]
-            body += [f"noise_{name} = hash_of(key_{name}, start // {size} + block)"]
         body += ["for i in range(count):"] if written else []
         for name in written:
             value = f"load(buffer_{name}, i), inverse_{name}, noise_{name}"
@@ -221,7 +224,7 @@ class _Printer:
 
     def _loaded(self, name: str) -> str:
         """The text that loads an entry of an array."""
-        array = f"{'in' if self.coded else 'at'}_{name}"
+        array = f"{'in' if self.in_blocks else 'at'}_{name}"
         if name in self.coded:
             return f"load_code({array}, i, scale_{name})"
         if name == "p" and "low_bits" in self.arrays:
@@ -232,16 +235,15 @@ class _Printer:
 
     def _stored(self, name: str, x: str) -> list[str]:
         """The lines that store an entry of an array."""
-        array = f"{'in' if self.coded else 'at'}_{name}"
+        array = f"{'in' if self.in_blocks else 'at'}_{name}"
         if name in self.coded:
             return [f"store(buffer_{name}, i, {x})", f"top_{name} = larger_size(top_{name}, {x})"]
         if name == "p" and "low_bits" in self.arrays:
             return [f"store_master({array}, {array[:2]}_low_bits, i, {x})"]
         if name == "p" and "compensation" in self.arrays:
             return [f"store_compensated({array}, {array[:2]}_compensation, i, {x})"]
-        if name == "p" and "rounding_key" in self.arrays:
-            place = "start + first + i" if self.coded else "start + i"
-            return [f"store_randomly({array}, i, {x}, hash_of(key_p, {place}))"]
+        if name in self.noisy:
+            return [f"store_randomly({array}, i, {x}, noise_{name})"]
         return [f"store({array}, i, {x})"]
 
     def _inside(self) -> list[str]:

@@ -322,6 +322,12 @@ def hash_of(context, key, place):
     return types.int32(key, place), generate
 
 
+def _noise(builder, start, index, bits):
+    """So many bits for an entry of a block, as `storage.noise_for` makes them; `start` is its block's."""
+    steps = builder.mul(builder.trunc(index, INT32), _constant(storage.GOLDEN))
+    return builder.lshr(builder.add(start, steps), _constant(32 - bits))
+
+
 @intrinsic
 def offset(context, array, entries):
     """The same array, some entries on."""
@@ -446,13 +452,12 @@ def load_code(context, array, index, scale):
 
 @intrinsic
 def store_code(context, array, index, x, inverse, start):
-    """Keep a number as a code, rounded up or down by the noise that begins so in this block."""
+    """Keep a number as a code, rounded up or down by noise."""
     kind = array.dtype
 
     def generate(context, builder, signature, values):
         array, index, x, inverse, start = values
-        steps = builder.mul(builder.trunc(index, INT32), _constant(storage.GOLDEN))
-        noise = builder.lshr(builder.add(start, steps), _constant(32 - storage.MANTISSA))
+        noise = _noise(builder, start, index, storage.MANTISSA)
         size = builder.fmul(llvm("fabs")(builder, x), inverse)
         bits = _bits_of(builder, builder.fadd(size, _single(_ZERO[kind])))
         code = builder.ashr(builder.add(bits, noise), _constant(storage.MANTISSA))
@@ -523,18 +528,18 @@ def store_compensated(context, array, rest, index, x):
 
 
 @intrinsic
-def store_randomly(context, array, index, x, noise):
-    """A bfloat16, rounded up or down by some bits of a hash."""
+def store_randomly(context, array, index, x, start):
+    """A bfloat16, rounded up or down by noise."""
 
     def generate(context, builder, signature, values):
-        array, index, x, noise = values
+        array, index, x, start = values
         bits = _bits_of(builder, x)
-        noise = builder.and_(noise, _constant(0xFFFF))
-        rounded = builder.trunc(builder.lshr(builder.add(bits, noise), _constant(16)), INT16)
+        rounded = builder.add(bits, _noise(builder, start, index, 16))
+        rounded = builder.trunc(builder.lshr(rounded, _constant(16)), INT16)
         size = builder.and_(bits, _constant(0x7FFFFFFF))
         finite = builder.icmp_signed("<", size, _constant(0x7F800000))
         kept = builder.select(finite, rounded, _narrow(builder, BFLOAT16, x))
         builder.store(kept, builder.gep(array, [index]))
         return context.get_dummy_value()
 
-    return types.void(array, index, x, noise), generate
+    return types.void(array, index, x, start), generate

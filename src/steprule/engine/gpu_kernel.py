@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from steprule.engine.cpu_kernel import CODED, DTYPES, STORAGE, Source, arrays_of, salts
+from steprule.engine.cpu_kernel import CODED, DTYPES, STORAGE, Source, arrays_of, noisy
 from steprule.engine.program import Instruction, Operand, Pass, Program, Register
 
 # What each word becomes; the operands' texts are filled in. `-x` would be `0 - x` in Triton, and lose a sign.
@@ -147,14 +147,11 @@ class _Printer:
         self.reductions = reductions
         self.number = "tl.float64" if "float64" in self.dtypes.values() else "tl.float32"
         self.touched = [name for name in program.inputs if name in sweep.inputs or name in sweep.outputs]
-        noise = salts(program, dtypes)
-        self.coded = [x for x in noise if x in self.touched]
+        self.coded = [x for x in self.touched if dtypes[x] in CODED]
         beside = [f"{name}_scale" for name in self.coded]
         beside += [x for x in ("compensation", "low_bits") if x in dtypes and "p" in self.touched]
         self.walked = [*self.touched, *beside]
-        self.keys = {f"key_{x}": ("code_key", noise[x]) for x in self.coded if x in sweep.outputs}
-        if "rounding_key" in dtypes and "p" in sweep.outputs:
-            self.keys["key_p"] = ("rounding_key", 0)
+        self.noisy = noisy(program, sweep, dtypes)
         used = {x for step in sweep.instructions for x in step.operands}
         self.scalars = [i for i in range(program.scalar_count) if any(str(x) == f"c{i}" for x in used)]
         self.totals = [f"total{place}" for place in range(len(sweep.reductions))]
@@ -200,8 +197,8 @@ class _Printer:
         scaling = ["unscale"] if "g" in self.sweep.inputs else []
         scalars = [f"c{i}" for i in self.scalars if f"c{i}" in names]
         arrays = [f"at_{name}" for name in self.walked]
-        start = ["start"] if self.keys else []
-        return [*arrays, *self.keys, *start, *scaling, *scalars, *(f"r{i}" for i in sorted(reduced))]
+        keys = [*(f"key_{name}" for name in self.noisy), "start"] if self.noisy else []
+        return [*arrays, *keys, *scaling, *scalars, *(f"r{i}" for i in sorted(reduced))]
 
     def _load(self, name: str) -> str:
         """The text that loads entries of an array, as the numbers that they stand for."""
@@ -221,7 +218,7 @@ class _Printer:
     def _store(self, name: str, value: str) -> list[str]:
         """Lines that store."""
         if name in self.coded:
-            given = f"first, lanes, inside, {value}, key_{name}, start, {self._kind(name)}, BLOCK"
+            given = f"first, lanes, inside, {value}, noise_at(key_{name}, start + i), {self._kind(name)}, BLOCK"
             return [f"store_codes(at_{name}, at_{name}_scale, {given})"]
         if name == "p" and "low_bits" in self.walked:
             return [
@@ -237,8 +234,9 @@ class _Printer:
                 f"rest = finite_or_zero({value} - {self._wide(name, 'kept')})",
                 f"tl.store(at_compensation + i, {rest}, inside)",
             ]
-        if name == "p" and "key_p" in self.keys:
-            return [f"tl.store(at_p + i, to_bfloat16_at_random({value}, hash_of(key_p, start + i)), inside)"]
+        if name in self.noisy:
+            rounded = f"to_bfloat16_at_random({value}, noise_at(key_{name}, start + i))"
+            return [f"tl.store(at_{name} + i, {rounded}, inside)"]
         return [f"tl.store(at_{name} + i, {self._narrow(name, value)}, inside)"]
 
     def _kind(self, name: str) -> str:
@@ -296,8 +294,9 @@ class _Printer:
         for name in self.walked:
             if not name.endswith("_scale"):
                 yield f"at_{name} = tl.multiple_of(at_{name}, 16 if ALIGNED else 1)"
-        for name, (key, salt) in self.keys.items():
-            yield f"{name} = tl.load({self._address(key)}.to(tl.pointer_type(tl.int64))).to(tl.uint32) ^ {salt}"
+        for name, (key, salt) in self.noisy.items():
+            found = f"tl.load({self._address(key)}.to(tl.pointer_type(tl.int64)))"
+            yield f"key_{name} = {found}.to(tl.uint32) ^ {salt}"
         if self.scalars:
             yield f"row = scalars + {self.program.scalar_count} * tl.load(rows + tensor)"
         for index in self.scalars:

@@ -86,8 +86,8 @@ def to_bfloat16(x):
 
 @triton.jit
 def to_bfloat16_at_random(x, noise):
-    """Round up or down by some bits of a hash."""
-    bits = (x.to(tl.uint32, bitcast=True) + (noise & 0xFFFF)) >> 16
+    """Round up or down by 16 bits of noise."""
+    bits = (x.to(tl.uint32, bitcast=True) + (noise >> 16)) >> 16
     return tl.where(tl.abs(x) < float("inf"), bits.to(tl.uint16), to_bfloat16(x))
 
 
@@ -109,16 +109,16 @@ def finite_or_zero(x):
     return tl.where(tl.abs(x) < float("inf"), x, 0.0)
 
 
-# Codes
-
-
 @triton.jit
-def hash_of(key, place):
-    """32 random bits for a place: storage.mix."""
-    x = key ^ place.to(tl.uint32)
+def noise_at(key, place):
+    """32 bits for a place of a tensor, as `storage.noise_for` makes them."""
+    x = key ^ (place // SHARING).to(tl.uint32)
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
-    return x ^ (x >> 16)
+    return (x ^ (x >> 16)) + (place % SHARING).to(tl.uint32) * STEP
+
+
+# Codes
 
 
 @triton.jit
@@ -131,29 +131,17 @@ def from_code(code, scale, KIND: tl.constexpr):
 
 
 @triton.jit
-def shared(x, BLOCK: tl.constexpr):
-    """One number per lane from one per block of neighbours."""
-    wide = tl.broadcast_to(x[:, None], (BLOCK // SHARING, SHARING))
-    return tl.reshape(wide, (BLOCK,))
-
-
-@triton.jit
-def store_codes(codes, scales, first, lanes, inside, x, key, start, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    """Keep numbers as codes, rounded up or down by the noise of their blocks, and the blocks' scales.
-
-    first: the entry of the first lane, counted from `start`, where the chunk begins in its tensor.
-    """
+def store_codes(codes, scales, first, lanes, inside, x, noise, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    """Keep numbers as codes, rounded up or down by noise, and the scales of their blocks."""
     zero: tl.constexpr = KIND[0]
+    rows: tl.constexpr = BLOCK // SHARING
     if inside is not None:
         x = tl.where(inside, x, 0.0)
-    top = float_of(tl.max(tl.reshape(bits_of(tl.abs(x)), (BLOCK // SHARING, SHARING)), 1))
+    top = float_of(tl.max(tl.reshape(bits_of(tl.abs(x)), (rows, SHARING)), 1))
     exponent = tl.where(top < TINIEST, 0, bits_of(top * HEADROOM) & INFINITE)
     inverse = float_of(tl.where(exponent > 0, 2 * ONE - exponent, 0))
-    block = first // SHARING + tl.arange(0, BLOCK // SHARING)
-    noise = shared(hash_of(key, start // SHARING + block), BLOCK)
-    noise = (noise + (lanes % SHARING).to(tl.uint32) * STEP) >> (32 - MANTISSA)
-    bits = bits_of(tl.abs(x) * shared(inverse, BLOCK) + zero)
-    code = (bits + noise.to(tl.int32)) >> MANTISSA
+    inverse = tl.reshape(tl.broadcast_to(inverse[:, None], (rows, SHARING)), (BLOCK,))
+    code = (bits_of(tl.abs(x) * inverse + zero) + (noise >> (32 - MANTISSA)).to(tl.int32)) >> MANTISSA
     if KIND[2] == 255:
         code = tl.where(x > 0.0, tl.maximum(code, LEAST), code)
     code = code & KIND[2]
@@ -161,6 +149,7 @@ def store_codes(codes, scales, first, lanes, inside, x, key, start, KIND: tl.con
         code = code | ((bits_of(x) >> 31) << 7)
     there = None
     if inside is not None:
-        there = tl.max(tl.reshape(inside.to(tl.int32), (BLOCK // SHARING, SHARING)), 1) > 0
-    tl.store(scales + block, float_of(exponent) + (top - top), there)
+        there = tl.max(tl.reshape(inside.to(tl.int32), (rows, SHARING)), 1) > 0
+    blocks = first // SHARING + tl.arange(0, rows)
+    tl.store(scales + blocks, float_of(exponent) + (top - top), there)
     tl.store(codes + first + lanes, code.to(codes.dtype.element_ty), inside)

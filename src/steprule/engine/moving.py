@@ -12,7 +12,7 @@ from steprule.engine import plans
 
 Move = Callable[[Tensor], Tensor]
 # Numbers kept once per tensor, besides those that a rule declares.
-ON_HOST = frozenset({"step", "rounding_key", "code_key"})
+ON_HOST = frozenset({"step", "rounding_key", "slot_rounding_key"})
 
 
 def move_state(optimizer: Any, move_for: Callable[[Tensor], Move]) -> None:

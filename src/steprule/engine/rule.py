@@ -190,7 +190,7 @@ class RuleOptimizer(CheckedOptimizer):
             reference.run(type(self), type(self).update, worn, group, param, gradient, state, t)
 
     def _step_lists(self, group: dict[str, Any]) -> list[Tensor]:
-        """One step by foreach; returns the parameters whose gradients are sparse."""
+        """One step by foreach; returns the parameters that it must leave: gradients or storage say so."""
         work: list[tuple[Tensor, Tensor, dict[str, Any], Any]] = []
         left: list[Tensor] = []
         for param in group["params"]:
@@ -202,6 +202,9 @@ class RuleOptimizer(CheckedOptimizer):
                 continue
             self.check_gradient(param, gradient, group)
             state = self.state_of(param, group)
+            if not state.keys().isdisjoint(storage.EXTRA_KEYS):
+                left.append(param)
+                continue
             work.append((param, gradient, state, next_step(state)))
         foreach.step(type(self), self.program(group), group, work)
         return left
@@ -211,12 +214,19 @@ class RuleOptimizer(CheckedOptimizer):
         who = type(self).__name__
         if gradient.is_sparse and self.gradients == "dense":
             raise errors.sparse_gradient(who, self.name_of(param))
-        if gradient.is_sparse and any(storage.kind_of(x, group) == "int8" for x in self.slots.values()):
+        if gradient.is_sparse and self._in_codes(param, group):
             raise errors.sparse_with_codes(who, self.name_of(param))
         if not gradient.is_sparse and self.gradients == "rows only":
             raise errors.dense_gradient(who, self.name_of(param))
         if self.complex_error is not None and param.is_complex():
             raise errors.complex_parameter(who, self.name_of(param), self.complex_error)
+
+    def _in_codes(self, param: Tensor, group: dict[str, Any]) -> bool:
+        """Whether numbers of the parameter's state share scales: as asked, or as loaded."""
+        state = self.state.get(param, {})
+        return any(
+            storage.kind_of(x, group) == "int8" or f"{x.key}_scale" in state for x in self.slots.values()
+        )
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
         worn = self.worn(group)

@@ -81,8 +81,9 @@ def _never_listed(rule: Any, group: dict[str, Any]) -> str | None:
 
 
 def _not_in_lists(group: dict[str, Any]) -> str | None:
-    if group.get("low_precision") not in (None, "none") or "int8" in str(group.get("state_dtype")):
-        return "torch has no lists of numbers that are kept this way"
+    kept = str(group.get("state_dtype"))
+    if group.get("low_precision") not in (None, "none") or "int8" in kept or "bf16" in kept:
+        return "torch's lists of tensors are not rounded at random"
     return None
 
 

@@ -8,14 +8,14 @@ Everything here is seen by its state alone, so a checkpoint says how it is to be
 | a slot in int8       | a small float with a sign, 4 bits of exponent and 3 of mantissa, times a power of   |
 |                      | two that 256 neighbours share (`<key>_scale`)                                       |
 | a slot in uint8      | the same for slots that are never negative, with 5 bits of exponent; 0 is only 0    |
-| `code_key`           | codes are rounded up or down at random, by a hash of this, the slot and the block   |
+| `slot_rounding_key`  | codes and bf16 are rounded up or down at random, by a hash of this and of the place |
 | `compensation`       | what the parameter's 16 bits leave out, itself in 16 bits (Kahan)                   |
 | `low_bits`           | the lower half of the parameter in fp32; the parameter holds the upper half         |
 | `rounding_key`       | the parameter is rounded up or down at random, by a hash of this and of the place   |
 
 Floats, because a block's small numbers count as much as its large one; random rounding, because a slow average
-moves by less than a code per step, and because it has no bias. Neighbours are neighbours in the tensor's own
-order of dimensions, not in memory.
+moves by less than a code per step (0.999·v is v again in bf16), and because it has no bias. Neighbours are
+neighbours in the tensor's own order of dimensions, places are places in memory.
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ TINIEST = 2.0**-120
 HEADROOM = 16 / 15 * (1 + 2.0**-22)
 # The bits of 1.0 and of infinity.
 ONE, INFINITE = 0x3F800000, 0x7F800000
-EXTRA_KEYS = ("compensation", "low_bits", "rounding_key", "code_key")
+SLOT_KEY = "slot_rounding_key"
+EXTRA_KEYS = ("compensation", "low_bits", "rounding_key", SLOT_KEY)
 HALF = (torch.bfloat16, torch.float16)
 GOLDEN = 0x9E3779B9
 _UINT32 = 0xFFFFFFFF
+TOO_SMALL = "fp16 ends at 6e-8, below which it would be 0 in a divisor"
 
 
 def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | None) -> None:
@@ -69,7 +71,9 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
         if kind not in (None, *KINDS):
             raise errors.out_of_range(who, "state_dtype", kind, f"one of {', '.join(KINDS)}", index)
         if kind == "int8" and slot.not_in_8_bits is not None:
-            raise errors.not_in_8_bits(who, slot.key, slot.not_in_8_bits, index)
+            raise errors.not_to_be_kept_so(who, slot.key, kind, slot.not_in_8_bits, index)
+        if kind == "fp16" and slot.never_negative:
+            raise errors.not_to_be_kept_so(who, slot.key, kind, TOO_SMALL, index)
     low = group.get("low_precision")
     if low is not None and low not in LOW_PRECISION:
         allowed = "one of " + ", ".join(LOW_PRECISION)
@@ -104,7 +108,7 @@ def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor
         dtype = torch.uint8 if slot.never_negative else torch.int8
         codes = torch.empty_like(start, dtype=dtype)
         scale = start.new_empty(-(-start.numel() // BLOCK), dtype=torch.float32)
-        _encode(start, torch.tensor(1 << (MANTISSA - 1)), codes, scale)
+        _encode(start, start.new_full((), 1 << (MANTISSA - 1), dtype=torch.int32), codes, scale)
         return {slot.key: codes, f"{slot.key}_scale": scale}
     return {slot.key: start}
 
@@ -120,9 +124,10 @@ def create_for_parameter(
     low = group.get("low_precision") if param.dtype in HALF else None
     key = torch.tensor(mix(torch.initial_seed() * GOLDEN + place), dtype=torch.int64)
     entries: dict[str, Tensor] = {}
-    coded = any(isinstance(x, Tensor) and x.dtype in (torch.int8, torch.uint8) for x in state.values())
-    if coded and "code_key" not in state:
-        entries["code_key"] = key
+    asked: Any = group.get("state_dtype")
+    kinds: set[Any] = set(cast(dict[str, str], asked).values()) if isinstance(asked, dict) else {asked}
+    if kinds & {"int8", "bf16"} and SLOT_KEY not in state and rounded_at_random(state | {SLOT_KEY: key}):
+        entries[SLOT_KEY] = key
     if low == "stochastic" and "rounding_key" not in state:
         entries["rounding_key"] = key.clone()
     if low == "kahan" and "compensation" not in state:
@@ -151,29 +156,42 @@ def load(state: dict[str, Any], key: str) -> Tensor:
 def store(state: dict[str, Any], key: str, value: Tensor) -> None:
     """Keep the numbers of a slot, rounded once to what it is kept in."""
     stored: Tensor = state[key]
-    if stored.dtype in (torch.int8, torch.uint8):
-        salt = salt_of(sorted(name for name in state if f"{name}_scale" in state).index(key))
-        noise = noise_of_blocks(int(state["code_key"]) ^ salt, len(state[f"{key}_scale"]), value.device)
-        _encode(value.float(), noise, stored, state[f"{key}_scale"])
+    if f"{key}_scale" in state:
+        noise = noise_for(int(state[SLOT_KEY]) ^ salt_of(rounded_at_random(state).index(key)), stored)
+        _encode(value.float(), noise >> (32 - MANTISSA), stored, state[f"{key}_scale"])
+    elif stored.dtype == torch.bfloat16 and SLOT_KEY in state:
+        noise = noise_for(int(state[SLOT_KEY]) ^ salt_of(rounded_at_random(state).index(key)), stored)
+        stored.copy_(_to_bfloat16(value.float(), noise >> 16))
     else:
         stored.copy_(value)
 
 
+def rounded_at_random(state: dict[str, Any]) -> list[str]:
+    """The keys of the slots that random rounding keeps from standing still."""
+    if SLOT_KEY not in state:
+        return []
+    slots = {key: x for key, x in state.items() if isinstance(x, Tensor) and key not in EXTRA_KEYS}
+    return sorted(key for key, x in slots.items() if x.dtype == torch.bfloat16 or f"{key}_scale" in state)
+
+
 def salt_of(place: int) -> int:
-    """What tells the noise of a parameter's coded slots apart."""
+    """What tells the noise of a parameter's slots apart, as a part of the key."""
     return place * GOLDEN & _UINT32
 
 
-def noise_of_blocks(key: int, blocks: int, device: torch.device) -> Tensor:
-    """20 bits for each number of each block: even steps of the golden ratio, from a random start per block."""
-    starts = cast(Tensor, mix(torch.arange(blocks, dtype=torch.int64, device=device) ^ key))
-    steps = torch.arange(BLOCK, dtype=torch.int64, device=device) * GOLDEN
-    return ((starts[:, None] + steps) & _UINT32) >> (32 - MANTISSA)
+def noise_for(key: int, like: Tensor) -> Tensor:
+    """32 bits for each place of a tensor: even steps of the golden ratio, from a random start per block."""
+    blocks = torch.arange(-(-like.numel() // BLOCK), dtype=torch.int64, device=like.device)
+    steps = torch.arange(BLOCK, dtype=torch.int64, device=like.device) * GOLDEN
+    noise = ((mix(blocks ^ key)[:, None] + steps) & _UINT32).view(-1)[: like.numel()]
+    # A kernel walks the entries as they lie in memory.
+    dense = not like.is_contiguous() and torch.empty_like(like).stride() == like.stride()
+    return noise.as_strided(like.shape, like.stride()) if dense else noise.view(like.shape)
 
 
 def next_keys(state: dict[str, Any]) -> None:
     """New keys for the random roundings of the next step."""
-    for key in ("code_key", "rounding_key"):
+    for key in (SLOT_KEY, "rounding_key"):
         if key in state:
             state[key].copy_(torch.tensor(mix(int(state[key]) + 1)))
 
@@ -183,7 +201,7 @@ class Keys:
 
     def __init__(self, states: list[dict[str, Any]], device: torch.device):
         self._tables: list[Tensor] = []
-        for name in ("code_key", "rounding_key"):
+        for name in (SLOT_KEY, "rounding_key"):
             if name in states[0]:
                 table = torch.stack([state[name].reshape(()).to(device) for state in states])
                 for state, view in zip(states, table.unbind(), strict=True):
@@ -212,7 +230,8 @@ def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
     scale.copy_(exponent.view(torch.float32) + (largest - largest))
     inverse = torch.where(exponent > 0, 2 * ONE - exponent, 0).view(torch.float32)
     size = blocks.abs() * inverse[:, None] + zero
-    code = (size.view(torch.int32) + noise.to(torch.int32)) >> MANTISSA
+    up = _blocks(noise.to(torch.int32).expand(value.shape).reshape(-1))
+    code = (size.view(torch.int32) + up) >> MANTISSA
     if codes.dtype == torch.uint8:
         # A second moment that became 0 beside a mean that did not would make an endless step.
         code = torch.where(blocks > 0, code.clamp(min=(bits_of(zero) >> MANTISSA) + 1), code)
@@ -252,10 +271,7 @@ def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
 def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None:
     """Keep the parameter in its 16 bits, and what they leave out in the state."""
     if "rounding_key" in state:
-        noise = hash_of_places(int(state["rounding_key"]), value) & 0xFFFF
-        bits = value.view(torch.int32)
-        rounded = ((bits + noise.to(torch.int32)) & -0x10000).view(torch.float32)
-        param.copy_(torch.where(value.isfinite(), rounded, value))
+        param.copy_(_to_bfloat16(value, noise_for(int(state["rounding_key"]), param) >> 16))
     elif "low_bits" in state:
         bits = value.view(torch.int32)
         # Half up, not half to even: the lower half must fit into 16 bits with a sign.
@@ -291,10 +307,10 @@ class RoundingWatch:
         return float((same & self.moving).sum() / self.moving.sum())
 
 
-def hash_of_places(key: int, like: Tensor) -> Tensor:
-    """32 random bits for every place of a tensor, the same for the same key."""
-    places = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
-    return cast(Tensor, mix(places ^ key)).view(like.shape)
+def _to_bfloat16(value: Tensor, noise: Tensor) -> Tensor:
+    """Float32 numbers that are bfloat16 ones, rounded up or down by 16 bits of noise."""
+    bits = value.contiguous().view(torch.int32) + noise.to(torch.int32)
+    return torch.where(value.isfinite(), (bits & -0x10000).view(torch.float32), value)
 
 
 def mix(x: Any) -> Any:
