@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"readme_table: {asked.page} needs one line '{BEGIN}' and after it one line '{END}'.")
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
-    text = "\n\n".join((BEGIN, table(results), caption(results), END))
+    text = "\n\n".join((BEGIN, table(results), caption(results), states(results), END))
     asked.page.write_text(before + text + after, encoding="utf-8")
 
 
@@ -52,6 +52,20 @@ def table(results: list[dict[str, Any]]) -> str:
     for name in dict.fromkeys(name for rules in measured for name in rules):
         cells = [cell for rules in measured for cell in (cells_of(rules[name]) if name in rules else ["–"] * 3)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def states(results: list[dict[str, Any]]) -> str:
+    """Of the largest model: our default with its state in fewer bits."""
+    largest = max(results, key=lambda result: result["numbers"])
+    lines = [
+        f"| ms, {largest['model']} | state in fp32 | in bf16 | in int8 | torch |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for rule in largest["rules"]:
+        kinds = [rule["step"].get(f"steprule{kind}") for kind in ("", " bf16 state", " int8 state")]
+        cells = [number(step["ms"]["median"]) if step else "–" for step in kinds]
+        lines.append(f"| {rule['rule']} | {' | '.join([*cells, cells_of(rule)[2]])} |")
     return "\n".join(lines)
 
 

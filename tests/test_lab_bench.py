@@ -13,7 +13,7 @@ from lab import assert_refused, everything_in, run
 
 import steprule
 from steprule.lab import bench, bench_machine, bench_measure, bench_models
-from steprule.lab.bench_measure import OURS, Mover, Timing, entrants, peak_bytes, ratio, samples_of
+from steprule.lab.bench_measure import OURS, STATES, Mover, Timing, entrants, peak_bytes, ratio, samples_of
 from steprule.lab.errors import LabError
 
 CPU = torch.device("cpu")
@@ -96,6 +96,14 @@ def test_bytes_count_each_dtype_for_itself() -> None:
     assert Mover(optimizer, CPU).bytes == 100 * (3 * 2 + 4 * 4)
 
 
+def test_bytes_of_state_in_fewer_bits() -> None:
+    found = entrants(steprule.AdamW, make_params((64, 64))).optimizers
+    per_number = {name: bench_measure.bytes_moved(found[name]) / 4096 for name in (OURS, *STATES)}
+    scale = 4 / 256
+    wanted = {"bf16": 12 + 2 * 2 * 2, "int8": 12 + 2 * 2 * (1 + scale)}
+    assert per_number == {OURS: 28, **{f"{OURS} {kind} state": size for kind, size in wanted.items()}}
+
+
 @pytest.mark.parametrize("rule", [steprule.SGD, steprule.AdamW, steprule.Adagrad])
 def test_the_floor_reads_and_writes_as_much_as_the_step(rule: Any) -> None:
     params = make_params((100,))
@@ -127,7 +135,9 @@ def test_all_that_exist_take_part_and_do_what_their_names_say() -> None:
     assert [groups["torch foreach"][x] for x in ("foreach", "fused")] == [True, None]
     assert [groups["torch fused"][x] for x in ("foreach", "fused")] == [None, True]
     runners = {name: bench_measure.runner_of(x) for name, x in found.optimizers.items() if OURS in name}
-    assert runners.pop(OURS) not in runners.values()
+    default = runners.pop(OURS)
+    assert {runners.pop(name) for name in STATES} == {default}
+    assert default not in runners.values()
     assert runners == {name: name.removeprefix(f"{OURS} ") for name in runners}
 
 
@@ -286,7 +296,7 @@ def test_what_a_run_leaves(small_and_quick: Path, capsys: pytest.CaptureFixture[
     assert adamw["bytes"] == 28 * 73
     assert adamw["step"][OURS]["times_steprule"] == 1
     assert set(adamw["step"]) | set(adamw["absent"]) == {
-        *(f"{OURS}{name}" for name in ("", " foreach", " reference")),
+        *(f"{OURS}{name}" for name in ("", " foreach", " reference", " bf16 state", " int8 state")),
         *(f"torch {name}" for name in ("for-loop", "foreach", "fused")),
     }
     for step in adamw["step"].values():
@@ -366,7 +376,7 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_model_that_does_not_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_machine, "available_bytes", lambda _: 8 << 30)
     answer = run(capsys, "bench", "--optimizers", "adamw")
-    assert_refused(answer, "AdamW on gpt2 needs about 9.7 GiB of memory, 8.0 GiB are free")
+    assert_refused(answer, "AdamW on gpt2 needs about 10.7 GiB of memory, 8.0 GiB are free")
 
 
 def test_ctrl_c_leaves_nothing(

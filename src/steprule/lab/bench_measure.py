@@ -30,9 +30,11 @@ from steprule.lab.errors import LabError
 
 __all__ = [
     "OURS",
+    "STATES",
     "Entrants",
     "Mover",
     "Timing",
+    "bytes_moved",
     "entrants",
     "iterations",
     "peak_bytes",
@@ -43,6 +45,8 @@ __all__ = [
 ]
 
 OURS = "steprule"
+# Our default again, with its state in fewer bits.
+STATES = {f"{OURS} {kind} state": kind for kind in ("bf16", "int8")}
 SAMPLE_SECONDS = 0.02
 BATCH = 32
 
@@ -101,7 +105,7 @@ def rehearse(rule: Rule, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, 
 
 
 def entrants(rule: Rule, params: list[nn.Parameter]) -> Entrants:
-    """Our default, foreach and reference; torch's for-loop, foreach and fused, where they exist.
+    """Our default, foreach, reference and states in fewer bits; torch's for-loop, foreach and fused.
 
     Each has made one step, so its state is there and its kernel compiled. All share the parameters and
     the gradients. Raises `LabError` with the rule's own message if it cannot step these parameters.
@@ -115,6 +119,11 @@ def entrants(rule: Rule, params: list[nn.Parameter]) -> Entrants:
             found.absent[f"{OURS} {name}"] = "is the default here"
         else:
             _enter(found, f"{OURS} {name}", lambda given=given: rule(params, **given))
+    for name, kind in STATES.items():
+        if _keeps_nothing(found.optimizers[OURS], params):
+            found.absent[name] = "keeps no number per parameter"
+        else:
+            _enter(found, name, lambda kind=kind: rule(params, state_dtype=kind))
     theirs: Any = getattr(torch.optim, rule.__name__, None)
     variants = {"for-loop": _off(theirs), "foreach": {"foreach": True}, "fused": {"fused": True}}
     for name, given in variants.items():
@@ -123,6 +132,12 @@ def entrants(rule: Rule, params: list[nn.Parameter]) -> Entrants:
         else:
             _enter(found, f"torch {name}", lambda given=given: theirs(params, **given))
     return found
+
+
+def _keeps_nothing(optimizer: Optimizer, params: list[nn.Parameter]) -> bool:
+    largest = max(params, key=Tensor.numel)
+    kept = [x for x in optimizer.state[largest].values() if isinstance(x, Tensor)]
+    return all(x.numel() < largest.numel() for x in kept)
 
 
 def _off(theirs: Any) -> dict[str, bool]:
@@ -215,15 +230,7 @@ class Mover:
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device):
-        self.bytes = 0
-        in_place = alone = 0
-        for group in optimizer.param_groups:
-            read, written = _columns(optimizer, group)
-            for param in group["params"]:
-                sizes = _sizes(optimizer, param)
-                self.bytes += sum(sizes[x] for x in read) + sum(sizes[x] for x in written)
-                in_place += sum(sizes[x] for x in written)
-                alone += sum(sizes[x] for x in read if x not in written)
+        self.bytes, in_place, alone = _traffic(optimizer)
         self._written = torch.zeros(max(1, in_place // 4), device=device)
         self._read = torch.zeros(alone // 4, device=device)
         self._scale = self.bytes / (8 * self._written.numel() + 4 * self._read.numel())
@@ -239,6 +246,25 @@ class Mover:
         return [milliseconds * self._scale for milliseconds in samples]
 
 
+def bytes_moved(optimizer: Optimizer) -> int:
+    """The bytes that a step reads and writes."""
+    return _traffic(optimizer)[0]
+
+
+def _traffic(optimizer: Optimizer) -> tuple[int, int, int]:
+    """The bytes that a step reads and writes; of them, those written in place, and those only read."""
+    total = in_place = alone = 0
+    for group in optimizer.param_groups:
+        read, written = _columns(optimizer, group)
+        for param in group["params"]:
+            sizes = _sizes(optimizer, param)
+            read_here, written_here = (_with_what_is_beside(x, sizes) for x in (read, written))
+            total += sum(sizes[x] for x in read_here) + sum(sizes[x] for x in written_here)
+            in_place += sum(sizes[x] for x in written_here)
+            alone += sum(sizes[x] for x in read_here - written_here)
+    return total, in_place, alone
+
+
 def _columns(optimizer: Optimizer, group: dict[str, Any]) -> tuple[set[str], set[str]]:
     """What a step reads and writes: 'p', 'g', and the keys of slots; all of them if nothing says which."""
     if isinstance(optimizer, RuleOptimizer) and optimizer.traced:
@@ -248,6 +274,12 @@ def _columns(optimizer: Optimizer, group: dict[str, Any]) -> tuple[set[str], set
         return read, {keys[letter] for letter in program.outputs}
     everything = set(_sizes(optimizer, group["params"][0]))
     return everything, everything - {"g"}
+
+
+def _with_what_is_beside(keys: set[str], sizes: Mapping[str, int]) -> set[str]:
+    """The keys, and those of what is read or written with them: scales of codes, further bits of 'p'."""
+    beside = {f"{key}_scale" for key in keys} | ({"compensation", "low_bits"} if "p" in keys else set[str]())
+    return keys | (beside & sizes.keys())
 
 
 def _sizes(optimizer: Optimizer, param: Tensor) -> dict[str, int]:

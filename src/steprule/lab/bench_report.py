@@ -17,6 +17,7 @@ __all__ = ["number", "print_header", "print_tables", "progress"]
 
 LINE_SECONDS = 3.0
 STEPS = ("steprule", "steprule foreach", "steprule reference", "torch for-loop", "torch foreach", "torch fused")
+STATES = ("bf16", "int8")
 ITERATIONS = ("steprule", "torch default", "torch fused")
 
 ROOMY = 100
@@ -86,6 +87,12 @@ def print_tables(console: Console, result: Result) -> None:
     )
     _print(
         console,
+        "The same with state in fewer bits, beside its own floor",
+        [*(name for kind in STATES for name in (f"{kind} state", "× floor", "torch\u00a0÷ this"))],
+        {x["rule"]: _states(x) for x in rules if any(f"steprule {kind} state" in x["step"] for kind in STATES)},
+    )
+    _print(
+        console,
         "Memory that a step takes and gives back",
         ["runner", *STEPS],
         {x["rule"]: [x["runner"], *_over(STEPS, x["step"], _memory)] for x in rules},
@@ -120,6 +127,17 @@ def _steps(rule: Result) -> list[Cell]:
     cells = _over(STEPS, steps, lambda x: _spread(x["ms"]))
     floor, beyond = _spread(rule["floor"]), number(steps["steprule"]["times_floor"])
     return [*cells, floor, beyond, number(min(theirs)) if theirs else "–"]
+
+
+def _states(rule: Result) -> list[Cell]:
+    steps: Result = rule["step"]
+    theirs = [step["times_steprule"] for name, step in steps.items() if name.startswith("torch")]
+    cells: list[Cell] = []
+    for kind in STATES:
+        own = steps.get(f"steprule {kind} state")
+        faster = number(min(theirs) / own["times_steprule"]) if own and theirs else "–"
+        cells += [_spread(own["ms"]), number(own["times_floor"]), faster] if own else ["–"] * 3
+    return cells
 
 
 def _others(rule: Result) -> list[Cell]:
