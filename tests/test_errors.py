@@ -329,6 +329,7 @@ def test_sophia_says_when_the_curvature_was_never_estimated() -> None:
     param.grad = torch.ones_like(param)
     with pytest.warns(UserWarning, match=r"update_hessian was never called for 'w'"):
         optimizer.step()
+    optimizer.step()
     quiet = steprule.Sophia([nn.Parameter(torch.ones(0, 2)), param])
     quiet.param_groups[0]["params"][0].grad = torch.ones(0, 2)
     quiet.update_hessian(4)

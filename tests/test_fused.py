@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 import threading
 import time
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -457,3 +459,19 @@ def test_one_optimizer_in_several_threads_takes_turns(monkeypatch: pytest.Monkey
         thread.join()
     assert together == [1] * 30
     assert (param == -30).all()
+
+
+# What explain tells
+
+
+def test_explain_says_where_the_kernel_can_be_read_and_why_it_runs_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case(steprule.AdamW)
+    optimizer = case.make(**FUSED)
+    assert "kernel:" not in optimizer.explain()
+    case.advance(optimizer)
+    (file,) = re.findall(r"kernel: (.*\.py)$", optimizer.explain(), re.MULTILINE)
+    assert "def kernel(job):" in Path(file).read_text(encoding="utf-8")
+    monkeypatch.setattr(cpu_threads, "alone", lambda: "it rains")
+    assert "on the calling thread alone: it rains" in optimizer.explain()

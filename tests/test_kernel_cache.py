@@ -179,7 +179,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
-        kernel_cache._keep(tmp_path / "k.o", b"code")
+        kernel_cache.keep(tmp_path / "k.o", b"code")
     assert list(tmp_path.iterdir()) == []
 
 

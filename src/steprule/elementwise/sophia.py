@@ -56,12 +56,21 @@ class Sophia(Elementwise):
         for group in self.param_groups:
             run_on_slots(self, Sophia.estimate, group, float(n_tokens_training_batch))
 
+    _looked = False
+
     def _step_group(self, group: dict[str, Any]) -> None:
+        # Once: to look at every step would make the host wait for the device.
+        if not self._looked:
+            self._looked = self._look_for_curvature(group)
+        super()._step_group(group)
+
+    def _look_for_curvature(self, group: dict[str, Any]) -> bool:
+        """Warn if the first step would be without curvature; whether there was a parameter to tell by."""
         for param in group["params"]:
             if param.grad is None or group["lr"] == 0 or not param.grad.any():
                 continue
             state = self.state_of(param, group)
             if float(state["step"]) == 0 and not state["hessian"].any():
-                warnings.warn(errors.sophia_without_hessian(self.name_of(param)), stacklevel=3)
-            break
-        super()._step_group(group)
+                warnings.warn(errors.sophia_without_hessian(self.name_of(param)), stacklevel=4)
+            return True
+        return False

@@ -1,7 +1,7 @@
 """Prints a program as the source of a CPU kernel: one pass over memory for all tensors of the program.
 
-The source is Python for numba, meant to be read: it stands in the cache folder beside its machine code, and
-`explain` prints it. Each word of a program is one line of it, by the table below. All numbers are computed in
+The source is Python for numba, meant to be read: it stands in the cache folder beside its machine code, where
+`explain` says. Each word of a program is one line of it, by the table below. All numbers are computed in
 float32, or in float64 where the arrays are, and rounded once when they are stored.
 """
 

@@ -32,8 +32,8 @@ class Launch:
 
     def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], lengths: Sequence[int]):
         self._inputs = cpu_kernel.arrays_of(program, dtypes)
-        texts = cpu_kernel.sources(program, dtypes)
-        self._kernels = [cpu_threads.Kernel(kernel_cache.address_of(name, text)) for name, text in texts]
+        self._texts = cpu_kernel.sources(program, dtypes)
+        self._kernels = [cpu_threads.Kernel(kernel_cache.address_of(*text)) for text in self._texts]
         self._reductions = [list(sweep.reductions) for sweep in program.passes()]
         self.bytes = sum(lengths) * sum(dtypes[name].itemsize for name in program.inputs)
         self._lengths = np.array(lengths, dtype=np.int64)
@@ -57,6 +57,14 @@ class Launch:
         self._fill("partials", self._partials)
         self._fill("reduced", self._reduced)
         self._job[cpu_threads.JOB.index("tensors")] = len(lengths)
+
+    def explain(self) -> list[str]:
+        """Where the kernels can be read, and what keeps them from all of torch's threads."""
+        files = [kernel_cache.source_of(*text) for text in self._texts]
+        alone = cpu_threads.alone()
+        return [f"kernel: {file}" for file in files if file is not None] + (
+            [] if alone is None else [f"on the calling thread alone: {alone}"]
+        )
 
     def place(self, name: str, addresses: Sequence[int]) -> None:
         """Say where the first entry of each tensor is, for one input of the program."""

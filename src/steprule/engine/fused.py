@@ -69,6 +69,14 @@ def reasons(optimizer: Any, group: dict[str, Any]) -> dict[str, str]:
     return {} if plan is None else {optimizer.name_of(p): why for p, why in plan.refused}
 
 
+def explain(optimizer: Any, group: dict[str, Any]) -> list[str]:
+    """Of the last step: where the kernels can be read, and who was left to the reference runner and why."""
+    plan: Plan | None = plans.of(optimizer).of(group)
+    kernels = [line for batch in plan.batches for line in batch.launch.explain()] if plan else []
+    left = reasons(optimizer, group).items()
+    return [*dict.fromkeys(kernels), *(f"{name} by the reference: {reason}" for name, reason in left)]
+
+
 def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str | None:
     """Why the kernel cannot step this parameter with this gradient and these slots, or None."""
     tensors = {"the parameter": param, "its gradient": gradient}

@@ -59,7 +59,8 @@ class Launch:
         self._inputs = arrays_of(program, dtypes)
         # The others are read one number at a time.
         self._wide = [not name.endswith(("_scale", "_key")) for name in self._inputs]
-        self._kernels = [_functions(name, text) for name, text in gpu_kernel.sources(program, dtypes)]
+        self._texts = gpu_kernel.sources(program, dtypes)
+        self._kernels = [_functions(*text) for text in self._texts]
         self._reductions = [len(sweep.reductions) for sweep in program.passes()]
         sizes = np.array(lengths, dtype=np.int64)
         chunks = _chunks(sizes)
@@ -74,6 +75,10 @@ class Launch:
         self._sent: tuple[Any, Tensor] | None = None
         self._rows: tuple[list[int], Tensor] | None = None
         self._compile()
+
+    def explain(self) -> list[str]:
+        """Where the kernels can be read."""
+        return [f"kernel: {_file_of(*text)}" for text in self._texts]
 
     def place(self, name: str, addresses: Sequence[int]) -> None:
         """Say where the first entry of each tensor is, for one input of the program."""
@@ -177,17 +182,22 @@ def missing(device: torch.device) -> str | None:
 @cache
 def _functions(name: str, text: str) -> tuple[Any, Any]:
     """The functions `kernel` and `combine` of a source; the second is None where nothing is reduced."""
-    file = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
-    folder = kernel_cache.cache_folder()
-    if folder is not None:
-        file = str(folder / file)
+    file = _file_of(name, text)
+    if os.path.isabs(file):
         with contextlib.suppress(OSError):
-            kernel_cache._keep(Path(file), text.encode())  # pyright: ignore[reportPrivateUsage]
+            kernel_cache.keep(Path(file), text.encode())
     # Triton reads the text of a function back through this cache, so a full disk is no matter.
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     module = ModuleType(name)
     exec(compile(text, file, "exec"), vars(module))
     return module.kernel, getattr(module, "combine", None)
+
+
+def _file_of(name: str, text: str) -> str:
+    """The file of a kernel's text: in the cache, or a name alone where there is none."""
+    file = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
+    folder = kernel_cache.cache_folder()
+    return file if folder is None else str(folder / file)
 
 
 def _chunks(lengths: Any) -> Any:

@@ -53,22 +53,34 @@ def address_of(name: str, text: str) -> int:
     return found[0]
 
 
+def source_of(name: str, text: str) -> Path | None:
+    """The file where a kernel's text can be read, or None where there is no cache."""
+    folder = cache_folder()
+    return None if folder is None else folder / f"{name}-{_key(text)[:16]}.py"
+
+
+def _key(text: str) -> str:
+    from steprule.engine import kernel_compiler  # needs an optional library
+
+    return hashlib.sha256(f"{kernel_compiler.surroundings()}\n{text}".encode()).hexdigest()
+
+
 def _obtain(name: str, text: str) -> tuple[int, Any]:
     from steprule.engine import kernel_compiler  # needs an optional library
 
-    key = hashlib.sha256(f"{kernel_compiler.surroundings()}\n{text}".encode()).hexdigest()
+    key = _key(text)
     folder, name = cache_folder(), f"{name}-{key[:16]}"
     if folder is None:
         return kernel_compiler.link(kernel_compiler.machine_code(text, f"{name}.py"))
     source, object_file = folder / f"{name}.py", folder / f"{name}.o"
     # A full disk costs the next process a compilation, nothing else.
     with contextlib.suppress(OSError):
-        _keep(source, text.encode())
+        keep(source, text.encode())
     code = _read(object_file, key)
     if code is None:
         code = kernel_compiler.machine_code(text, str(source))
         with contextlib.suppress(OSError):
-            _keep(object_file, _digest(key, code) + code)
+            keep(object_file, _digest(key, code) + code)
     return kernel_compiler.link(code)
 
 
@@ -128,7 +140,7 @@ def _read(file: Path, key: str) -> bytes | None:
     return code if code and content[:size] == _digest(key, code) else None
 
 
-def _keep(file: Path, content: bytes) -> None:
+def keep(file: Path, content: bytes) -> None:
     """Put the file there, whole or not at all, unless it is there already."""
     with contextlib.suppress(OSError):
         if file.read_bytes() == content:

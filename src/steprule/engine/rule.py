@@ -239,8 +239,7 @@ class RuleOptimizer(CheckedOptimizer):
         if choice.runner.endswith("_kernel"):
             from steprule.engine import fused
 
-            left = fused.reasons(self, group).items()
-            lines += [f"{name} by the reference: {reason}" for name, reason in left]
+            lines += fused.explain(self, group)
         return lines
 
 

@@ -103,7 +103,7 @@ def _own_shapes(file: Path, function: str) -> tuple[Shape, ...]:
     if file.suffix != ".py":
         raise LabError(f"'{file}' is not a Python file (.py) with a model in it.")
     try:
-        module = tasks._import_file(file.resolve())  # pyright: ignore[reportPrivateUsage]
+        module = tasks.import_file(file.resolve())
     except Exception as error:  # a user's file may fail in any way
         raise LabError(f"{file.name} cannot be loaded: {told(error)}.") from error
     make = getattr(module, function, None)

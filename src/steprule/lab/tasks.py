@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from steprule.lab.data import Data
 from steprule.lab.errors import LabError, did_you_mean, told
 
-__all__ = ["BUILT_IN", "Score", "Task", "accuracy", "load_task", "shown"]
+__all__ = ["BUILT_IN", "Score", "Task", "accuracy", "import_file", "load_task", "shown"]
 
 BUILT_IN = ("digits", "text", "photo")
 
@@ -109,7 +109,7 @@ def _load_own(file: Path, function: str) -> Task:
         raise LabError(f"'{file}' is not a Python file (.py) with a task in it.")
     file = file.resolve()
     try:
-        module = _import_file(file)
+        module = import_file(file)
     except Exception as error:  # a user's file may fail in any way
         raise LabError(f"{file.name} cannot be loaded: {told(error)}.") from error
     make = getattr(module, function, None)
@@ -129,7 +129,7 @@ def _load_own(file: Path, function: str) -> Task:
     return replace(task, facts={**task.facts, f"{file.name} sha256": digest})
 
 
-def _import_file(file: Path) -> Any:
+def import_file(file: Path) -> Any:
     """Import a file by its path, with the files beside it importable, as `python FILE.py` would."""
     name = "steprule_own_task"
     spec = cast(ModuleSpec, importlib.util.spec_from_file_location(name, file))
