@@ -366,6 +366,14 @@ def sparse_with_codes(who: str, name: str):
     )
 
 
+def codes_in_parts(who: str, name: str, group: int | None):
+    """A DTensor, whose parts need not begin where a block of codes does."""
+    return ValueError(
+        f"{who}: state_dtype='int8' does not go with {name}{in_group(group)}, which is sharded (a DTensor): "
+        "neighbours share a scale, and a shard may part them. Use bf16."
+    )
+
+
 def only_bfloat16(who: str, low_precision: str, name: str, group: int):
     """A float16 parameter for storage that needs the exponent of float32."""
     return ValueError(

@@ -79,7 +79,7 @@ class RuleOptimizer(CheckedOptimizer):
                     )
 
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
-        storage.check_parameters(type(self).__name__, group, index)
+        storage.check_parameters(type(self).__name__, self.slots, group, index)
 
     # What the rule wears
 
@@ -216,6 +216,8 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.sparse_gradient(who, self.name_of(param))
         if gradient.is_sparse and self._in_codes(param, group):
             raise errors.sparse_with_codes(who, self.name_of(param))
+        if storage.sharded(param) and self._in_codes(param, group):
+            raise errors.codes_in_parts(who, self.name_of(param), None)
         if not gradient.is_sparse and self.gradients == "rows only":
             raise errors.dense_gradient(who, self.name_of(param))
         if self.complex_error is not None and param.is_complex():

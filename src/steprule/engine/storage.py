@@ -80,8 +80,12 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
         raise errors.out_of_range(who, "low_precision", low, allowed, index)
 
 
-def check_parameters(who: str, group: dict[str, Any], index: int) -> None:
-    """Refuse parameters whose dtype the storage cannot keep."""
+def check_parameters(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int) -> None:
+    """Refuse parameters that the storage cannot keep."""
+    if any(kind_of(slot, group) == "int8" for slot in slots.values()):
+        for place, param in enumerate(group["params"]):
+            if sharded(param):
+                raise errors.codes_in_parts(who, f"parameter {place}", index)
     if group.get("low_precision") in ("stochastic", "master"):
         for place, param in enumerate(group["params"]):
             if param.dtype == torch.float16:
@@ -161,7 +165,7 @@ def store(state: dict[str, Any], key: str, value: Tensor) -> None:
         _encode(value.float(), noise >> (32 - MANTISSA), stored, state[f"{key}_scale"])
     elif stored.dtype == torch.bfloat16 and SLOT_KEY in state:
         noise = noise_for(int(state[SLOT_KEY]) ^ salt_of(rounded_at_random(state).index(key)), stored)
-        stored.copy_(_to_bfloat16(value.float(), noise >> 16))
+        _local(stored, stored).copy_(_to_bfloat16(_local(value, stored).float(), noise >> 16))
     else:
         stored.copy_(value)
 
@@ -181,12 +185,43 @@ def salt_of(place: int) -> int:
 
 def noise_for(key: int, like: Tensor) -> Tensor:
     """32 bits for each place of a tensor: even steps of the golden ratio, from a random start per block."""
-    blocks = torch.arange(-(-like.numel() // BLOCK), dtype=torch.int64, device=like.device)
-    steps = torch.arange(BLOCK, dtype=torch.int64, device=like.device) * GOLDEN
-    noise = ((mix(blocks ^ key)[:, None] + steps) & _UINT32).view(-1)[: like.numel()]
-    # A kernel walks the entries as they lie in memory.
-    dense = not like.is_contiguous() and torch.empty_like(like).stride() == like.stride()
-    return noise.as_strided(like.shape, like.stride()) if dense else noise.view(like.shape)
+    places = _places(like)
+    return (mix((places // BLOCK) ^ key) + places % BLOCK * GOLDEN) & _UINT32
+
+
+def _places(like: Any) -> Tensor:
+    """The number of each entry in memory, which is how a kernel walks them; of a shard's, in the whole."""
+    shape, first = tuple(like.shape), (0,) * like.dim()
+    if sharded(like):
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        shape, first = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    places = torch.zeros(shape, dtype=torch.int64, device=like.device)
+    for d, (size, start, stride) in enumerate(zip(shape, first, like.stride(), strict=True)):
+        along = torch.arange(start, start + size, device=like.device) * stride
+        places += along.view([-1 if i == d else 1 for i in range(len(shape))])
+    return places
+
+
+def sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which this process may hold a part."""
+    return hasattr(tensor, "to_local")
+
+
+def _local(tensor: Any, like: Any) -> Tensor:
+    """This process's part of a tensor, where it has the part of `like`: bits can only be looked at there."""
+    if not sharded(like):
+        return tensor
+    return tensor.redistribute(placements=like.placements).to_local()
+
+
+def _whole(local: Tensor, like: Any) -> Tensor:
+    """The tensor of which this is a part, as `like` is."""
+    if not sharded(like):
+        return local
+    layout = {"shape": like.shape, "stride": like.stride(), "run_check": False}
+    dtensor = cast(Any, type(like))
+    return dtensor.from_local(local, like.device_mesh, like.placements, **layout)
 
 
 def next_keys(state: dict[str, Any]) -> None:
@@ -263,21 +298,23 @@ def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
     if "compensation" in state:
         return wide + state["compensation"].float()
     if "low_bits" in state:
-        bits = (param.view(torch.int16).to(torch.int32) << 16) + state["low_bits"].to(torch.int32)
-        return bits.view(torch.float32)
+        upper, lower = _local(param, param), _local(state["low_bits"], param)
+        bits = (upper.contiguous().view(torch.int16).to(torch.int32) << 16) + lower.to(torch.int32)
+        return _whole(bits.view(torch.float32), param.detach())
     return wide
 
 
 def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None:
     """Keep the parameter in its 16 bits, and what they leave out in the state."""
     if "rounding_key" in state:
-        param.copy_(_to_bfloat16(value, noise_for(int(state["rounding_key"]), param) >> 16))
+        noise = noise_for(int(state["rounding_key"]), param) >> 16
+        _local(param, param).copy_(_to_bfloat16(_local(value, param), noise))
     elif "low_bits" in state:
-        bits = value.view(torch.int32)
+        bits = _local(value, param).contiguous().view(torch.int32)
         # Half up, not half to even: the lower half must fit into 16 bits with a sign.
         upper = (bits + 0x8000) >> 16
-        state["low_bits"].copy_((bits - (upper << 16)).to(torch.int16))
-        param.copy_((upper << 16).view(torch.float32))
+        _local(state["low_bits"], param).copy_((bits - (upper << 16)).to(torch.int16))
+        _local(param, param).copy_((upper << 16).view(torch.float32))
     else:
         param.copy_(value)
         if "compensation" in state:
