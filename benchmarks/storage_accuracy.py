@@ -36,7 +36,7 @@ RULES: dict[str, tuple[Any, dict[str, Any]]] = {
     "NAdam": (steprule.NAdam, {"lr": 2e-3}),
     "RAdam": (steprule.RAdam, {"lr": 2e-3}),
     "RMSprop": (steprule.RMSprop, {"lr": 1e-3}),
-    "RMSprop-centered": (steprule.RMSprop, {"lr": 1e-3, "centered": True, "momentum": 0.5}),
+    "RMSprop-momentum": (steprule.RMSprop, {"lr": 1e-3, "momentum": 0.5}),
     "Adagrad": (steprule.Adagrad, {"lr": 2e-2}),
     "Adadelta": (steprule.Adadelta, {"lr": 1.0}),
     "Sophia": (steprule.Sophia, {"lr": 2e-4}),

@@ -189,6 +189,16 @@ CASES = LOOPS + [
 ]
 
 
+def can_store(case: Case, kind: str) -> bool:
+    """Whether the rule has slots, and takes this storage for all of them."""
+    try:
+        optimizer = case.rule([nn.Parameter(torch.zeros(3))], **case.options, state_dtype=kind)
+    except ValueError:
+        return False
+    (group,) = optimizer.param_groups
+    return any(not slot.per_tensor and slot.exists(group) for slot in case.rule.slots.values())
+
+
 def each(condition: Callable[[Case], bool] = lambda case: True, among: Iterable[Case] = CASES) -> Any:
     """Run a test for every case that meets the condition."""
     return pytest.mark.parametrize("case", [pytest.param(c, id=str(c)) for c in among if condition(c)])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rules import LOOPS, Case, each
+from rules import LOOPS, Case, can_store, each
 
 import steprule
 from steprule.engine import storage
@@ -20,13 +20,6 @@ from steprule.engine.fields import Slot
 
 BIG = (70, 90)
 HALF = [torch.bfloat16, torch.float16]
-
-
-def stored_in(case: Case, kind: str) -> bool:
-    slots = [slot for slot in case.rule.slots.values() if not slot.per_tensor]
-    if kind == "int8":
-        return bool(slots) and all(slot.not_in_8_bits is None for slot in slots)
-    return bool(slots) and not (kind == "fp16" and any(slot.never_negative for slot in slots))
 
 
 ELEMENTWISE = [c for c in LOOPS if c.elementwise and not c.sparse_only and not c.closure]
@@ -52,7 +45,7 @@ def make(case: Case, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16", "int8"])
 @each(among=ELEMENTWISE)
 def test_a_resumed_run_goes_on_bit_for_bit(case: Case, kind: str) -> None:
-    if not stored_in(case, kind):
+    if not can_store(case, kind):
         pytest.skip("it has no slot that may be kept so")
     optimizer = make(case, state_dtype=kind)
     feed(optimizer, 2)
@@ -74,7 +67,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(case: Case, kind: str) -> None:
         assert torch.equal(p, q)
 
 
-@each(lambda case: stored_in(case, "int8"), among=ELEMENTWISE)
+@each(lambda case: can_store(case, "int8"), among=ELEMENTWISE)
 def test_eight_bits_are_kept_for_large_tensors_only(case: Case) -> None:
     optimizer = make(case, state_dtype="int8")
     optimizer.init_state()
@@ -204,11 +197,37 @@ def test_what_a_step_divides_by_is_refused_in_fp16(case: Case) -> None:
                 case.rule(params, **case.options, state_dtype={slot.key: "fp16"})
 
 
-def test_slots_that_eight_bits_spoil_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"Rprop: 'step_size' cannot be kept in int8: .* Use bf16"):
-        steprule.Rprop([torch.nn.Parameter(torch.zeros(3))], state_dtype={"step_size": "int8"})
-    with pytest.raises(ValueError, match=r"ASGD: 'ax' cannot be kept in int8"):
-        steprule.ASGD([torch.nn.Parameter(torch.zeros(3))], state_dtype="int8")
+@pytest.mark.parametrize(
+    ("rule", "options", "message"),
+    [
+        (
+            "Rprop",
+            {"state_dtype": {"step_size": "int8"}},
+            "Rprop: 'step_size' cannot be kept in int8: .* Use bf16",
+        ),
+        ("ASGD", {"state_dtype": "int8"}, "ASGD: 'ax' cannot be kept in int8: .* Use bf16"),
+        *(
+            (
+                "RMSprop",
+                {"centered": True, "state_dtype": {key: kind}},
+                f"RMSprop: '{key}' cannot be kept in {kind}: what 'grad_avg' takes .* Use fp32",
+            )
+            for key, kind in (("square_avg", "bf16"), ("grad_avg", "int8"), ("grad_avg", "fp16"))
+        ),
+    ],
+)
+def test_slots_that_few_bits_spoil_are_refused_by_name(rule: str, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        getattr(steprule, rule)([torch.nn.Parameter(torch.zeros(3))], **options)
+
+
+def test_no_other_rule_refuses() -> None:
+    def refused(kind: str) -> set[str]:
+        return {str(case) for case in ELEMENTWISE if not can_store(case, kind)}
+
+    centered, stateless = "RMSprop-loop-options", "SGD-loop"
+    assert refused("bf16") == {centered, stateless}
+    assert refused("int8") == {centered, stateless, "ASGD-loop", "ASGD-loop-options", "Rprop-loop"}
 
 
 @pytest.mark.parametrize(
@@ -318,7 +337,7 @@ def test_two_parameters_do_not_round_alike() -> None:
 @each(among=ELEMENTWISE)
 @pytest.mark.parametrize("kind", [None, "bf16", "int8"])
 def test_the_memory_report_is_what_then_exists(case: Case, kind: str | None) -> None:
-    if kind is not None and not stored_in(case, kind):
+    if kind is not None and not can_store(case, kind):
         pytest.skip("it has no slot that may be kept so")
     optimizer = make(case, state_dtype=kind)
     report = steprule.memory_report(optimizer)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from kernels import FUSED, LOOP, assert_same_numbers, exact_roots, has_kernel
-from rules import CASES, LOOPS, SWITCHES, Case, assert_same, each, flat, numbers
+from rules import CASES, LOOPS, SWITCHES, Case, assert_same, can_store, each, flat, numbers
 from torch import nn
 
 from steprule.engine import cpu_launch, storage
@@ -40,14 +40,7 @@ def can_keep(case: Case, name: str) -> bool:
     _, options = STORAGES[name]
     if not options:
         return True
-    slots = [slot for slot in case.rule.slots.values() if not slot.per_tensor]
-    kind = options.get("state_dtype")
-    refused = not slots
-    if kind == "int8":
-        refused = refused or any(slot.not_in_8_bits is not None for slot in slots)
-    if kind == "fp16":
-        refused = refused or any(slot.never_negative for slot in slots)
-    return case.elementwise and not case.sparse_only and not refused
+    return case.elementwise and not case.sparse_only and can_store(case, options.get("state_dtype", "fp32"))
 
 
 def make(case: Case, name: str, switches: dict[str, Any] | None = None, shapes: Any = SHAPES) -> Any:

@@ -101,13 +101,16 @@ def slot(
     shape: Shape | None = None,
     never_negative: bool = False,
     not_in_8_bits: str | None = None,
+    subtracted_from: str | None = None,
 ) -> Number:
     """State with one number per entry of the parameter.
 
     key: the name in checkpoints (torch's where torch has the slot). when: the option it exists for.
     starts: its first value, or the name of the hyper-parameter that gives it. shape: for matrix rules, the
     slot's shape as a function of the parameter's; None where the parameter has no such slot.
-    never_negative: it may be kept as the code of its root. not_in_8_bits: why it must not be kept so coarsely.
+    never_negative: its codes need no sign, and it is no number for fp16 (steps divide by it).
+    not_in_8_bits: why it must not be kept so coarsely. subtracted_from: the key of a slot that it, or its
+    square, is subtracted from; both are then kept in full, lest rounding leave less than 0.
     """
     return cast(
         Number,
@@ -118,6 +121,7 @@ def slot(
             shape=shape,
             never_negative=never_negative,
             not_in_8_bits=not_in_8_bits,
+            subtracted_from=subtracted_from,
         ),
     )
 

@@ -353,9 +353,9 @@ def no_slot_to_store(who: str, key: str, slots: Iterable[str], group: int | None
     )
 
 
-def not_to_be_kept_so(who: str, key: str, kind: str, reason: str, group: int | None):
+def not_to_be_kept_so(who: str, key: str, kind: str, reason: str, instead: str, group: int | None):
     """A slot that this few bits would spoil."""
-    return ValueError(f"{who}: '{key}' cannot be kept in {kind}: {reason}{in_group(group)}. Use bf16.")
+    return ValueError(f"{who}: '{key}' cannot be kept in {kind}: {reason}{in_group(group)}. Use {instead}.")
 
 
 def sparse_with_codes(who: str, name: str):

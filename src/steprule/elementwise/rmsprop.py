@@ -35,7 +35,7 @@ class RMSprop(
 
     v = slot("square_avg", never_negative=True)
     b = slot("momentum_buffer", when="momentum")
-    g_mean = slot("grad_avg", when="centered")
+    g_mean = slot("grad_avg", when="centered", subtracted_from="square_avg")
 
     @staticmethod
     def update(h: RMSprop, p: Number, g: Number, s: RMSprop, t: float) -> Number:

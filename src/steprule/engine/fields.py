@@ -151,6 +151,7 @@ class Slot:
     shape: Shape | None = None
     never_negative: bool = False
     not_in_8_bits: str | None = None
+    subtracted_from: str | None = None
     letter: str = ""
 
     def exists(self, group: dict[str, Any]) -> bool:

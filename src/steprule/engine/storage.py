@@ -71,9 +71,15 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
         if kind not in (None, *KINDS):
             raise errors.out_of_range(who, "state_dtype", kind, f"one of {', '.join(KINDS)}", index)
         if kind == "int8" and slot.not_in_8_bits is not None:
-            raise errors.not_to_be_kept_so(who, slot.key, kind, slot.not_in_8_bits, index)
+            raise errors.not_to_be_kept_so(who, slot.key, kind, slot.not_in_8_bits, "bf16", index)
         if kind == "fp16" and slot.never_negative:
-            raise errors.not_to_be_kept_so(who, slot.key, kind, TOO_SMALL, index)
+            raise errors.not_to_be_kept_so(who, slot.key, kind, TOO_SMALL, "bf16", index)
+    for pair in (slot for slot in slots.values() if slot.subtracted_from and slot.exists(group)):
+        for slot in slots.values():
+            kind = kind_of(slot, group)
+            if slot.key in (pair.key, pair.subtracted_from) and kind not in (None, "fp32"):
+                reason = f"what '{pair.key}' takes from '{pair.subtracted_from}' could leave less than 0"
+                raise errors.not_to_be_kept_so(who, slot.key, kind, reason, "fp32", index)
     low = group.get("low_precision")
     if low is not None and low not in LOW_PRECISION:
         allowed = "one of " + ", ".join(LOW_PRECISION)
