@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import steprule
 from steprule import AdaBelief, AdamW, Lion, convert_state
+from steprule.engine import storage
 
 RULES = {name: rule for name, rule in steprule.catalogue().items() if name != "LBFGS"}
 PAIRS = list(itertools.product(RULES, RULES))
@@ -155,3 +156,44 @@ def test_what_cannot_be_converted(saved: Any, old: str, new: str, message: str) 
     given = trained(AdamW, 1).state_dict() if saved is None else saved
     with pytest.raises(ValueError, match=f"convert_state: .*{message}"):
         convert_state(given, old, new)
+
+
+# State in fewer bits
+
+
+STORED: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "int8": (torch.float32, {"state_dtype": "int8"}),
+    "bf16": (torch.float32, {"state_dtype": "bf16"}),
+    "kahan": (torch.bfloat16, {"low_precision": "kahan"}),
+    "master": (torch.bfloat16, {"low_precision": "master", "state_dtype": "int8"}),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("new", ["Adam", "AdaBelief", "Lion", "RMSprop"])
+def test_what_is_stored_in_fewer_bits_goes_along(new: str, kind: str) -> None:
+    dtype, options = STORED[kind]
+    param = nn.Parameter(numbers((64, 80), dtype, 1))
+    old = AdamW([param], **options)
+    noisy(old, 5)
+    converted, report = convert_state(old.state_dict(), from_="AdamW", to=new)
+    assert not [key for key in report.dropped if "_scale" in key or "_key" in key]
+    optimizer = RULES[new]([param], **options)
+    optimizer.load_state_dict(converted)
+    before = {key: value.clone() for key, value in old.state[param].items()}
+    for key, value in optimizer.state[param].items():
+        source = next((x for x in before if report.kept.get(key, "").startswith(f"AdamW's {x}:")), key)
+        if key in report.kept or key in ("compensation", "low_bits", "slot_rounding_key"):
+            assert_same(value, before[source], key)
+    noisy(optimizer, 2, first=5)
+    assert param.isfinite().all()
+
+
+def test_a_rule_on_matrices_gets_plain_numbers() -> None:
+    param = nn.Parameter(numbers((64, 80), torch.float32, 1))
+    old = AdamW([param], state_dtype="int8")
+    noisy(old, 3)
+    converted, _ = convert_state(old.state_dict(), from_="AdamW", to="Muon")
+    (state,) = converted["state"].values()
+    assert set(state) == {"momentum_buffer"}
+    assert_same(state["momentum_buffer"], storage.load(old.state[param], "exp_avg"))

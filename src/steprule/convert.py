@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steprule import errors
 from steprule.catalogue import catalogue
+from steprule.engine import storage
 from steprule.engine.load_report import as_table
 
 __all__ = ["ConversionReport", "convert_state"]
@@ -79,6 +80,9 @@ def convert_state(
     makes steps that are far too large. AdaBelief's variance starts from Adam's mean square, which is
     larger. Hyper-parameters are not converted, since lr means another thing in each rule.
 
+    Numbers in 8 bits and parameters with more bits beside them go along; a rule that looks at whole matrices
+    gets them as plain numbers.
+
     state_dict: not changed; the result shares its tensors. from_, to: names or classes of rules.
 
     Raises: ValueError for an unknown rule or a state that `from_` did not write.
@@ -88,7 +92,7 @@ def convert_state(
         raise errors.not_convertible("this is no state dict", "Pass what optimizer.state_dict() returned.")
     for saved in state_dict["state"].values():
         for key in saved:
-            if key not in _keys(old):
+            if key not in _keys(old) and not _beside(key, old):
                 problem = f"the state has '{key}', which {old.__name__} does not keep"
                 raise errors.not_convertible(problem, "Give as from_ the rule that wrote it.")
     sources = _sources(old, new)
@@ -98,7 +102,8 @@ def convert_state(
         if converted:
             state[place] = converted
     kept = {key: _what(old, new, key, source) for key, source in sources.items()} if state else {}
-    present = dict.fromkeys(key for saved in state_dict["state"].values() for key in saved)
+    everything = dict.fromkeys(key for saved in state_dict["state"].values() for key in saved)
+    present = [key for key in everything if not _beside(key, old)]
     wanted = [slot.key for slot in new.slots.values() if slot.when is None]
     wanted += ["step"] * (new.counts_steps is True)
     report = ConversionReport(
@@ -142,6 +147,11 @@ def _keys(rule: Any) -> list[str]:
     return [*["step"] * bool(rule.counts_steps), *(slot.key for slot in rule.slots.values())]
 
 
+def _beside(key: str, rule: Any) -> bool:
+    """Whether the entry belongs to how numbers are stored, and is none of the rule's own."""
+    return key in storage.EXTRA_KEYS or key in {f"{slot.key}_scale" for slot in rule.slots.values()}
+
+
 def _meanings(rule: Any) -> dict[str, str]:
     known = MEANINGS.get(rule.__name__, {})
     return {slot.key: known[slot.key] for slot in rule.slots.values() if slot.key in known}
@@ -157,7 +167,9 @@ def _what(old: Any, new: Any, key: str, source: str) -> str:
 
 def _converted(saved: Mapping[str, Any], sources: Mapping[str, str], new: Any) -> dict[str, Any]:
     """The state of one parameter in the new rule; empty if what it would divide by is missing."""
-    found = {key: saved[source] for key, source in sources.items() if saved.get(source) is not None}
+    known = {key: source for key, source in sources.items() if saved.get(source) is not None}
+    stores = getattr(new, "traced", False)
+    found = {key: saved[source] if stores else _plain(saved, source) for key, source in known.items()}
     whole = [value for key, value in found.items() if key != "step" and isinstance(value, Tensor)]
     if not whole or any(key not in found for key in DIVIDES.get(new.__name__, ())):
         return {}
@@ -166,6 +178,15 @@ def _converted(saved: Mapping[str, Any], sources: Mapping[str, str], new: Any) -
     for slot in new.slots.values():
         if slot.key not in found and slot.when is None:
             defaults = {name: field.default for name, field in new.fields.items()}
-            created = slot.create(whole[0], defaults)
+            created = slot.create(whole[0], defaults, None if whole[0].is_floating_point() else torch.float32)
             found |= {} if created is None else {slot.key: created}
+    if stores:
+        scales = {f"{key}_scale": saved.get(f"{source}_scale") for key, source in known.items()}
+        extra = {key: saved.get(key) for key in storage.EXTRA_KEYS}
+        found |= {key: value for key, value in (scales | extra).items() if value is not None}
     return found
+
+
+def _plain(saved: Mapping[str, Any], key: str) -> Any:
+    """An entry without codes."""
+    return storage.load(dict(saved), key) if f"{key}_scale" in saved else saved[key]
