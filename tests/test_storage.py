@@ -185,6 +185,24 @@ def test_codes_refuse_sparse_gradients_and_nothing_moves(rule: Any) -> None:
     assert torch.equal(p, before)
 
 
+@pytest.mark.parametrize(
+    "options", [{"state_dtype": "int8"}, {"state_dtype": {"exp_avg": "bf16"}}, {"low_precision": "kahan"}]
+)
+def test_a_step_on_the_tape_refuses_what_rounds_by_itself(options: dict[str, Any]) -> None:
+    params = [torch.nn.Parameter(torch.zeros(100, 50))]
+    with pytest.raises(ValueError, match=r"Adam: differentiable=True does not go with .* Use fp32"):
+        steprule.Adam(params, differentiable=True, **options)
+    saved = steprule.Adam(params, state_dtype="int8")
+    feed(saved, 1)
+    live = steprule.Adam(params, differentiable=True)
+    live.load_state_dict(saved.state_dict(), hyperparams="current")
+    before = params[0].detach().clone()
+    with pytest.raises(ValueError, match=r"storage of parameter 0's loaded state: autograd cannot follow"):
+        live.step()
+    assert torch.equal(params[0], before)
+    assert live.state[params[0]]["step"] == 1
+
+
 @each(among=ELEMENTWISE)
 def test_what_a_step_divides_by_is_refused_in_fp16(case: Case) -> None:
     """Squares of gradients below 2e-4 would be 0 there, and the step endless."""

@@ -366,6 +366,14 @@ def sparse_with_codes(who: str, name: str):
     )
 
 
+def rounding_has_no_tape(who: str, given: str, group: int | None):
+    """Storage that rounds by itself, in a step that autograd is to follow."""
+    return ValueError(
+        f"{who}: differentiable=True does not go with {given}{in_group(group)}: autograd cannot follow how it "
+        "rounds. Use fp32."
+    )
+
+
 def codes_in_parts(who: str, name: str, group: int | None):
     """A DTensor, whose parts need not begin where a block of codes does."""
     return ValueError(

@@ -202,7 +202,7 @@ class RuleOptimizer(CheckedOptimizer):
                 continue
             self.check_gradient(param, gradient, group)
             state = self.state_of(param, group)
-            if not state.keys().isdisjoint(storage.EXTRA_KEYS):
+            if storage.keeps_more(state):
                 left.append(param)
                 continue
             work.append((param, gradient, state, next_step(state)))
@@ -216,6 +216,8 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.sparse_gradient(who, self.name_of(param))
         if gradient.is_sparse and self._in_codes(param, group):
             raise errors.sparse_with_codes(who, self.name_of(param))
+        if group.get("differentiable") and storage.keeps_more(self.state.get(param, {})):
+            raise errors.rounding_has_no_tape(who, f"the storage of {self.name_of(param)}'s loaded state", None)
         if storage.sharded(param) and self._in_codes(param, group):
             raise errors.codes_in_parts(who, self.name_of(param), None)
         if not gradient.is_sparse and self.gradients == "rows only":

@@ -20,6 +20,7 @@ neighbours in the tensor's own order of dimensions, places are places in memory.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -84,6 +85,12 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
     if low is not None and low not in LOW_PRECISION:
         allowed = "one of " + ", ".join(LOW_PRECISION)
         raise errors.out_of_range(who, "low_precision", low, allowed, index)
+    if group.get("differentiable"):
+        kinds = {kind_of(slot, group) for slot in slots.values()}
+        rounding = [f"state_dtype='{kind}'" for kind in ("int8", "bf16") if kind in kinds]
+        rounding += [f"low_precision='{low}'"] if low not in (None, "none") else []
+        if rounding:
+            raise errors.rounding_has_no_tape(who, rounding[0], index)
 
 
 def check_parameters(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int) -> None:
@@ -146,6 +153,11 @@ def create_for_parameter(
         bits = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
         entries["low_bits"] = bits
     return entries
+
+
+def keeps_more(state: Mapping[str, Any]) -> bool:
+    """Whether the state keeps more than plain numbers, which torch's own words would not heed."""
+    return any(key in state for key in EXTRA_KEYS)
 
 
 # Slots
