@@ -349,6 +349,21 @@ def test_two_parameters_do_not_round_alike() -> None:
     assert not torch.equal(a, b)
 
 
+def test_a_parameter_and_its_slots_do_not_round_alike() -> None:
+    p = torch.nn.Parameter(torch.ones(512, dtype=torch.bfloat16))
+    optimizer = steprule.AdamW([p], low_precision="stochastic", state_dtype="bf16")
+    optimizer.init_state()
+    state, noises = optimizer.state[p], list[torch.Tensor]()
+    for _ in range(3):
+        keys = [
+            int(state["rounding_key"]),
+            *(int(state["slot_rounding_key"]) ^ storage.salt_of(i) for i in (0, 1)),
+        ]
+        noises += [storage.noise_for(key, p) for key in keys]
+        storage.next_keys(state)
+    assert len({tuple(noise.reshape(-1)[:4].tolist()) for noise in noises}) == 9
+
+
 # The report
 
 

@@ -139,14 +139,14 @@ def create_for_parameter(
     torch.manual_seed; from then on they are in the state.
     """
     low = group.get("low_precision") if param.dtype in HALF else None
-    key = torch.tensor(mix(torch.initial_seed() * GOLDEN + place), dtype=torch.int64)
+    key = mix(torch.initial_seed() * GOLDEN + place)
     entries: dict[str, Tensor] = {}
     asked: Any = group.get("state_dtype")
     kinds: set[Any] = set(cast(dict[str, str], asked).values()) if isinstance(asked, dict) else {asked}
     if kinds & {"int8", "bf16"} and SLOT_KEY not in state and rounded_at_random(state | {SLOT_KEY: key}):
-        entries[SLOT_KEY] = key
+        entries[SLOT_KEY] = torch.tensor(key)
     if low == "stochastic" and "rounding_key" not in state:
-        entries["rounding_key"] = key.clone()
+        entries["rounding_key"] = torch.tensor(mix(key ^ GOLDEN))
     if low == "kahan" and "compensation" not in state:
         entries["compensation"] = torch.zeros_like(param, memory_format=torch.preserve_format)
     if low == "master" and "low_bits" not in state:
