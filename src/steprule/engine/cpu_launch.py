@@ -113,7 +113,7 @@ class Launch:
         self._fill("order", self._order)
         self._fill("bounds", self._bounds)
         self._job[cpu_threads.JOB.index("shares")] = number
-        self._scratch = np.zeros((number, self._codes, storage.BLOCK), dtype=np.float32)
+        self._scratch = _aligned(number * self._codes * storage.BLOCK)
         self._fill("scratch", self._scratch)
         openmp = cpu_threads.openmp() if number > 1 else None
         for name in ("thread_number", "thread_count"):
@@ -129,6 +129,17 @@ class Launch:
         if word == "mean":
             return result / np.maximum(self._lengths, 1)
         return np.sqrt(result) if word == "norm" else result
+
+
+def _aligned(count: int) -> NDArray[np.float32]:
+    """So many zeros that begin with a cache line, of which then no two threads share one.
+
+    Without that a step in 8 bits took up to twice as long.
+    """
+    line = 128 // 4  # processors fetch lines in pairs
+    room = np.zeros(count + line, dtype=np.float32)
+    start = -(room.ctypes.data // 4) % line
+    return room[start : start + count]
 
 
 def _chunks(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
