@@ -310,6 +310,19 @@ def test_a_description_comes_from_the_rule(case: Case) -> None:
     assert kept - {"step"} <= set(said.slots) or case.closure
 
 
+@each(lambda case: case.runner == "loop" and case.elementwise and not case.options)
+def test_a_description_counts_the_numbers_that_are_kept(case: Case) -> None:
+    optimizer = case.make([nn.Parameter(torch.zeros(500, 4))])
+    case.advance(optimizer)
+    (state,) = optimizer.state.values()
+    kept = sum(value.numel() for value in state.values() if torch.is_tensor(value) and value.dim())
+    assert steprule.describe(case.rule).numbers_per_parameter == kept / 2000
+
+
+def test_lbfgs_counts_its_history() -> None:
+    assert steprule.describe(steprule.LBFGS).numbers_per_parameter == 2 * 100 + 2
+
+
 def test_the_catalogue_is_complete_and_in_order() -> None:
     rules = steprule.catalogue()
     assert list(rules) == sorted(rules, key=str.lower)

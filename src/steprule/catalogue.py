@@ -73,7 +73,7 @@ def describe(rule: type[CheckedOptimizer]) -> Description:
         source=_part(rest, "Source"),
         hyperparameters=tuple(_hyperparameter(field) for field in rule.fields.values()),
         slots=tuple(slot.key for slot in rule.slots.values()),
-        numbers_per_parameter=float(len(whole)),
+        numbers_per_parameter=len(whole) + rule.numbers_beside_slots(defaults),
     )
 
 

@@ -91,6 +91,11 @@ class LBFGS(CheckedOptimizer):
         )
     }
 
+    @staticmethod
+    def numbers_beside_slots(group: Mapping[str, Any]) -> float:
+        """Pairs of the history, a direction and a gradient."""
+        return 2.0 * group["history_size"] + 2
+
     @_refuses_misspellings
     def __init__(
         self,

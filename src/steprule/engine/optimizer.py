@@ -102,6 +102,11 @@ class CheckedOptimizer(torch.optim.Optimizer):
     # One state for all parameters together, kept with the first, whose vectors hold them in their order.
     one_vector: ClassVar[bool] = False
 
+    @staticmethod
+    def numbers_beside_slots(group: Mapping[str, Any]) -> float:
+        """How many numbers per parameter are kept that are no declared slot."""
+        return 0.0
+
     def __init__(self, params: Any, defaults: dict[str, Any]):
         who = type(self).__name__
         defaults = self._normalize(dict(defaults), None)

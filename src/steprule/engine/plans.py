@@ -43,7 +43,8 @@ if hasattr(os, "register_at_fork"):
 
 def of(optimizer: Any) -> Plans:
     """The optimizer's plans."""
-    return _plans.setdefault(optimizer, Plans())
+    found = _plans.get(optimizer)
+    return _plans.setdefault(optimizer, Plans()) if found is None else found
 
 
 def forget(optimizer: Any) -> None:
