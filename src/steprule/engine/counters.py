@@ -10,7 +10,7 @@ import ctypes
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Counters:
     def hold(self, states: Sequence[dict[str, Any]]) -> bool:
         """Whether the states still hold the views."""
         pairs = zip(self._keys, self._entries, strict=True)
-        return all(all(map(is_, [s[key] for s in states], entries)) for key, entries in pairs)
+        return all(all(map(is_, map(itemgetter(key), states), entries)) for key, entries in pairs)
 
     def advance(self, values: Mapping[str, Any]) -> list[list[float]]:
         """Count one step, and return the rows of scalars of that step; `row_of` says whose each is.

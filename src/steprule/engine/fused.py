@@ -9,7 +9,7 @@ It keeps no gradient alive, goes into no checkpoint, and is not copied with its 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any, cast
 
 import torch
@@ -301,8 +301,7 @@ class Batch:
         """Whether slots, memory and the gradients' form are as they were."""
         try:
             for letter, key in self.keys.items():
-                now = [state[key] for state in self.states]
-                if not all(map(is_, now, self.columns[letter])):
+                if not all(map(is_, map(itemgetter(key), self.states), self.columns[letter])):
                     return False
             if not self.counters.hold(self.states):
                 return False

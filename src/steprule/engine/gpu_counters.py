@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any, cast
 
 import torch
@@ -47,7 +47,7 @@ class DeviceCounters:
     def hold(self, states: Sequence[dict[str, Any]]) -> bool:
         """Whether the states still hold the views."""
         pairs = zip(self._keys, self._entries, strict=True)
-        return all(all(map(is_, [s[key] for s in states], entries)) for key, entries in pairs)
+        return all(all(map(is_, map(itemgetter(key), states), entries)) for key, entries in pairs)
 
     def advance(self, values: Mapping[str, Any], scaling: Tensor | None = None) -> Tensor:
         """Count one step, and return the table of scalars of that step, one row per tensor.
