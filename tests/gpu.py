@@ -16,10 +16,7 @@ from rules import Case, assert_same, flat, numbers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steprule import Elementwise, hyper
 from steprule.engine import fused, gpu_counters, gpu_launch, storage
-from steprule.words import larger, largest, mean, norm
-from steprule.words import where as choose
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
@@ -144,26 +141,6 @@ def advance(case: Case, given: Any, loop: Any) -> None:
             case.prepare(optimizer)
         kernels.step()
         loop.step()
-
-
-class Reduced(Elementwise):
-    """Reductions over the tensor, one of them of what another one gave.
-
-    When: never.
-
-        θ ← θ - lr·(g - mean g)·‖θ‖ / ‖g - mean g‖ / max|θ|
-
-    State: none.
-    Source: none.
-    """
-
-    lr: float = hyper(0.1)
-
-    @staticmethod
-    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
-        g = g - mean(g)
-        ratio = norm(p) / (norm(g) + 1e-3)
-        return -h.lr * (g * choose(ratio > 2.0, 2.0, ratio) / larger(largest(abs(p)), 1e-3))
 
 
 class NoLooking(TorchDispatchMode):

@@ -13,7 +13,10 @@ import torch
 from rules import Case, assert_same, flat
 from torch import Tensor
 
+from steprule import Elementwise, hyper
 from steprule.engine import cpu_launch, reference
+from steprule.words import larger, largest, mean, norm
+from steprule.words import where as choose
 
 # 0-dim, one, none, primes, over one chunk, over two and a bit, many dimensions.
 SHAPES = ((), (1,), (0,), (3,), (97,), (2, 3, 5, 7), (cpu_launch.CHUNK + 1,), (2 * cpu_launch.CHUNK + 5,))
@@ -61,3 +64,23 @@ def both(case: Case, dtype: torch.dtype, shapes: Any = SHAPES) -> tuple[Any, Any
     """The same optimizer twice: one by kernels, one by the loop that they must equal."""
     kernel = case.make(case.parameters(dtype, shapes), **FUSED)
     return kernel, case.make(case.parameters(dtype, shapes), **LOOP)
+
+
+class Reduced(Elementwise):
+    """Reductions over the tensor, one of them of what another one gave.
+
+    When: never.
+
+        θ ← θ - lr·(g - mean g)·‖θ‖ / ‖g - mean g‖ / max|θ|
+
+    State: none.
+    Source: none.
+    """
+
+    lr: float = hyper(0.1)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        g = g - mean(g)
+        ratio = norm(p) / (norm(g) + 1e-3)
+        return -h.lr * (g * choose(ratio > 2.0, 2.0, ratio) / larger(largest(abs(p)), 1e-3))

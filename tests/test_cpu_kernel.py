@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import FUSED, LOOP, SHAPES, assert_same_numbers, both, exact_roots, has_kernel
+from kernels import FUSED, LOOP, SHAPES, Reduced, assert_same_numbers, both, exact_roots, has_kernel
 from rules import LOOPS, Case, assert_same, each, flat, numbers
 from torch import Tensor, nn
 
 import steprule
 from steprule import Elementwise, hyper, slot
 from steprule.engine import cpu_launch, fused
-from steprule.words import clamp, exp, larger, largest, lerp, log, mean, norm, sign, smaller, sqrt, where
+from steprule.words import clamp, exp, larger, lerp, log, sign, smaller, sqrt, where
 
 pytest.importorskip("numba", reason="the kernels are compiled by it")
 
@@ -143,25 +143,6 @@ def test_exp_log_and_power_are_close(dtype: torch.dtype) -> None:
         Curves([param], **switches).step()
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(*(x.detach() for x in params), rtol=8 * eps, atol=32 * eps)
-
-
-class Reduced(Elementwise):
-    """Reductions over the tensor, one of them of what another one gave.
-
-    When: never.
-
-        θ ← θ - lr·(g - mean g)·‖θ‖ / ‖g - mean g‖ / max|θ|
-
-    State: none.
-    Source: none.
-    """
-
-    lr: float = hyper(0.1)
-
-    @staticmethod
-    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
-        g = g - mean(g)
-        return -h.lr * (g * (norm(p) / (norm(g) + 1e-3)) / larger(largest(abs(p)), 1e-3))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)

@@ -17,7 +17,6 @@ from gpu import (
     SHAPES,
     Kernels,
     NoLooking,
-    Reduced,
     advance,
     assert_same_numbers,
     both,
@@ -25,7 +24,7 @@ from gpu import (
     parameters,
     small_chunks,
 )
-from kernels import exact_roots, has_kernel
+from kernels import Reduced, exact_roots, has_kernel
 from rules import LOOPS, Case, assert_same, each, flat, numbers, options_on
 from torch import Tensor, nn
 

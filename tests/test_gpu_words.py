@@ -19,13 +19,12 @@ from gpu import (
     DTYPES,
     SHAPES,
     Kernels,
-    Reduced,
     advance,
     assert_same_numbers,
     both,
     small_chunks,
 )
-from kernels import exact_roots
+from kernels import Reduced, exact_roots
 from rules import Case, assert_same, flat, numbers
 from torch import Tensor, nn
 

@@ -328,6 +328,18 @@ def test_updates_that_round_away_are_told_once() -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_updates_that_round_away_are_seen_behind_other_parameters(together: bool) -> None:
+    wide, narrow = (torch.nn.Parameter(torch.ones(100, dtype=d)) for d in (torch.float32, torch.bfloat16))
+    groups = [{"params": [wide, narrow]}] if together else [{"params": [wide]}, {"params": [narrow]}]
+    optimizer = steprule.SGD(groups, lr=1e-4)
+    for p in (wide, narrow):
+        p.grad = torch.ones_like(p)
+    with pytest.warns(UserWarning, match=r"100% of the updates of parameter 1 "):
+        optimizer.step()
+    optimizer.step()
+
+
 def test_random_rounding_follows_manual_seed_and_the_checkpoint() -> None:
     runs = []
     for seed in (1, 1, 2):

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
 # The dtype of the parameters, and how they and their state are kept.
 STORAGES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "plain": (torch.float32, {}),
+    "half": (torch.bfloat16, {}),
     "bf16": (torch.float32, {"state_dtype": "bf16"}),
     "fp16": (torch.float32, {"state_dtype": "fp16"}),
     "int8": (torch.float32, {"state_dtype": "int8"}),
@@ -38,7 +39,7 @@ KEPT = [name for name in STORAGES if name != "plain"]
 def can_keep(case: Case, name: str) -> bool:
     """Whether the rule takes this storage."""
     _, options = STORAGES[name]
-    if not options:
+    if name == "plain":
         return True
     return case.elementwise and not case.sparse_only and can_store(case, options.get("state_dtype", "fp32"))
 

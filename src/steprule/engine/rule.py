@@ -145,15 +145,18 @@ class RuleOptimizer(CheckedOptimizer):
                 self.check_gradient(param, param.grad, group)
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        if self._watched_rounding or all(p.dtype not in storage.HALF for p in group["params"][:1]):
+        if self._watched_rounding:
             self._run_group(group)
             return
-        self._watched_rounding = True
         watch = storage.RoundingWatch(group)
         self._run_group(group)
-        if watch.param is not None and watch.lost() > watch.TOO_MANY:
+        lost = watch.lost()
+        tell = lost > watch.TOO_MANY
+        # All groups of the first step, until one has something to tell.
+        self._watched_rounding = tell or group is self.param_groups[-1]
+        if watch.param is not None and tell:
             name = self.name_of(watch.param)
-            message = errors.updates_round_away(type(self).__name__, name, watch.param.dtype, watch.lost())
+            message = errors.updates_round_away(type(self).__name__, name, watch.param.dtype, lost)
             warnings.warn(message, stacklevel=6)
 
     def _run_group(self, group: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def _never_listed(rule: Any, group: dict[str, Any]) -> str | None:
 def _not_in_lists(group: dict[str, Any]) -> str | None:
     kept = str(group.get("state_dtype"))
     if group.get("low_precision") not in (None, "none") or "int8" in kept or "bf16" in kept:
-        return "torch's lists of tensors are not rounded at random"
+        return "torch's lists of tensors neither round at random nor keep codes or further bits"
     return None
 
 

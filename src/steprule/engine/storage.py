@@ -351,15 +351,19 @@ class RoundingWatch:
         params = [p for p in group["params"] if p.dtype in HALF and p.grad is not None] if plain else []
         self.param: Tensor | None = max(params, key=Tensor.numel, default=None)
         if self.param is not None and self.param.grad is not None and not self.param.grad.is_sparse:
-            self.moving = self.param.grad.reshape(-1)[: self.SAMPLE] != 0
-            self.before = self.param.detach().reshape(-1)[: self.SAMPLE].clone()
+            self.moving = self._sample(self.param.grad) != 0
+            self.before = self._sample(self.param.detach()).clone()
 
     def lost(self) -> float:
         """The fraction of updates that changed nothing, after the step."""
         if self.param is None or not hasattr(self, "moving") or not self.moving.any():
             return 0.0
-        same = self.param.detach().reshape(-1)[: self.SAMPLE] == self.before
+        same = self._sample(self.param.detach()) == self.before
         return float((same & self.moving).sum() / self.moving.sum())
+
+    def _sample(self, tensor: Tensor) -> Tensor:
+        """The first numbers; of a sharded tensor, those of this process."""
+        return _local(tensor, self.param).reshape(-1)[: self.SAMPLE]
 
 
 def _to_bfloat16(value: Tensor, noise: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
@@ -12,7 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from steprule.lab import tasks
-from steprule.lab.errors import LabError, did_you_mean, told
+from steprule.lab.errors import LabError, did_you_mean
 
 __all__ = ["MODELS", "BenchModel", "load_model", "mlp"]
 
@@ -98,22 +97,7 @@ def load_model(name: str) -> BenchModel:
 
 
 def _own_shapes(file: Path, function: str) -> tuple[Shape, ...]:
-    if not file.is_file():
-        raise LabError(f"no file '{file}' with a model in it.")
-    if file.suffix != ".py":
-        raise LabError(f"'{file}' is not a Python file (.py) with a model in it.")
-    try:
-        module = tasks.import_file(file.resolve())
-    except Exception as error:  # a user's file may fail in any way
-        raise LabError(f"{file.name} cannot be loaded: {told(error)}.") from error
-    make = getattr(module, function, None)
-    if not callable(make):
-        functions = [name for name in dir(module) if inspect.isfunction(getattr(module, name))]
-        raise LabError(f"{file.name} has no function '{function}'. {did_you_mean(function, functions)}")
-    try:
-        made = make()
-    except Exception as error:  # as above
-        raise LabError(f"{file.name}:{function}() failed: {told(error)}.") from error
+    made = tasks.made_by(file, function, "a model")
     shapes = _shapes_of(made)
     if shapes is None:
         raise LabError(

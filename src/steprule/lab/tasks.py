@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from steprule.lab.data import Data
 from steprule.lab.errors import LabError, did_you_mean, told
 
-__all__ = ["BUILT_IN", "Score", "Task", "accuracy", "import_file", "load_task", "shown"]
+__all__ = ["BUILT_IN", "Score", "Task", "accuracy", "load_task", "made_by", "shown"]
 
 BUILT_IN = ("digits", "text", "photo")
 
@@ -103,23 +103,7 @@ def load_task(name: str) -> Task:
 
 
 def _load_own(file: Path, function: str) -> Task:
-    if not file.is_file():
-        raise LabError(f"no file '{file}' with a task in it.")
-    if file.suffix != ".py":
-        raise LabError(f"'{file}' is not a Python file (.py) with a task in it.")
-    file = file.resolve()
-    try:
-        module = import_file(file)
-    except Exception as error:  # a user's file may fail in any way
-        raise LabError(f"{file.name} cannot be loaded: {told(error)}.") from error
-    make = getattr(module, function, None)
-    if not callable(make):
-        functions = [name for name in dir(module) if inspect.isfunction(getattr(module, name))]
-        raise LabError(f"{file.name} has no function '{function}'. {did_you_mean(function, functions)}")
-    try:
-        task = make()
-    except Exception as error:  # as above
-        raise LabError(f"{file.name}:{function}() failed: {told(error)}.") from error
+    task = made_by(file, function, "a task")
     if not isinstance(task, Task):
         raise LabError(
             f"{file.name}:{function}() returned a {type(task).__name__}; it must return a "
@@ -129,7 +113,32 @@ def _load_own(file: Path, function: str) -> Task:
     return replace(task, facts={**task.facts, f"{file.name} sha256": digest})
 
 
-def import_file(file: Path) -> Any:
+def made_by(file: Path, function: str, what: str) -> Any:
+    """What a function of a user's file returns.
+
+    what: what it should be, for the messages.
+
+    Raises `LabError` if there is no such file or function, or it fails.
+    """
+    if not file.is_file():
+        raise LabError(f"no file '{file}' with {what} in it.")
+    if file.suffix != ".py":
+        raise LabError(f"'{file}' is not a Python file (.py) with {what} in it.")
+    try:
+        module = _import_file(file.resolve())
+    except Exception as error:  # a user's file may fail in any way
+        raise LabError(f"{file.name} cannot be loaded: {told(error)}.") from error
+    make = getattr(module, function, None)
+    if not callable(make):
+        functions = [name for name in dir(module) if inspect.isfunction(getattr(module, name))]
+        raise LabError(f"{file.name} has no function '{function}'. {did_you_mean(function, functions)}")
+    try:
+        return make()
+    except Exception as error:  # as above
+        raise LabError(f"{file.name}:{function}() failed: {told(error)}.") from error
+
+
+def _import_file(file: Path) -> Any:
     """Import a file by its path, with the files beside it importable, as `python FILE.py` would."""
     name = "steprule_own_task"
     spec = cast(ModuleSpec, importlib.util.spec_from_file_location(name, file))
