@@ -1,1 +1,1 @@
-"""Rules that look at one number at a time."""
+"""Rules that treat every element of a tensor on its own."""

@@ -8,32 +8,33 @@ from steprule.words import Number, ema, ema_sq, larger, sqrt, where
 
 
 class AdaBelief(Elementwise):
-    """Adam that divides by how far gradients stray from their mean: bold where they agree.
+    """Adam that divides by the spread of the gradients around their mean: larger steps where gradients agree.
 
-    When: Adam generalizes worse than SGD; few passes over little data, as in `steprule train`.
+    When: Adam generalizes worse than SGD, or there is little data and few epochs.
 
         m ← β1·m + (1-β1)·g         s ← β2·s + (1-β2)·(g - m)²
         θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ) · r · m / (√(s + ε) + ε)
         optimized_update=False:  θ ← θ - lr/(1-β1ᵗ) · r · m / (√(s + ε)/√(1-β2ᵗ) + ε)
         eps_in_state: s ← β2·s + (1-β2)·(g - m)² + ε, and √s for √(s + ε) (the paper)
-        rectify: r = RAdam's rₜ from ρₜ ≥ 5 on; before, θ ← θ - lr/(1-β1ᵗ)·m, or nothing with
+        rectify: r = RAdam's rₜ once ρₜ ≥ 5; before that θ ← θ - lr/(1-β1ᵗ)·m, or no change with
         degenerate_to_sgd=False.      rectify=False: r = 1
-        amsgrad: the largest s so far takes the place of s
+        amsgrad: uses the largest s so far in place of s
 
-    State: 2 numbers per parameter (exp_avg, exp_avg_var); 3 with amsgrad (max_exp_avg_var).
+    State: 2 values per parameter (exp_avg, exp_avg_var); 3 with amsgrad (max_exp_avg_var).
     Source: Zhuang, Tang, Ding, Tatikonda, Dvornek, Papademetris, Duncan 2020, "AdaBelief Optimizer",
-    algorithm 2; options and defaults as labml documents them. A number given as weight_decay is decoupled.
+    algorithm 2, https://arxiv.org/abs/2010.07468; options and defaults as labml documents them. A number given
+    as weight_decay is decoupled.
     """
 
     lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of s")
-    eps: float = hyper(default=1e-16, at_least=0, meaning="ε, keeps the division finite")
+    eps: float = hyper(default=1e-16, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
     amsgrad: bool = hyper(default=False, meaning="divide by the largest s so far")
-    degenerate_to_sgd: bool = hyper(default=True, meaning="step along m̂ while s is too young")
-    rectify: bool = hyper(default=True, meaning="wait for s as RAdam waits for v")
+    degenerate_to_sgd: bool = hyper(default=True, meaning="use m̂ alone while ρₜ is below 5")
+    rectify: bool = hyper(default=True, meaning="rectify s as RAdam rectifies v")
     optimized_update: bool = hyper(default=True, kw_only=True, meaning="add ε before correcting the bias of s")
-    eps_in_state: bool = hyper(default=False, kw_only=True, meaning="let ε gather in s, as the paper does")
+    eps_in_state: bool = hyper(default=False, kw_only=True, meaning="add ε to s at every step, as in the paper")
 
     m = slot("exp_avg")
     s = slot("exp_avg_var", never_negative=True)

@@ -11,20 +11,21 @@ class Adadelta(
     flags="maximize capturable foreach differentiable",
     positional="foreach",
 ):
-    """The gradient, in units of the parameter: divided by its own size, times the size of past steps.
+    """The gradient divided by its recent size, times the size of recent steps, so that units match.
 
-    When: no learning rate should be tuned.
+    When: you do not want to tune a learning rate.
 
         v ← ρ·v + (1-ρ)·g²          Δ = √(a + ε) / √(v + ε) · g
         a ← ρ·a + (1-ρ)·Δ²          θ ← θ - lr·Δ
 
-    State: 2 numbers per parameter (square_avg, acc_delta).
-    Source: Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method", algorithm 1 (there lr = 1).
+    State: 2 values per parameter (square_avg, acc_delta).
+    Source: Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method", algorithm 1 (with lr = 1),
+    https://arxiv.org/abs/1212.5701
     """
 
     lr: float = hyper(default=1.0, at_least=0, meaning="scales the step; 1 in the paper")
     rho: float = hyper(default=0.9, at_least=0, at_most=1, meaning="ρ, decay of v and a")
-    eps: float = hyper(default=1e-6, at_least=0, meaning="ε, the size of the first step")
+    eps: float = hyper(default=1e-6, at_least=0, meaning="ε, sets the size of the first step")
     weight_decay: float | WeightDecay = decay(default=0)
 
     v = slot("square_avg", never_negative=True)

@@ -9,14 +9,14 @@ from steprule.words import Number, sqrt
 class Adagrad(Elementwise, flags="foreach maximize differentiable fused", positional="foreach"):
     """The gradient, divided by the root of all squared gradients so far.
 
-    When: sparse features and convex problems; its steps only ever shrink.
+    When: sparse features and convex problems. Its steps only shrink.
 
         s ← s + g²
         θ ← θ - lr/(1 + (t-1)·η) · g / (√s + ε)
 
-    State: 1 number per parameter (sum).
+    State: 1 value per parameter (sum).
     Source: Duchi, Hazan, Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic
-    Optimization", figure 1.
+    Optimization", figure 1, https://jmlr.org/papers/v12/duchi11a.html
     """
 
     gradients = "rows"
@@ -25,7 +25,7 @@ class Adagrad(Elementwise, flags="foreach maximize differentiable fused", positi
     lr_decay: float = hyper(default=0, at_least=0, meaning="η, shrinks lr with the step count")
     weight_decay: float | WeightDecay = decay(default=0)
     initial_accumulator_value: float = hyper(default=0, at_least=0, meaning="where s starts")
-    eps: float = hyper(default=1e-10, at_least=0, meaning="ε, keeps the division finite")
+    eps: float = hyper(default=1e-10, at_least=0, meaning="ε, avoids division by zero")
 
     s = slot("sum", starts="initial_accumulator_value", never_negative=True)
 

@@ -7,20 +7,21 @@ from steprule.words import Number, ema, larger
 
 
 class Adamax(Elementwise, flags="foreach maximize differentiable capturable", positional="foreach"):
-    """Adam with the largest recent gradient as its yardstick.
+    """Adam that divides by the largest recent gradient.
 
-    When: gradients that are mostly zero, as in embeddings.
+    When: most gradients are zero, as in embeddings.
 
         m ← β1·m + (1-β1)·g         u ← max(β2·u, |g| + ε)
         θ ← θ - lr/(1-β1ᵗ) · m/u
 
-    State: 2 numbers per parameter (exp_avg, exp_inf).
-    Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", §7.1. The paper has no ε.
+    State: 2 values per parameter (exp_avg, exp_inf).
+    Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", §7.1,
+    https://arxiv.org/abs/1412.6980. The paper has no ε.
     """
 
     lr: float = hyper(default=2e-3, at_least=0, meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of u")
-    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, keeps the division finite")
+    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0)
 
     m = slot("exp_avg")

@@ -11,17 +11,18 @@ class ASGD(
     flags="foreach maximize differentiable capturable",
     positional="foreach maximize differentiable capturable",
 ):
-    """SGD with a shrinking step that also keeps the average of its iterates, in the state `ax`.
+    """SGD with a decreasing step that also averages the parameters, in the state `ax`.
 
-    When: convex problems; evaluate with `ax` from step t0 on.
+    When: convex problems. Evaluate with `ax` after step t0.
 
         θ ← θ·(1 - λ·η) - η·g
-        ax ← ax + μ·(θ - ax), or θ while μ = 1
+        ax ← ax + μ·(θ - ax); ax ← θ while μ = 1
         η ← lr/(1 + λ·lr·t)^α       μ ← 1/max(1, t - t0)
 
-    State: 1 number per parameter (ax), 2 per tensor (eta, mu).
-    Source: Polyak, Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging"; the schedule is
-    Bottou's 2010, "Large-Scale Machine Learning with Stochastic Gradient Descent".
+    State: 1 value per parameter (ax), 2 per tensor (eta, mu).
+    Source: Polyak, Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging",
+    https://doi.org/10.1137/0330046; schedule: Bottou 2010, "Large-Scale Machine Learning with Stochastic
+    Gradient Descent", https://leon.bottou.org/papers/bottou-2010
     """
 
     lr: float = hyper(default=1e-2, at_least=0, meaning="the first step size")
@@ -30,7 +31,7 @@ class ASGD(
     t0: float = hyper(default=1e6, meaning="the step at which averaging starts")
     weight_decay: float | WeightDecay = decay(default=0)
 
-    ax = slot("ax", not_in_8_bits="it is the answer")
+    ax = slot("ax", not_in_8_bits="it holds the averaged weights")
     eta = scalar_slot("eta", starts="lr")
     mu = scalar_slot("mu", starts=1.0)
 

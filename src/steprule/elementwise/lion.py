@@ -7,21 +7,23 @@ from steprule.words import Number, ema, sign
 
 
 class Lion(Elementwise):
-    """The sign of an interpolated momentum: every number moves by exactly lr.
+    """The sign of an interpolated momentum: every element moves by exactly lr.
 
-    When: large batches and large models; use a 3 to 10 times smaller lr and larger decay than AdamW's.
+    When: large batches and large models. Use an lr 3 to 10 times smaller than AdamW's, and a
+    decay that much larger.
 
         θ ← θ·(1 - lr·λ)
         θ ← θ - lr·sign(β1·m + (1-β1)·g)
         m ← β2·m + (1-β2)·g
 
-    State: 1 number per parameter (exp_avg).
-    Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", algorithm 2.
+    State: 1 value per parameter (exp_avg).
+    Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", algorithm 2,
+    https://arxiv.org/abs/2302.06675
     """
 
-    lr: float = hyper(default=1e-4, at_least=0, meaning="how far every number moves")
+    lr: float = hyper(default=1e-4, at_least=0, meaning="how far every element moves")
     betas: tuple[float, float] = hyper(
-        default=(0.9, 0.99), at_least=0, below=1, meaning="of the step, of the momentum"
+        default=(0.9, 0.99), at_least=0, below=1, meaning="weight of m in the step, decay of m"
     )
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
 

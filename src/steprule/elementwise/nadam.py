@@ -7,21 +7,22 @@ from steprule.words import Number, as_stored, ema, ema_sq, sqrt
 
 
 class NAdam(Elementwise, flags="maximize foreach capturable differentiable"):
-    """Adam with Nesterov momentum, and a momentum that warms up.
+    """Adam with Nesterov momentum that warms up.
 
-    When: recurrent networks and other places where looking ahead helped SGD.
+    When: recurrent networks, and where Nesterov momentum helped SGD.
 
         μₜ = β1·(1 - ½·0.96^(t·ψ))          Π ← Π·μₜ
         m ← β1·m + (1-β1)·g                 v ← β2·v + (1-β2)·g²
         θ ← θ - lr·[(1-μₜ)/(1-Π)·g + μₜ₊₁/(1-Π·μₜ₊₁)·m] / (√(v/(1-β2ᵗ)) + ε)
 
-    State: 2 numbers per parameter (exp_avg, exp_avg_sq), 1 per tensor (mu_product).
-    Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", algorithm 2.
+    State: 2 values per parameter (exp_avg, exp_avg_sq), 1 per tensor (mu_product).
+    Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", algorithm 2,
+    https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
     """
 
     lr: float = hyper(default=2e-3, at_least=0, meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
-    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, keeps the division finite")
+    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0)
     momentum_decay: float = hyper(default=4e-3, at_least=0, meaning="ψ, how fast μ warms up")
     decoupled_weight_decay: bool = hyper(default=False, meaning="decay as AdamW does")

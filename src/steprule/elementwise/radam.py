@@ -9,7 +9,7 @@ from steprule.words import Number, ema, ema_sq, larger, sqrt, where
 
 
 def rectification(beta2: float, t: float) -> tuple[Any, Any]:
-    """ρₜ, the number of gradients that v has seen, and rₜ, which is meaningful above ρₜ = 5."""
+    """ρₜ, how many gradients v has effectively averaged, and rₜ, which is only used above ρₜ = 5."""
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * t * (beta2**t) / (1 - beta2**t)
     # Below 5 neither value is used; without the floor the formula could divide by zero there.
@@ -18,27 +18,27 @@ def rectification(beta2: float, t: float) -> tuple[Any, Any]:
 
 
 class RAdam(Elementwise, flags="maximize foreach capturable differentiable"):
-    """Adam that takes plain momentum steps until its second moment has seen enough gradients.
+    """Adam that takes plain momentum steps until v has averaged enough gradients.
 
-    When: Adam without a warm-up schedule.
+    When: you want Adam without a warm-up schedule.
 
         m ← β1·m + (1-β1)·g         v ← β2·v + (1-β2)·g²        m̂ = m/(1-β1ᵗ)
         ρ∞ = 2/(1-β2) - 1           ρₜ = ρ∞ - 2t·β2ᵗ/(1-β2ᵗ)
         ρₜ > 5:  θ ← θ - lr·m̂ · √(1-β2ᵗ)/(√v + ε) · rₜ
                  rₜ = √[ (ρₜ-4)(ρₜ-2)ρ∞ / ((ρ∞-4)(ρ∞-2)ρₜ) ]
-        else:    θ ← θ - lr·m̂, or nothing with degenerate_to_sgd=False
+        else:    θ ← θ - lr·m̂, or no change with degenerate_to_sgd=False
 
-    State: 2 numbers per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per parameter (exp_avg, exp_avg_sq).
     Source: Liu, Jiang, He, Chen, Liu, Gao, Han 2020, "On the Variance of the Adaptive Learning Rate and
-    Beyond", algorithm 2, with torch's threshold of 5 (the paper has 4).
+    Beyond", algorithm 2, https://arxiv.org/abs/1908.03265, with torch's threshold of 5 (the paper has 4).
     """
 
     lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
-    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, keeps the division finite")
+    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0)
     decoupled_weight_decay: bool = hyper(default=False, meaning="decay as AdamW does")
-    degenerate_to_sgd: bool = hyper(default=True, kw_only=True, meaning="step along m̂ while v is too young")
+    degenerate_to_sgd: bool = hyper(default=True, kw_only=True, meaning="use m̂ alone while ρₜ is 5 or less")
 
     m = slot("exp_avg")
     v = slot("exp_avg_sq", never_negative=True)

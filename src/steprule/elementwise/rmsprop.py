@@ -13,24 +13,26 @@ class RMSprop(
 ):
     """The gradient, divided by its root mean square.
 
-    When: reinforcement learning and recurrent networks; one state less than Adam.
+    When: reinforcement learning and recurrent networks; one slot less than Adam.
 
         v ← α·v + (1-α)·g²
-        centered: ḡ ← α·ḡ + (1-α)·g, and v - ḡ² takes the place of v
+        centered: ḡ ← α·ḡ + (1-α)·g, and v - ḡ² replaces v
         d = g / (√v + ε)
         momentum: b ← μ·b + d, θ ← θ - lr·b          else θ ← θ - lr·d
 
-    State: 1 number per parameter (square_avg); 1 more each for momentum (momentum_buffer) and centered
+    State: 1 value per parameter (square_avg); 1 more each for momentum (momentum_buffer) and centered
     (grad_avg).
-    Source: Tieleman, Hinton 2012, "Lecture 6.5: rmsprop"; Graves 2013, "Generating Sequences With
-    Recurrent Neural Networks", eq. 40 (centered). ε is added outside the root, as in torch.
+    Source: Tieleman, Hinton 2012, "Lecture 6.5: rmsprop",
+    https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf; Graves 2013, "Generating Sequences
+    With Recurrent Neural Networks", eq. 40 (centered), https://arxiv.org/abs/1308.0850. ε is added outside the
+    root, as in torch.
     """
 
     lr: float = hyper(default=1e-2, at_least=0, meaning="step size")
     alpha: float = hyper(default=0.99, at_least=0, meaning="α, decay of v")
-    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, keeps the division finite")
+    eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0)
-    momentum: float = hyper(default=0, at_least=0, switch=True, meaning="μ, how much of the last step stays")
+    momentum: float = hyper(default=0, at_least=0, switch=True, meaning="μ, the share of the last step to keep")
     centered: bool = hyper(default=False, meaning="divide by the variance instead of the mean square")
 
     v = slot("square_avg", never_negative=True)

@@ -9,17 +9,18 @@ from steprule.words import Number, clamp, sign, where
 
 
 class Rprop(Elementwise, flags="capturable foreach maximize differentiable"):
-    """Every number has its own step size, which grows while the gradient keeps its sign.
+    """Every element has its own step size, which grows while its gradient keeps its sign.
 
-    When: full batches; with mini-batches the signs are too noisy.
+    When: full batches. With mini-batches the signs are too noisy.
 
         c = sign(g·g₋₁)
         δ ← clip(δ·η⁺ if c > 0, δ·η⁻ if c < 0, else δ)      g ← 0 where c < 0
         θ ← θ - sign(g)·δ           g₋₁ ← g
 
-    State: 2 numbers per parameter (prev, step_size); step_size starts at lr.
+    State: 2 values per parameter (prev, step_size); step_size starts at lr.
     Source: Riedmiller, Braun 1993, "A Direct Adaptive Method for Faster Backpropagation Learning"; the
-    form without weight backtracking (iRprop-) of Igel, Hüsken 2000, as in torch.
+    variant without weight backtracking (iRprop-) is by Igel, Hüsken 2000, as in torch,
+    https://doi.org/10.1109/ICNN.1993.298623
     """
 
     lr: float = hyper(default=1e-2, at_least=0, meaning="the first step size")
@@ -27,7 +28,7 @@ class Rprop(Elementwise, flags="capturable foreach maximize differentiable"):
     step_sizes: tuple[float, float] = hyper(default=(1e-6, 50), at_least=0, meaning="smallest and largest δ")
 
     g_last = slot("prev", not_in_8_bits="a small gradient would lose its sign")
-    delta = slot("step_size", starts="lr", not_in_8_bits="it grows by less than a code")
+    delta = slot("step_size", starts="lr", not_in_8_bits="it changes by less than one 8-bit code")
 
     @staticmethod
     def update(h: Rprop, p: Number, g: Number, s: Rprop, t: float) -> Number:

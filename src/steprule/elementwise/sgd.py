@@ -9,23 +9,24 @@ from steprule.words import Number, where
 class SGD(Elementwise, flags="maximize foreach differentiable fused"):
     """Gradient descent, with heavy-ball or Nesterov momentum.
 
-    When: the rule for convolutional networks with a tuned schedule; no state without momentum.
+    When: convolutional networks with a tuned schedule. Keeps no state without momentum.
 
         b ← g at the first step, then μ·b + (1 - damp)·g
         d = g + μ·b with Nesterov, else b      (d = g without momentum)
         θ ← θ - lr·d
 
-    State: 1 number per parameter with momentum (momentum_buffer), else none.
+    State: 1 value per parameter with momentum (momentum_buffer), else none.
     Source: Polyak 1964; Sutskever, Martens, Dahl, Hinton 2013, "On the importance of initialization and
-    momentum in deep learning", with the buffer kept free of lr as torch does.
+    momentum in deep learning", https://proceedings.mlr.press/v28/sutskever13.html. The buffer does not
+    include lr, as in torch.
     """
 
     counts_steps = "dampening"
     gradients = "rows"
 
     lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
-    momentum: float = hyper(default=0, at_least=0, switch=True, meaning="μ, how much of the last step stays")
-    dampening: float = hyper(default=0, switch=True, meaning="keeps this part of g out of the buffer")
+    momentum: float = hyper(default=0, at_least=0, switch=True, meaning="μ, the share of the last step to keep")
+    dampening: float = hyper(default=0, switch=True, meaning="the share of g that is left out of the buffer")
     weight_decay: float | WeightDecay = decay(default=0)
     nesterov: bool = hyper(default=False, meaning="look ahead along the buffer")
 

@@ -10,23 +10,23 @@ from steprule.words import Becomes, Number, becomes, clamp, ema
 
 
 class Sophia(Elementwise):
-    """Momentum divided by an estimate of the curvature, each number clipped.
+    """Momentum divided by an estimate of the curvature, every element clipped.
 
-    When: language models, with `update_hessian` called every few steps on a batch whose labels were
-    sampled from the model itself.
+    When: language models. Call `update_hessian` every few steps, on a batch whose labels were sampled from the
+    model.
 
         m ← β1·m + (1-β1)·g         h ← β2·h + (1-β2)·n·ĝ²   in update_hessian
         θ ← θ - lr/ρ · clip(m/(h + ε), -ρ, ρ)
 
-    State: 2 numbers per parameter (exp_avg, hessian).
+    State: 2 values per parameter (exp_avg, hessian).
     Source: Liu, Li, Hall, Liang, Ma 2023, "Sophia: A Scalable Stochastic Second-order Optimizer",
-    algorithm 3 with the Gauss-Newton-Bartlett estimator; lr is the largest move, as in labml. A number
-    given as weight_decay is decoupled.
+    algorithm 3 with the Gauss-Newton-Bartlett estimator, https://arxiv.org/abs/2305.14342; lr is the largest
+    change of an element, as in labml. A number given as weight_decay is decoupled.
     """
 
-    lr: float = hyper(default=1e-4, at_least=0, meaning="the largest move of any number")
+    lr: float = hyper(default=1e-4, at_least=0, meaning="the largest change of any element")
     betas: tuple[float, float] = hyper(default=(0.9, 0.95), at_least=0, below=1, meaning="decay of m, of h")
-    eps: float = hyper(default=1e-12, at_least=0, meaning="ε, keeps the division finite")
+    eps: float = hyper(default=1e-12, at_least=0, meaning="ε, avoids division by zero")
     rho: float = hyper(default=0.03, above=0, meaning="ρ, where the ratio is clipped")
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
 
@@ -40,7 +40,7 @@ class Sophia(Elementwise):
 
     @staticmethod
     def estimate(h: Sophia, p: Number, g: Number, s: Sophia, n: float) -> Becomes:
-        """Fold one gradient of the sampled loss into the curvature; the parameter stays."""
+        """Add one gradient of the sampled loss to the curvature. The parameter does not change."""
         beta2 = h.betas[1]
         s.h = s.h * beta2 + ((1 - beta2) * n) * g * g
         return becomes(p)
@@ -59,13 +59,13 @@ class Sophia(Elementwise):
     _looked = False
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        # Once: to look at every step would make the host wait for the device.
+        # Once only: looking at every step would make the host wait for the device.
         if not self._looked:
             self._looked = self._look_for_curvature(group)
         super()._step_group(group)
 
     def _look_for_curvature(self, group: dict[str, Any]) -> bool:
-        """Warn if the first step would be without curvature; whether there was a parameter to tell by."""
+        """Warn if the first step would use no curvature. Returns whether a parameter could show it."""
         for param in group["params"]:
             if param.grad is None or group["lr"] == 0 or not param.grad.any():
                 continue

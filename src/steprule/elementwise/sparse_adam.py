@@ -9,15 +9,16 @@ from steprule.words import Number, sqrt
 
 
 class SparseAdam(Elementwise, flags="maximize", positional="maximize"):
-    """Adam that moves only the rows that a sparse gradient touches; moments of other rows rest.
+    """Adam that updates only the rows that a sparse gradient touches. Other rows keep their moments.
 
     When: large embeddings with `sparse=True`.
 
         m ← m + (1-β1)·(g - m)      v ← v + (1-β2)·(g² - v)       on the touched rows
         θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ) · m / (√v + ε)
 
-    State: 2 numbers per parameter (exp_avg, exp_avg_sq).
-    Source: Kingma, Ba 2015, the optimized update at the end of §2, row by row as in torch.
+    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    Source: Kingma, Ba 2015, the optimized update at the end of §2, row by row as in torch,
+    https://arxiv.org/abs/1412.6980
     """
 
     gradients = "rows only"
@@ -25,7 +26,7 @@ class SparseAdam(Elementwise, flags="maximize", positional="maximize"):
 
     lr: float = hyper(default=1e-3, above=0, meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
-    eps: float = hyper(default=1e-8, above=0, meaning="ε, keeps the division finite")
+    eps: float = hyper(default=1e-8, above=0, meaning="ε, avoids division by zero")
 
     m = slot("exp_avg")
     v = slot("exp_avg_sq")

@@ -1,1 +1,1 @@
-"""Habits that any rule can wear."""
+"""What can be added to any rule."""

@@ -1,4 +1,4 @@
-"""Three ways to decay weights. Each is one line of mathematics; a rule never contains any of them.
+"""Three kinds of weight decay, each one line of mathematics. A rule never contains its own.
 
 | mode      | what is decayed                    | name in the literature                          |
 |-----------|------------------------------------|-------------------------------------------------|
