@@ -18,7 +18,7 @@ SAME = ("machine", "processor", "threads", "device", "dtype", "repeats", "torch"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Replace what stands between the two markers."""
+    """Replace the text between the two markers."""
     parser = argparse.ArgumentParser(description="Write the table of step times into a page.")
     parser.add_argument(
         "files", nargs="+", type=Path, help="what `steprule bench --out` left, a file per model"

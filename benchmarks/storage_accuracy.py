@@ -1,12 +1,11 @@
-"""Does a run end as well when its numbers are kept in fewer bits? Final losses over seeds, against fp32.
+"""Does training end as well in fewer bits? Final losses over seeds, compared with fp32.
 
     python benchmarks/storage_accuracy.py [--tasks digits,photo,text] [--rules AdamW,Lion]
                                           [--kept "fp32,state int8"] [--seeds 5] [--out FILE.json]
 
-For each task, rule and way of keeping numbers: the mean final loss on held-out data, and how far it is from
-fp32's in units of fp32's spread over seeds (z). State formats train fp32 parameters; `kahan`, `stochastic`,
-`master` and `none` train bf16 parameters whose gradients are computed in bf16 too, so `master` is the one to
-hold the other three against.
+For each task, rule and storage: the mean final loss on held-out data, and its distance from fp32's in units of
+fp32's standard deviation over seeds (z). State formats train fp32 parameters; `kahan`, `stochastic`, `master`
+and `none` train bf16 parameters with bf16 gradients, so compare the other three with `master`.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@
         optimizer.step()
         schedule.step()  # once per optimizer step
 
-They work with every optimizer of torch's interface and with torch's own schedules, in a SequentialLR or a
-ChainedScheduler too. Below, lr is what the group held before, and t = 1, 2, 3, … counts optimizer steps. What
-uses the group's lr follows the schedule, decoupled weight decay included. To resume, make the schedule first
-and load the optimizer afterwards: making a schedule sets the lr of step 1, as with torch's.
+They work with every torch optimizer, and together with torch's own schedules, also inside SequentialLR and
+ChainedScheduler. Below, lr is the group's lr before the schedule, and t = 1, 2, 3, … counts optimizer steps.
+Everything that uses the group's lr follows the schedule, including decoupled weight decay. To resume, create
+the schedule first and load the optimizer afterwards: creating a schedule sets the lr of step 1, as in torch.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ __all__ = ["Noam", "Warmup", "WarmupCosine"]
 
 
 class _Scaled(LRScheduler):
-    """A schedule that is lr times a factor of the step number."""
+    """A schedule that multiplies lr by a factor that depends on the step."""
 
     def factor(self, t: int) -> float:
         """What lr is multiplied by for step t of the optimizer, counted from 1."""
         raise NotImplementedError
 
     def get_lr(self) -> list[float | Tensor]:
-        """The lr of the next step: the present one, times what the factor changes by.
+        """The lr of the next step: the current lr times the change of the factor.
 
-        So other schedules, and a user's own change of lr, keep their effect.
+        This way other schedules, and changes of lr by the user, keep their effect.
         """
         before = self.factor(self.last_epoch) if self.last_epoch > 0 else 1.0
         change = self.factor(self.last_epoch + 1) / before if before else 1.0
         return [group["lr"] * change for group in self.optimizer.param_groups]
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
-        """The same from the first lr alone; torch asks for it when it jumps to a step."""
+        """The lr computed from the first lr alone; torch calls this to jump to a step."""
         return [base * self.factor(self.last_epoch + 1) for base in self.base_lrs]
 
     def _whole(self, name: str, value: int, at_least: int) -> int:
@@ -53,16 +53,16 @@ class _Scaled(LRScheduler):
 
 
 class Warmup(_Scaled):
-    """A linear rise from lr/warmup_steps in step 1 to lr in step warmup_steps; lr from there on.
+    """A linear rise from lr/warmup_steps at step 1 to lr at step warmup_steps, then constant.
 
-    When: the first steps of an adaptive rule are too long, because its moments have seen few gradients.
+    When: the first steps of an adaptive rule are too large, because its moments have averaged few gradients.
 
         lr · min(1, t/warmup_steps)
 
-    warmup_steps: 0 for none. last_epoch: as in torch; -1 to begin.
+    warmup_steps: 0 for none. last_epoch: as in torch; -1 to start.
 
-    Raises: TypeError or ValueError for a number of steps that is not one.
-    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2.
+    Raises: TypeError or ValueError for an invalid number of steps.
+    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.2, https://arxiv.org/abs/1706.02677
     """
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, last_epoch: int = -1):
@@ -75,16 +75,17 @@ class Warmup(_Scaled):
 
 
 class Noam(_Scaled):
-    """A linear rise, then a fall with the inverse root of the step number, scaled by the model's width.
+    """A linear rise, then a decrease with the inverse square root of the step, scaled by the model's width.
 
-    When: transformers with normalization after each layer. The optimizer's lr is a multiplier: 1, or near.
+    When: transformers with normalization after each layer. The optimizer's lr is a multiplier, usually about 1.
 
-        lr · d_model^-½ · min(t^-½, t·warmup_steps^-3/2)        largest in step warmup_steps
+        lr · d_model^-½ · min(t^-½, t·warmup_steps^-3/2)        largest at step warmup_steps
 
-    d_model: the model's width, at least 1. warmup_steps: 0 for no rise. last_epoch: as in torch; -1 to begin.
+    d_model: the model's width, at least 1. warmup_steps: 0 for no rise. last_epoch: as in torch; -1 to start.
 
-    Raises: TypeError or ValueError for a width or a number of steps that is not one.
-    Source: Vaswani et al. 2017, "Attention Is All You Need", section 5.3, equation 3.
+    Raises: TypeError or ValueError for an invalid width or number of steps.
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 5.3, equation 3,
+    https://arxiv.org/abs/1706.03762
     """
 
     def __init__(self, optimizer: Optimizer, d_model: int, warmup_steps: int, last_epoch: int = -1):
@@ -99,19 +100,20 @@ class Noam(_Scaled):
 
 
 class WarmupCosine(_Scaled):
-    """A linear rise to lr, then half a cosine down to floor·lr in step total_steps; that from there on.
+    """A linear rise to lr, then half a cosine down to floor·lr at step total_steps, then constant.
 
-    When: the number of steps is known beforehand. The usual choice for language and vision models.
+    When: the number of steps is known in advance. The usual choice for language and vision models.
 
         t ≤ warmup_steps:  lr · t/warmup_steps
         else:              lr · (floor + (1-floor)·(1 + cos(π·u))/2)
         u = min(1, (t-warmup_steps)/(total_steps-warmup_steps))
 
-    warmup_steps: 0 for no rise. total_steps: more than warmup_steps. floor: what is left of lr at the end,
-    from 0 to 1. last_epoch: as in torch; -1 to begin.
+    warmup_steps: 0 for no rise. total_steps: more than warmup_steps. floor: the share of lr at the end, from
+    0 to 1. last_epoch: as in torch; -1 to start.
 
-    Raises: TypeError or ValueError for numbers outside these ranges.
-    Source: Loshchilov and Hutter 2017, "SGDR", section 3, equation 5, without restarts.
+    Raises: TypeError or ValueError for values outside these ranges.
+    Source: Loshchilov and Hutter 2017, "SGDR", section 3, equation 5, without restarts,
+    https://arxiv.org/abs/1608.03983
     """
 
     def __init__(

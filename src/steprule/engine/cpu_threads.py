@@ -1,10 +1,9 @@
 """Runs a compiled kernel on the threads that torch's own kernels run on.
 
-A second thread pool beside torch's would fight it for the cores: torch's threads spin for a while after each
-of their kernels, and whoever comes next waits for a core. So a kernel is handed to `GOMP_parallel` of the
-OpenMP library that torch itself is bound to, with as many threads as torch uses. Where there is no such
-library (only Linux is looked at), and in a forked child, whose copy of the pool has no threads, the kernel
-runs on the calling thread alone.
+A second thread pool would compete with torch's for the cores: torch's threads spin for a while after each
+kernel, and other threads wait. So a kernel is passed to `GOMP_parallel` of the OpenMP library that torch itself
+uses, with the same number of threads. Without such a library (only Linux is supported), and in a forked child,
+whose copy of the pool has no threads, the kernel runs on the calling thread alone.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ from typing import Any, NamedTuple
 
 import torch
 
-# What a kernel is handed: the address of one 64-bit integer for each of these, in this order.
+# What a kernel receives: the address of an array with one 64-bit integer for each of these, in this order.
 JOB = (
     "thread_number",  # address of omp_get_thread_num, or 0
     "thread_count",  # address of omp_get_num_threads, or 0
-    "shares",  # into how many shares the chunks are split
-    "bounds",  # address of shares + 1 places in the order, where each share begins and ends
+    "shares",  # the number of shares that the chunks are split into
+    "bounds",  # address of shares + 1 positions in `order`, where each share begins and ends
     "order",  # address of chunk numbers, share after share
-    "chunks",  # address of (tensor, first entry, number of entries) per chunk
-    "tensors",  # how many tensors there are
+    "chunks",  # address of (tensor, first element, number of elements) per chunk
+    "tensors",  # the number of tensors
     "pointers",  # address of one address per array and tensor
     "scalars",  # address of the doubles computed on the host
     "rows",  # address of one index per tensor: where its scalars begin
-    "partials",  # address of one double per reduction and chunk: what a reduction came to there
-    "scratch",  # address of a block of numbers per share and array of codes
+    "partials",  # address of one double per reduction and chunk: the result for that chunk
+    "scratch",  # address of one block of floats per share and array of 8-bit codes
     "reduced",  # address of one double per reduction and tensor: the finished reductions
 )
 
-# The work that is not worth waking the other threads for, in bytes; torch's own limit is 32,768 numbers.
+# Below this many bytes it is not worth waking other threads; torch's own limit is 32,768 elements.
 SMALL = 1 << 18
 
 
 class OpenMP(NamedTuple):
-    """The three functions of torch's OpenMP library that are needed here."""
+    """The three functions of torch's OpenMP library that kernels need."""
 
     parallel: Any
     thread_number: int
@@ -49,11 +48,11 @@ class OpenMP(NamedTuple):
 
 @cache
 def openmp() -> OpenMP | None:
-    """Torch's OpenMP library, or None where it has none that is understood here."""
+    """Torch's OpenMP library, or None if it cannot be found."""
     if sys.platform != "linux":
         return None
-    # First what the whole process sees, as the loader did when it bound torch (LD_PRELOAD counts too);
-    # then what libtorch_cpu itself was linked with.
+    # First the symbols of the whole process, as the loader saw them when it loaded torch (with LD_PRELOAD),
+    # then those that libtorch_cpu itself links to.
     for name in (None, str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")):
         try:
             library = ctypes.CDLL(name)
@@ -83,7 +82,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def alone() -> str | None:
-    """Why a kernel would run on the calling thread alone, or None if it runs on torch's threads."""
+    """Why kernels run on the calling thread alone, or None if they use torch's threads."""
     if _forked:
         return "this process was forked, and OpenMP's threads do not survive a fork"
     if openmp() is None:
@@ -92,7 +91,7 @@ def alone() -> str | None:
 
 
 def threads(size: int) -> int:
-    """How many threads to use for work on so many bytes: all of torch's, or only the calling one."""
+    """How many threads to use for this many bytes: all of torch's, or only the calling one."""
     return 1 if size < SMALL or alone() is not None else torch.get_num_threads()
 
 
@@ -104,7 +103,7 @@ class Kernel:
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
 
     def run(self, job: int, number: int) -> None:
-        """Do the job at this address on so many threads, with the GIL released; return when all is done."""
+        """Run the job at this address on `number` threads with the GIL released, and return when it is done."""
         library = openmp()
         if number == 1 or library is None:
             self._alone(job)

@@ -3,7 +3,7 @@
 They round, and keep numbers, bit for bit as `reference` and `storage` do. Importing this module imports
 Triton, so only a generated kernel does it.
 """
-# Triton has no types of its own: what a function here takes and gives are blocks of numbers on the device.
+# Triton has no type annotations: arguments and results here are blocks of values on the device.
 # pyright: basic
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton.language as tl
 
 from steprule.engine import storage
 
-# Numbers of the kernels' own text must be constants to Triton.
+# Module-level numbers must be constants for Triton.
 SHARING = tl.constexpr(storage.BLOCK)
 MANTISSA = tl.constexpr(storage.MANTISSA)
 STEP = tl.constexpr(storage.GOLDEN)
@@ -23,20 +23,20 @@ ONE, INFINITE = tl.constexpr(storage.ONE), tl.constexpr(storage.INFINITE)
 
 
 def _kind(dtype):
-    """Of one kind of codes: the float that code 0 stands for, its bits, and the highest code."""
+    """For one kind of codes: the float that code 0 stands for, its bits, and the highest code."""
     return tl.constexpr(
         (storage.CODE_0[dtype], storage.bits_of(storage.CODE_0[dtype]), storage.CODES[dtype] - 1)
     )
 
 
 SIGNED, UNSIGNED = (_kind(dtype) for dtype in storage.CODES)
-# The lowest code but 0, as the leading bits of a float.
+# The lowest code above 0, as the leading bits of a float.
 LEAST = tl.constexpr((UNSIGNED.value[1] >> storage.MANTISSA) + 1)
 
 
 @triton.jit
 def power(x, y):
-    """xʸ as C's `pow` has it, by way of double precision."""
+    """xʸ as C's `pow` computes it, in double precision."""
     x, y = tl.broadcast(x.to(tl.float64), y.to(tl.float64))
     size = tl.exp(y * tl.log(tl.abs(x)))
     size = tl.where((y == 0.0) | (tl.abs(x) == 1.0), 1.0, size)
@@ -50,7 +50,7 @@ def power(x, y):
 
 @triton.jit
 def largest(x):
-    """The largest lane; not a number if any is not."""
+    """The largest lane; NaN if any lane is NaN."""
     undefined = tl.max(tl.where(x == x, 0, 1))
     return tl.where(undefined == 0, tl.max(tl.where(x == x, x, float("-inf"))), float("nan"))
 
@@ -67,18 +67,18 @@ def float_of(bits):
     return bits.to(tl.float32, bitcast=True)
 
 
-# 16 bits. Triton keeps bfloat16 as its bits here, for rounding is done on them: alike on every machine.
+# 16-bit values. bfloat16 is handled as raw bits here, so that rounding is the same on every machine.
 
 
 @triton.jit
 def from_bfloat16(bits):
-    """The number that 16 bits stand for."""
+    """The bfloat16 value of 16 bits, as float32."""
     return float_of(bits.to(tl.uint32) << 16)
 
 
 @triton.jit
 def to_bfloat16(x):
-    """Round to the nearest, ties to even; what is not a number stays none."""
+    """Round to nearest, ties to even; NaN stays NaN."""
     bits = x.to(tl.uint32, bitcast=True)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return tl.where(x == x, bits, 0x7FC0).to(tl.uint16)
@@ -93,7 +93,7 @@ def to_bfloat16_at_random(x, noise):
 
 @triton.jit
 def from_halves(upper, lower):
-    """A float32 from a bfloat16 and the signed rest beside it."""
+    """A float32 from a bfloat16 and the signed remainder stored beside it."""
     return float_of((upper.to(tl.int32) << 16) + lower.to(tl.int32))
 
 
@@ -105,13 +105,13 @@ def upper_half(x):
 
 @triton.jit
 def finite_or_zero(x):
-    """The number, or 0 where it is none or infinite."""
+    """The value, or 0 where it is NaN or infinite."""
     return tl.where(tl.abs(x) < float("inf"), x, 0.0)
 
 
 @triton.jit
 def noise_at(key, place):
-    """32 bits for a place of a tensor, as `storage.noise_for` makes them."""
+    """32 random bits for an element's position, as in `storage.noise_for`."""
     x = key ^ (place // SHARING).to(tl.uint32)
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
@@ -123,7 +123,7 @@ def noise_at(key, place):
 
 @triton.jit
 def from_code(code, scale, KIND: tl.constexpr):
-    """Numbers from their codes and the scales of their blocks."""
+    """Decode values from their codes and the scales of their blocks."""
     zero: tl.constexpr = KIND[0]
     bits = ((code.to(tl.int32) & KIND[2]) << MANTISSA) + KIND[1]
     size = float_of(bits) - zero
@@ -132,7 +132,7 @@ def from_code(code, scale, KIND: tl.constexpr):
 
 @triton.jit
 def store_codes(codes, scales, first, lanes, inside, x, noise, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    """Keep numbers as codes, rounded up or down by noise, and the scales of their blocks."""
+    """Encode values as codes, rounded up or down by noise, with the scales of their blocks."""
     zero: tl.constexpr = KIND[0]
     rows: tl.constexpr = BLOCK // SHARING
     if inside is not None:

@@ -1,9 +1,9 @@
-"""Kernels, from their text to machine code, kept on disk so that only the first process compiles.
+"""A disk cache of compiled kernels, so that only the first process compiles.
 
-The text goes through numba once; the object code that comes out is kept beside the text in a cache folder,
-under a name made from everything it depends on. A later process checks its digest and hands it to LLVM,
-without numba. What does not pass the check is compiled again; files appear by renaming, so no reader ever
-sees half of one, whoever else compiles at the same time or is killed.
+numba compiles a kernel's text once. The object code is stored beside the text in a cache folder, under a name
+made from everything it depends on. A later process checks the digest of the file and links it with LLVM,
+without importing numba. A file that fails the check is compiled again. Files appear by renaming, so a reader never sees
+a partial file, even if several processes compile at once or one is killed.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ def _new_lock() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it at the fork
+    os.register_at_fork(after_in_child=_new_lock)  # another thread may have held the lock at the fork
 
 
 class NoKernel(RuntimeError):
-    """Why a kernel cannot be had on this machine."""
+    """The reason why a kernel cannot be compiled on this machine."""
 
 
 def address_of(name: str, text: str) -> int:
     """The address of the compiled kernel, which is a C function void(int64).
 
-    name: what the files are called. text: the kernel's source, as `cpu_kernel` writes it.
+    name: the start of the file names. text: the kernel's source, as `cpu_kernel` writes it.
 
-    Raises: NoKernel if it cannot be compiled here; asking again does not try again.
+    Raises: NoKernel if it cannot be compiled here. Later calls raise the same error without trying again.
     """
     with _lock:
         if text not in _loaded:
             try:
                 _loaded[text] = _obtain(name, text)
             except Exception as error:
-                _loaded[text] = NoKernel(f"no kernel could be made ({type(error).__name__}: {error})")
+                _loaded[text] = NoKernel(f"compiling the kernel failed ({type(error).__name__}: {error})")
         found = _loaded[text]
     if isinstance(found, NoKernel):
         raise found
@@ -73,7 +73,7 @@ def _obtain(name: str, text: str) -> tuple[int, Any]:
     if folder is None:
         return kernel_compiler.link(kernel_compiler.machine_code(text, f"{name}.py"))
     source, object_file = folder / f"{name}.py", folder / f"{name}.o"
-    # A full disk costs the next process a compilation, nothing else.
+    # If the disk is full, the next process compiles again; nothing else is lost.
     with contextlib.suppress(OSError):
         keep(source, text.encode())
     code = _read(object_file, key)
@@ -88,7 +88,7 @@ def _obtain(name: str, text: str) -> tuple[int, Any]:
 
 
 def cache_folder() -> Path | None:
-    """Where kernels are kept: $XDG_CACHE_HOME, else ~/.cache, else a temporary folder of this user's own."""
+    """The cache folder: $XDG_CACHE_HOME, else ~/.cache, else a temporary folder that belongs to this user."""
     for folder in _candidates():
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -115,7 +115,7 @@ def _candidates() -> list[Path]:
 
 
 def _private(folder: Path) -> bool:
-    """Whether the folder is this user's own: anyone may have made one of that name in a shared place."""
+    """Whether the folder belongs to this user: in a shared place anyone can create one with that name."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -130,7 +130,7 @@ def _digest(key: str, code: bytes) -> bytes:
 
 
 def _read(file: Path, key: str) -> bytes | None:
-    """The object code, or None if the file is missing, cut short, changed or another kernel's."""
+    """The object code, or None if the file is missing, truncated, changed or belongs to another kernel."""
     try:
         content = file.read_bytes()
     except OSError:
@@ -141,7 +141,7 @@ def _read(file: Path, key: str) -> bytes | None:
 
 
 def keep(file: Path, content: bytes) -> None:
-    """Put the file there, whole or not at all, unless it is there already."""
+    """Write the file in one piece, unless it exists with this content."""
     with contextlib.suppress(OSError):
         if file.read_bytes() == content:
             return

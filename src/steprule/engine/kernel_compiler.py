@@ -1,5 +1,5 @@
-"""From the text of a kernel to an address: numba compiles it once, LLVM alone links what was kept."""
-# numba and llvmlite have no types of their own.
+"""Compile the text of a kernel with numba, and link stored object code with LLVM alone."""
+# numba and llvmlite have no type annotations.
 # pyright: basic
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ENTRY = "steprule_kernel"
 
 
 def machine() -> Any:
-    """A code generator for this very processor; what is linked with one becomes its owner."""
+    """A code generator for this processor. An engine that links with it takes ownership of it."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
@@ -32,7 +32,7 @@ def machine() -> Any:
 
 @cache
 def surroundings() -> str:
-    """Everything but its text that a kernel's machine code depends on."""
+    """Everything besides its text that a kernel's machine code depends on."""
     here = Path(__file__)
     texts = b"".join((here.parent / name).read_bytes() for name in (here.name, "cpu_words.py", "storage.py"))
     parts = (
@@ -79,7 +79,7 @@ define void @{ENTRY}(i64 %job) {{
 
 
 def link(code: bytes) -> tuple[int, Any]:
-    """The entry's address, and the engine that keeps its memory."""
+    """The entry's address, and the engine that owns its memory."""
     engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()

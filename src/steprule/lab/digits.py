@@ -1,4 +1,4 @@
-"""The task `digits`: which digit is it? A small convolution network on 1,797 scanned digits."""
+"""The task `digits`: a small convolutional network classifies 1,797 scanned digits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALIDATION, TEST = 180, 360
 
 
 def task() -> Task:
-    """8 × 8 grey pixels to ten classes; scikit-learn's copy of the UCI test set of digits."""
+    """8 × 8 grey pixels to ten classes, from scikit-learn's copy of the UCI digits."""
     datasets: Any = importlib.import_module("sklearn.datasets")
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16

@@ -1,4 +1,4 @@
-"""The task `photo`: which colour has this place? A small network learns one photograph by heart."""
+"""The task `photo`: a small network learns one photograph, from pixel position to colour."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ psnr = Score(
 
 
 def task() -> Task:
-    """Place to colour: scikit-learn's china.jpg at half size, a tenth of its pixels held out twice."""
+    """Position to colour: scikit-learn's china.jpg at half size, a tenth of its pixels each for validation and test."""
     datasets: Any = importlib.import_module("sklearn.datasets")
     full = torch.tensor(datasets.load_sample_image("china.jpg")).float() / 255
     photo = nn.functional.avg_pool2d(full.permute(2, 0, 1), 2).permute(1, 2, 0)
@@ -65,7 +65,7 @@ def task() -> Task:
 
 
 class FourierNetwork(nn.Module):
-    """A place as waves of random direction and length, then three hidden layers to a colour."""
+    """A position, encoded as waves of random direction and length, then three hidden layers to a colour."""
 
     waves: Tensor
 
@@ -87,13 +87,13 @@ class FourierNetwork(nn.Module):
         )
 
     def forward(self, places: Tensor) -> Tensor:
-        """(…, 2) places between -1 and 1 to (…, 3) colours between 0 and 1."""
+        """(…, 2) positions from -1 to 1, to (…, 3) colours from 0 to 1."""
         angles = places @ self.waves
         return self.network(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 
 def _save_beside(original: Tensor, fitted: Tensor, file: Path) -> None:
-    """Write one PNG: the photograph on the left, what the network made of it on the right."""
+    """Write one PNG: the photograph on the left, the network's version on the right."""
     image: Any = importlib.import_module("PIL.Image")
     gap = torch.ones(original.shape[0], 8, 3)
     pixels = (torch.cat([original, gap, fitted], dim=1) * 255).round().to(torch.uint8)

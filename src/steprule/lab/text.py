@@ -1,4 +1,4 @@
-"""The task `text`: which character comes next? A small GPT on the Python language reference."""
+"""The task `text`: a small GPT predicts the next character of the Python language reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BEGINNING, SAMPLE_LENGTH, SAMPLE_SEED, TEMPERATURE = "The ", 1000, 0, 0.7
 
 
 def task() -> Task:
-    """64 characters to their 64 successors; the help texts that come with every Python."""
+    """64 characters to the 64 that follow, from the help texts that come with Python."""
     # Topics quote each other. A paragraph that was trained on would be no test, so each stands once.
     paragraphs = dict.fromkeys(p.strip("\n") for t in topics.values() for p in t.split("\n\n"))
     text = "\n\n".join(paragraphs)
@@ -75,7 +75,7 @@ class CharacterGPT(nn.Module):
         nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The logits of the next character at every place."""
+        """The logits of the next character at every position."""
         hidden = self.embed(tokens) + self.position.weight[: tokens.shape[1]]
         return self.head(self.norm(self.blocks(hidden)))
 
@@ -102,7 +102,7 @@ class Block(nn.Module):
 
 
 def _write(model: nn.Module, characters: list[str]) -> str:
-    """Let the model go on from a beginning, one drawn character after the other."""
+    """Continue a beginning with sampled characters."""
     draw = torch.Generator().manual_seed(SAMPLE_SEED)
     tokens = torch.tensor([[characters.index(character) for character in BEGINNING]])
     with torch.no_grad():
