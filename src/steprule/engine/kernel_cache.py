@@ -2,8 +2,8 @@
 
 numba compiles a kernel's text once. The object code is stored beside the text in a cache folder, under a name
 made from everything it depends on. A later process checks the digest of the file and links it with LLVM,
-without importing numba. A file that fails the check is compiled again. Files appear by renaming, so a reader never sees
-a partial file, even if several processes compile at once or one is killed.
+without importing numba. A file that fails the check is compiled again. Files appear by renaming, so a reader
+never sees a partial file, even if several processes compile at once or one is killed.
 """
 
 from __future__ import annotations

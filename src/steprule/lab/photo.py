@@ -26,7 +26,7 @@ psnr = Score(
 
 
 def task() -> Task:
-    """Position to colour: scikit-learn's china.jpg at half size, a tenth of its pixels each for validation and test."""
+    """Position to colour: scikit-learn's china.jpg at half size, a tenth each for validation and test."""
     datasets: Any = importlib.import_module("sklearn.datasets")
     full = torch.tensor(datasets.load_sample_image("china.jpg")).float() / 255
     photo = nn.functional.avg_pool2d(full.permute(2, 0, 1), 2).permute(1, 2, 0)
