@@ -8,7 +8,7 @@ reference, bit for bit: the words are the same ATen operations, on the same valu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ _copy: Callable[[Tensors, Tensors], None] = getattr(torch, "_foreach_copy_")  # 
 
 def run(program: Program, scalars: tuple[Any, ...], columns: dict[str, Tensors], dtype: torch.dtype) -> None:
     """One step of tensors that share their scalars. `columns` holds a list for 'p', 'g' and every slot."""
-    live = most_alive(program)
+    live = most_alive(program, [name for name, column in columns.items() if column[0].dtype != dtype])
     for bucket in _buckets(columns, live, dtype, cut=not _reduces(program)):
         _run_bucket(program, scalars, bucket, dtype)
 
@@ -73,9 +73,9 @@ def _run_bucket(
     home: dict[int, str] = {}
     for name, register in program.inputs.items():
         stored = columns[name]
-        loaded = stored if stored[0].dtype == dtype else [x.to(dtype) for x in stored]
-        values[register.index] = loaded
-        if loaded is not stored:
+        # No name of its own for what is converted: it would keep the copy in memory to the end.
+        values[register.index] = stored if stored[0].dtype == dtype else [x.to(dtype) for x in stored]
+        if values[register.index] is not stored:
             owned.add(register.index)
         elif name != "g":
             home[register.index] = name
@@ -141,11 +141,14 @@ def _deaths(program: Program) -> list[set[int]]:
     return deaths[::-1]
 
 
-def most_alive(program: Program) -> int:
-    """The largest number of temporaries that exist at once."""
-    inputs = {register.index for register in program.inputs.values()}
-    alive: set[int] = set()
-    most = 1
+def most_alive(program: Program, converted: Iterable[str] = ()) -> int:
+    """The largest number of temporaries that exist at once.
+
+    converted: the inputs that are not stored in the dtype that is computed in, so that copies are needed.
+    """
+    alive = {program.inputs[name].index for name in converted if name in program.inputs}
+    inputs = {register.index for register in program.inputs.values()} - alive
+    most = max(1, len(alive))
     for step, dying in zip(program.instructions, _deaths(program), strict=True):
         alive.add(step.out.index)
         most = max(most, len(alive - inputs))

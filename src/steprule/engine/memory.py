@@ -116,8 +116,10 @@ def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Ten
     largest = max(p.numel() * compute_dtype(p).itemsize for p in params)
     if not optimizer.traced:
         return 4 * largest
-    alive = foreach.most_alive(optimizer.program(group))
     if runner == "foreach":
+        program = optimizer.program(group)
+        half = any(p.dtype in storage.HALF for p in params)
+        alive = foreach.most_alive(program, program.inputs if half else ())
         whole = sum(p.numel() * compute_dtype(p).itemsize for p in params)
         return min(foreach.BUCKET_BYTES, alive * whole)
     return len(optimizer.program(group).instructions) * largest
