@@ -39,42 +39,51 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"readme_table: {asked.page} needs one line '{BEGIN}' and after it one line '{END}'.")
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
-    text = "\n\n".join((BEGIN, table(results), caption(results), states(results), END))
+    text = "\n\n".join((BEGIN, table(results), caption(results), END))
     asked.page.write_text(before + text + after, encoding="utf-8")
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A line per rule; for each model the floor, our default and the best that torch has."""
-    results = sorted(results, key=lambda result: -result["numbers"])
-    headings = [f"{x['model']}: {column}" for x in results for column in ("floor", "steprule", "torch")]
-    lines = [f"| ms | {' | '.join(headings)} |", "|---|" + "---:|" * len(headings)]
-    measured = [{rule["rule"]: rule for rule in result["rules"]} for result in results]
+    """One line per rule: the largest model in detail, with the floor and smaller state; then the others."""
+    first, *others = sorted(results, key=lambda result: -result["numbers"])
+    states = ["steprule bf16 state", "steprule int8 state"]
+    heading = (
+        f"| ms per step, {first['model']} | steprule | torch | faster by | floor | bf16 state | int8 state |"
+    )
+    lines = [heading, "|---|" + "---:|" * 6]
+    for rule in first["rules"]:
+        smaller = [ms_of(rule, name) for name in states]
+        lines.append(row(rule["rule"], *compared(rule), number(rule["floor"]["median"]), *smaller))
+    if others:
+        headings = [f"{x['model']}: {column}" for x in others for column in ("steprule", "torch", "faster by")]
+        lines += ["", row("ms per step", *headings), "|---|" + "---:|" * len(headings)]
+    measured = [{rule["rule"]: rule for rule in result["rules"]} for result in others]
     for name in dict.fromkeys(name for rules in measured for name in rules):
-        cells = [cell for rules in measured for cell in (cells_of(rules[name]) if name in rules else ["–"] * 3)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        cells = [cell for rules in measured for cell in (compared(rules[name]) if name in rules else ["–"] * 3)]
+        lines.append(row(name, *cells))
     return "\n".join(lines)
 
 
-def states(results: list[dict[str, Any]]) -> str:
-    """Of the largest model: our default with its state in fewer bits."""
-    largest = max(results, key=lambda result: result["numbers"])
-    lines = [
-        f"| ms, {largest['model']} | state in fp32 | in bf16 | in int8 | torch |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for rule in largest["rules"]:
-        kinds = [rule["step"].get(f"steprule{kind}") for kind in ("", " bf16 state", " int8 state")]
-        cells = [number(step["ms"]["median"]) if step else "–" for step in kinds]
-        lines.append(f"| {rule['rule']} | {' | '.join([*cells, cells_of(rule)[2]])} |")
-    return "\n".join(lines)
+def row(*cells: str) -> str:
+    """One line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
-def cells_of(rule: dict[str, Any]) -> list[str]:
-    """The three numbers of a rule on one model."""
+def compared(rule: dict[str, Any]) -> list[str]:
+    """Our default step, the fastest of torch's, and how many times longer that takes."""
     theirs = torch_of(rule)
     best = min(theirs, key=lambda name: theirs[name]["times_steprule"], default=None)
-    torch = f"{number(theirs[best]['ms']['median'])} {best.removeprefix('torch ')}" if best else "–"
-    return [number(rule["floor"]["median"]), number(rule["step"]["steprule"]["ms"]["median"]), torch]
+    if best is None:
+        return [ms_of(rule, "steprule"), "–", "–"]
+    how = best.removeprefix("torch ")
+    times = number(theirs[best]["times_steprule"])
+    return [ms_of(rule, "steprule"), f"{ms_of(rule, best)} {how}", f"{times} ×"]
+
+
+def ms_of(rule: dict[str, Any], name: str) -> str:
+    """The median time of one way to step, if it was measured."""
+    step = rule["step"].get(name)
+    return number(step["ms"]["median"]) if step else "–"
 
 
 def torch_of(rule: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -91,13 +100,13 @@ def caption(results: list[dict[str, Any]]) -> str:
     if first["device"] != "cpu":
         where = f"{first['device']}, {where}"
     sentences = [
-        f"Medians of {first['repeats']} samples, parameters and state in {first['dtype']}.",
+        f"Medians of {first['repeats']} samples, measured in turns; parameters and gradients in {first['dtype']}.",
         "torch: the fastest of its for-loop, foreach and fused.",
-        "Floor: the bytes that the step must read and write, at the read-write bandwidth measured beside it.",
+        "floor: the time to read and write the bytes of an fp32 step at the bandwidth measured beside it.",
     ]
     if faster:
         mean = number(statistics.geometric_mean(faster))
-        sentences.append(f"Where torch has the rule, it takes {mean} × as long (geometric mean).")
+        sentences.append(f"Geometric mean of all speed-ups: {mean} ×.")
     sentences.append(
         f"{where}, {first['threads']} threads, torch {first['torch']}, commit {str(first['commit'])[:12]}, "
         f"{first['date'][:10]}."
