@@ -100,7 +100,7 @@ def caption(results: list[dict[str, Any]]) -> str:
     if first["device"] != "cpu":
         where = f"{first['device']}, {where}"
     sentences = [
-        f"Medians of {first['repeats']} samples, measured in turns; parameters and gradients in {first['dtype']}.",
+        f"Medians of {first['repeats']} samples, measured in turns, with parameters in {first['dtype']}.",
         "torch: the fastest of its for-loop, foreach and fused.",
         "floor: the time to read and write the bytes of an fp32 step at the bandwidth measured beside it.",
     ]
