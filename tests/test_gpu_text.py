@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import python
 from torch import nn
 
 import steprule
@@ -126,11 +125,7 @@ def instructions() -> dict[str, dict[str, int]]:
     """Compiled in a process of its own: in this one Triton may be an interpreter."""
     if find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__, "compile"]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.splitlines()[-1])
+    return json.loads(python(__file__, "compile", env={"TRITON_INTERPRET": "0"}).splitlines()[-1])
 
 
 def test_every_pass_compiles(instructions: dict[str, dict[str, int]]) -> None:

@@ -6,7 +6,6 @@ import copy
 import gc
 import io
 import os
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import python
 from rules import (
     CASES,
     SWITCHES,
@@ -223,13 +223,8 @@ def test_a_new_process_continues_every_rule_to_the_same_bits(tmp_path: Path, run
         saved[name] = (*before, [p.detach() for p in flat(optimizer)], optimizer.state_dict()["state"])
     save_checkpoint(file, saved)
     script = f"import test_moving; test_moving.go_on({str(file)!r}, {runner!r})"
-    command = [sys.executable, "-W", "error", "-c", script]
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    ran = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout) == len(cases) > 15
+    assert int(python("-W", "error", "-c", script, env={"PYTHONPATH": path})) == len(cases) > 15
 
 
 # To another device

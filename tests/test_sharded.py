@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import finish, started
 from rules import LOOPS, assert_same, flat, numbers
 from test_storage_runners import STORAGES, can_keep
 from torch import nn
@@ -72,20 +72,16 @@ def part_of(whole: torch.Tensor, rank: int) -> torch.Tensor:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_every_rule_in_every_storage_on_shards(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
     script = "import sys, test_sharded as t; t.compare(int(sys.argv[1]), sys.argv[2])"
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True}
+    command = ("-W", "ignore", "-c", script)
     with contextlib.ExitStack() as stack:
         ranks = [
-            stack.enter_context(
-                subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, **pipes)
-            )
+            stack.enter_context(started(*command, str(rank), str(tmp_path), env=environment))
             for rank in range(2)
         ]
         for rank in ranks:
-            _, told = rank.communicate(timeout=300)
-            assert rank.returncode == 0, told[-3000:]
+            finish(rank)
 
 
 def test_codes_refuse_shards() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import python
 from rules import LOOPS, Case, can_store, each
 
 import steprule
@@ -417,7 +416,7 @@ torch.save({"p": p.detach(), "o": o.state_dict()}, save)
 """
     whole, half, rest = (str(tmp_path / name) for name in ("whole", "half", "rest"))
     for arguments in (["0", "4", "-", whole], ["0", "2", "-", half], ["2", "4", half, rest]):
-        subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+        python("-c", script, *arguments)
     one, other = (torch.load(x, weights_only=True) for x in (whole, rest))
     assert torch.equal(one["p"], other["p"])
     for key, value in one["o"]["state"][0].items():

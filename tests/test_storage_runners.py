@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from kernels import FUSED, LOOP, assert_same_numbers, exact_roots, has_kernel
+from processes import python
 from rules import CASES, LOOPS, SWITCHES, Case, assert_same, can_store, each, flat, numbers
 from torch import nn
 
@@ -168,8 +168,7 @@ def test_every_rule_in_every_storage_goes_on_in_a_new_process(runner: str, tmp_p
         case.advance(optimizer, 2)
     torch.save([numbers_of(optimizer) for optimizer in optimizers], tmp_path / "half")
     script = f"import test_storage_runners as t; t.go_on({runner!r}, {str(tmp_path)!r})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, env=environment)
+    python("-W", "ignore", "-c", script, env={"PYTHONPATH": os.pathsep.join(sys.path)})
     resumed = torch.load(tmp_path / "end", weights_only=True)
     for optimizer, (case, name), found in zip(optimizers, jobs(runner), resumed, strict=True):
         case.advance(optimizer, 2, first=2)
