@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PATIENCE, started
 
 import steprule
 from steprule.lab.cli import main
 
 SOURCE = Path(steprule.__file__).parents[1]
 
-# Draws from every global generator, in the data and in the model, and can be slowed from outside.
+# Draws from every global generator, in the data and in the model, and can be told to stop the process.
 OWN_TASK = """
-import os, random, time
+import os, random
 import numpy, torch
 from torch import nn
 from steprule.lab import Task, accuracy
 
 class Noisy:
     def __init__(self, first, last):
-        self.first, self.last = first, last
+        self.first, self.last, self.given = first, last, 0
     def __len__(self):
         return self.last - self.first
     def __getitem__(self, i):
-        time.sleep(float(os.environ.get("SLOW", "0")))
+        self.given += 1
+        if self.first == 0 and self.given == int(os.environ.get("STOP_AT", "0")):
+            os.kill(os.getpid(), int(os.environ["STOP_BY"]))
         label = (self.first + i) % 3
         noise = numpy.random.randn() + random.random() + torch.randn(4)
         return label + 0.3 * noise, label
@@ -68,16 +69,34 @@ def assert_refused(answer: Answer, *parts: str) -> None:
         assert part in answer.err, answer.err
 
 
-def start_process(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start a command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "from steprule.lab.cli import main; main()", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# Checkpoints come after steps, not after seconds: a busy machine changes nothing.
+COMMAND = """
+from steprule.lab import train
+from steprule.lab.cli import main
+
+def save(self, folder, real=train.Training.save):
+    if self.step % 7 == 0 or self.step == self.steps:
+        real(self, folder)
+
+train.CHECKPOINT_SECONDS, train.CHECKPOINT_SHARE = -1.0, 0
+train.Training.save = save
+main()
+"""
+
+
+def run_apart(
+    folder: Path, *arguments: str, stop: signal.Signals | None = None, at: int = 0
+) -> tuple[int, str, str]:
+    """Run a command in a process of its own: its exit code, what it printed, and its errors.
+
+    stop: the signal that the process gets when it asks for training item number `at` of an `OWN_TASK`.
+    """
+    environment = {"PYTHONPATH": str(SOURCE)}
+    if stop is not None:
+        environment |= {"STOP_BY": str(int(stop)), "STOP_AT": str(at)}
+    with started("-c", COMMAND, *arguments, cwd=folder, env=environment) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out, err
 
 
 def metrics_in(folder: Path) -> list[dict[str, Any]]:

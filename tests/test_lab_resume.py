@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lab import OWN_TASK, assert_refused, everything_in, metrics_in, run, start_process
+from lab import OWN_TASK, assert_refused, everything_in, metrics_in, run, run_apart
 from torch import nn
 
 import steprule
@@ -79,58 +77,27 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert_equal(left, right)
 
 
-def lines_in(folder: Path) -> int:
-    return (folder / "metrics.jsonl").read_bytes().count(b"\n")
-
-
-def stopped_where(process: subprocess.Popen[str], folder: Path, wanted: Callable[[int], bool]) -> bool:
-    """Halt the process; let it run on unless its last checkpoint is wanted and behind its metrics."""
-    process.send_signal(signal.SIGSTOP)
-    step = checkpoint_of(folder)["step"]
-    if wanted(step) and metrics_in(folder)[-1]["step"] > step:
-        return True
-    process.send_signal(signal.SIGCONT)
-    return False
-
-
-def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
-    given_up = time.monotonic() + 60
-    while not reached():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < given_up
-        time.sleep(0.02)
-
-
 def test_a_killed_and_an_interrupted_process_go_on_as_if_nothing_had_happened(folder: Path) -> None:
-    whole = start_process(folder, *TRAIN, "--out", "whole")
+    """Each stops in the middle of an epoch, with more metrics written than its last checkpoint counts."""
     parts = folder / "parts"
 
-    killed = start_process(folder, *TRAIN, "--out", "parts", SLOW="0.01")
-    wait_until(killed, (parts / "checkpoint.pt").exists)
-    first = checkpoint_of(parts)
-    assert first["step"] == 0
-    wait_until(killed, lambda: stopped_where(killed, parts, lambda step: step % 60 > 0))
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    killed.communicate()
+    code, _, err = run_apart(folder, *TRAIN, "--out", "parts", stop=signal.SIGKILL, at=412)
+    assert code == -signal.SIGKILL, err
     step = checkpoint_of(parts)["step"]
-    assert step % 60 != 0, "the kill is to come in the middle of an epoch"
-    assert metrics_in(parts)[-1]["step"] > step, "lines after the checkpoint are to be dropped"
+    assert 60 < step < metrics_in(parts)[-1]["step"] < 120, metrics_in(parts)[-1]
 
-    interrupted = start_process(folder, "train", "--resume", "--out", "parts", SLOW="0.01")
-    wait_until(interrupted, lambda: lines_in(parts) > step + 3)
-    interrupted.send_signal(signal.SIGINT)
-    _, err = interrupted.communicate(timeout=60)
-    assert interrupted.returncode == 130, err
+    resume = ("train", "--resume", "--out", "parts")
+    code, _, err = run_apart(folder, *resume, stop=signal.SIGINT, at=46)
+    assert code == 130, err
     assert err == ("steprule: stopped. Go on from the last checkpoint: steprule train --resume --out parts\n")
+    assert step < checkpoint_of(parts)["step"] < metrics_in(parts)[-1]["step"] < 120
 
     step = checkpoint_of(parts)["step"]
-    resumed = start_process(folder, "train", "--resume", "--out", "parts")
-    out, err = resumed.communicate(timeout=60)
-    assert resumed.returncode == 0, err
+    code, out, err = run_apart(folder, *resume)
+    assert code == 0, err
     assert f"after step {step}" in out
-    assert whole.wait(timeout=60) == 0, whole.communicate()
-    whole.communicate()
+    code, _, err = run_apart(folder, *TRAIN, "--out", "whole")
+    assert code == 0, err
     assert_same_run(folder / "whole", parts)
     assert [line["step"] for line in metrics_in(parts) if line["split"] == "train"] == [*range(1, 181)]
 
