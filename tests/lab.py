@@ -104,6 +104,11 @@ def metrics_in(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def results_in(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run without the times, which are never the same."""
+    return [{key: line[key] for key in line if key != "seconds"} for line in metrics_in(folder)]
+
+
 def everything_in(folder: Path) -> dict[str, bytes]:
     """All files beneath a folder."""
     return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}

@@ -14,12 +14,12 @@ from pydoc_data.topics import topics
 import numpy
 import pytest
 import torch
-from lab import OWN_TASK, SOURCE, metrics_in, run
+from lab import OWN_TASK, SOURCE, metrics_in, results_in, run
 from PIL import Image
 from rich.console import Console
 
 import steprule
-from steprule.lab.progress import progress_on
+from steprule.lab.progress import clock, progress_on
 from steprule.lab.randomness import seed_everything
 from steprule.lab.run_folder import RunConfig
 from steprule.lab.tasks import load_task
@@ -53,7 +53,7 @@ def test_the_default_run_learns_to_read_digits(folder: Path, capsys: pytest.Capt
     assert last(made, "validation")["accuracy"] >= 97
     row = re.search(r"^test +360 +([\d.]+) +([\d.]+) *$", answer.out, re.MULTILINE)
     assert row is not None
-    assert row.groups() == (f"{last(made, 'test')['loss']:.4f}", f"{last(made, 'test')['accuracy']:.2f}")
+    assert row.groups() == (f"{last(made, 'test')['loss']:#.3g}", f"{last(made, 'test')['accuracy']:.2f}")
     config = json.loads((made / "config.json").read_text())
     assert config["optimizer"] == "AdaBelief"
     assert config["hyperparameters"]["betas"] == [0.9, 0.999]
@@ -127,7 +127,7 @@ def test_a_rule_that_calls_the_loss_again(folder: Path, capsys: pytest.CaptureFi
     made = folder / "runs/line-task-lbfgs-1"
     assert metrics_in(made)[0]["loss"] > 1
     assert last(made, "validation")["loss"] < 1e-8, "one step of LBFGS makes up to 20 of its own"
-    assert re.search(r"^validation +64 +0\.0000 *$", answer.out, re.MULTILINE)
+    assert re.search(r"^validation +64 +\d\.\d\de-\d\d *$", answer.out, re.MULTILINE)
 
 
 def test_sophia_is_given_its_curvature(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +154,7 @@ def test_a_seed_decides_everything(folder: Path, capsys: pytest.CaptureFixture[s
     for name, seed in (("one", "1"), ("again", "1"), ("two", "2")):
         own = ("train", "--task", "own.py:task", "--epochs", "1", "--seed", seed, "--out", name)
         assert run(capsys, *own).code == 0
-    metrics = {name: metrics_in(folder / name) for name in ("one", "again", "two")}
+    metrics = {name: results_in(folder / name) for name in ("one", "again", "two")}
     assert metrics["one"] == metrics["again"]
     assert metrics["one"] != metrics["two"]
 
@@ -176,31 +176,48 @@ def training() -> Training:
     return Training(load_task("digits"), config)
 
 
-def test_a_terminal_gets_one_moving_line() -> None:
+def test_a_terminal_gets_a_line_for_every_epoch_and_one_that_moves() -> None:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100)
+    console = Console(file=screen, force_terminal=True, width=80)
     with progress_on(console, training()) as shown:
-        shown.step(2, 1, 2.5)
-        shown.validated("accuracy 12.34 %")
-        shown.step(3, 1, 2.25)
+        shown.step(3, 1, 2.5)
+        shown.validated("loss 1.23, accuracy 12.34 %")
+        shown.step(4, 2, 2.25)
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").splitlines()
-    assert "epoch 1/2" in lines[-1]
-    assert "loss 2.250 · validation accuracy 12.34 %" in lines[-1]
+    kept = [
+        line
+        for line in lines
+        if line.startswith("epoch 1/2  loss 2.50  validation loss 1.23, accuracy 12.34 %")
+    ]
+    assert len(kept) == 1
+    assert "epoch 2/2" in lines[-1]
+    assert "loss 2.25" in lines[-1]
     assert "━" in lines[-1]
+    assert max(map(len, lines)) <= 80
 
 
-def test_a_log_gets_a_plain_line_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("steprule.lab.progress.time.perf_counter", lambda: clock[0])
+def test_a_log_gets_a_line_for_every_epoch_and_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("steprule.lab.progress.time.perf_counter", lambda: now[0])
     screen = io.StringIO()
     with progress_on(Console(file=screen, width=80), training()) as shown:
         for step in range(1, 7):
-            clock[0] += 1.5
-            shown.step(step, 1, 1.0)
-            shown.validated("accuracy 50.00 %")
+            now[0] += 61.0 if step == 5 else 1.5
+            shown.step(step, (step + 2) // 3, step / 10)
+            if step % 3 == 0:
+                shown.validated("loss 0.300, accuracy 50.00 %")
     assert screen.getvalue().splitlines() == [
-        f"epoch 1/2  step {step}/6  loss 1.000  validation accuracy 50.00 %  0.67 steps/s" for step in (2, 4, 6)
+        "epoch 1/2  loss 0.200  validation loss 0.300, accuracy 50.00 %  ETA 0:04",
+        "epoch 2/2  loss 0.450  step 5/6  ETA 0:13",
+        "epoch 2/2  loss 0.500  validation loss 0.300, accuracy 50.00 %  ETA 0:00",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.7, "1:00"), (754, "12:34"), (3723, "1:02:03")]
+)
+def test_times_are_shown_as_on_a_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
 
 
 def test_list_names_every_rule_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,8 +90,10 @@ def replace_file(file: Path, write: Callable[[IO[bytes]], object]) -> None:
                 raise
             if folder is not None:
                 os.fsync(folder)
-    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError when the disk is full
+    except OSError as error:
         raise errors.cannot_write(file, error) from error
+    except RuntimeError as error:  # torch.save raises it when the disk is full, and the reason is its context
+        raise errors.cannot_write(file, error.__context__ or error) from error
 
 
 @contextlib.contextmanager

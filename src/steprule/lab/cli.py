@@ -3,36 +3,62 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
+
+from steprule.lab.errors import LabError, told
+from steprule.lab.output import steady_output
 
 __all__ = ["main"]
 
 _NEEDED = ("typer", "rich", "sklearn", "matplotlib")
+_TRACEBACK = "STEPRULE_TRACEBACK"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 when all went well, 2 after one line about a wrong input."""
+    """Run the command line and exit: 0 when all went well, 2 after one line about what did not.
+
+    With STEPRULE_TRACEBACK=1 in the environment, the traceback comes before that line.
+    """
+    with steady_output() as out:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        out.flush()
+        if out.failure is not None:
+            _refuse(f"the output could not be written: {out.failure.strerror}.")
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         _refuse(f'the command line needs {", ".join(missing)}: pip install "steprule[lab]"')
 
     import typer
 
-    from steprule.lab.commands import app
-    from steprule.lab.errors import LabError
-
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = app(given or ["--help"], prog_name="steprule", standalone_mode=False)
+        from steprule.lab.commands import app
+
+        return app(arguments or ["--help"], prog_name="steprule", standalone_mode=False) or 0
     except typer.TyperException as error:
         _refuse(error.format_message())
     except LabError as error:
+        _show_traceback_if_asked(error)
         _refuse(str(error), error.exit_code)
-    sys.exit(status or 0)
+    except Exception as error:  # whatever no one foresaw is a line all the same
+        _show_traceback_if_asked(error)
+        _refuse(f"{told(error)}. Set {_TRACEBACK}=1 to see where it came from.")
+
+
+def _show_traceback_if_asked(error: Exception) -> None:
+    if os.environ.get(_TRACEBACK):
+        traceback.print_exception(error)
 
 
 def _refuse(message: str, exit_code: int = 2) -> NoReturn:
-    print(f"steprule: {' '.join(message.split())}", file=sys.stderr)
+    # A name may hold several spaces in a row, and a command in the message is there to be pasted.
+    line = " ".join(filter(None, map(str.strip, message.splitlines())))
+    print(f"steprule: {line}", file=sys.stderr)
     sys.exit(exit_code)

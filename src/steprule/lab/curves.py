@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from steprule.lab.report import Line, hyperparameter_text
+from steprule.lab.tasks import loss_text, score_text
 from steprule.lab.train import Training
 
 __all__ = ["draw_curves"]
@@ -40,8 +40,8 @@ BINS = 60
 LOG_FROM_RATIO = 8
 
 
-def draw_curves(file: Path, training: Training, lines: Sequence[Line]) -> None:
-    """Draw training, validation and test into one SVG or PNG file."""
+def draw_curves(stream: IO[bytes], training: Training, lines: Sequence[Line]) -> None:
+    """Draw training, validation and test into one SVG file."""
     matplotlib: Any = importlib.import_module("matplotlib")
     matplotlib.use("agg")
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
@@ -68,7 +68,7 @@ def draw_curves(file: Path, training: Training, lines: Sequence[Line]) -> None:
         under_title = {"xycoords": "axes fraction", "textcoords": "offset points"}
         below = first.annotate(details, (0, 1), (0, 9), color=QUIET, fontsize=9, **under_title)
         below.set_in_layout(False)
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+        figure.savefig(stream, format="svg", metadata={"Date": None})
         pyplot.close(figure)
 
 
@@ -78,7 +78,7 @@ def _draw_panel(axis: Any, key: str, steps_per_epoch: int, lines: Sequence[Line]
         split: [
             (line["step"] / steps_per_epoch, float(line[key]))
             for line in lines
-            if line["split"] == split and key in line
+            if line["split"] == split and line.get(key) is not None
         ]
         for split in ("train", "validation", "test")
     }
@@ -93,12 +93,15 @@ def _draw_panel(axis: Any, key: str, steps_per_epoch: int, lines: Sequence[Line]
 
 
 def _draw_splits(axis: Any, points: dict[str, Points], logarithmic: bool) -> None:
+    if not points["train"]:  # a score that is undefined on every batch
+        return
     places, lows, means, highs = zip(*_binned(points["train"]), strict=True)
     axis.plot(places, means, color=TRAIN, label="train, while learning")
-    validation = zip(*points["validation"], strict=True)
-    axis.plot(*validation, color=VALIDATION, marker="o", label="validation, after each epoch")
+    if points["validation"]:  # none if the first epoch was not completed
+        validation = zip(*points["validation"], strict=True)
+        axis.plot(*validation, color=VALIDATION, marker="o", label="validation, after each epoch")
     for place, value in points["test"]:
-        label = f"test, at the end: {value:.4g}"
+        label = f"test, at the end: {loss_text(value) if logarithmic else score_text(value)}"
         axis.plot(place, value, color=TEST, marker="D", markersize=7, linestyle="", label=label)
     levels = [*means, *(value for _, value in points["validation"])]
     if logarithmic and min(levels) > 0 and max(levels) > LOG_FROM_RATIO * min(levels):

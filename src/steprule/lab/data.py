@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import numpy
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
-from steprule.lab.errors import LabError, told
+from steprule.lab.arrays import Rows, as_tensor, is_array, is_picture, picture_as_tensor, rows_of
+from steprule.lab.errors import LabError, at, failing, told
 
-__all__ = ["Batch", "Batches", "Data", "Items", "as_batches"]
+__all__ = ["Batch", "Batches", "Data", "Items", "as_batches", "as_input", "not_finite"]
 
+PARTS = ("inputs", "targets")
 INPUT_KEYS = ("image", "img", "pixel_values", "x")
 TARGET_KEYS = ("label", "labels", "y")
 CHANNELS = (1, 3, 4)
@@ -43,51 +47,89 @@ class Batches:
 def as_batches(name: str, data: Data) -> Batches:
     """Batches of a map-style data set or of two arrays (X, y); `name` is for messages only."""
     given: Any = data
-    if type(given) in (tuple, list) and len(given) == 2 and all(map(_is_array, given)):
-        x, y = given
-        if len(x) != len(y):
-            raise LabError(f"{name} is (X, y) with {len(x)} inputs but {len(y)} targets.")
-        batches = Batches(
-            len(x), lambda index: (_as_input(_take(x, index), leading=1), _as_target(_take(y, index)))
+    if _is_pair_of_arrays(given):
+        (inputs, take_inputs), (targets, take_targets) = (
+            rows_of(f"the {what} of {name}", part) for what, part in zip(PARTS, given, strict=True)
         )
-    elif hasattr(given, "__len__") and hasattr(given, "__getitem__"):
-        batches = Batches(len(given), lambda index: _read(name, given, index))
+        if inputs != targets:
+            raise LabError(f"{name} is (X, y) with {inputs} inputs but {targets} targets.")
+        batches = Batches(inputs, lambda index: _take(name, take_inputs, take_targets, index))
+    elif _is_data_set(given):
+        with failing(f"len() of {name}"):
+            length = len(given)
+        batches = Batches(length, lambda index: _read(name, given, index))
     else:
-        raise LabError(
-            f"{name} is a {type(data).__name__}; it must be two arrays (X, y) or a data set with a "
-            "length, whose items are (input, target)."
-        )
+        raise LabError(f"{name} is a {type(data).__name__}; {_way_out(given)}")
     if not len(batches):
         raise LabError(f"{name} is empty; training needs at least one item.")
     return batches
 
 
-def _take(array: Any, index: Tensor) -> Any:
-    # An array takes a tensor with one number for a plain number, and would drop the dimension.
-    return array[index] if isinstance(array, Tensor) else array[index.numpy()]
+def _is_pair_of_arrays(given: Any) -> bool:
+    if type(given) not in (tuple, list) or len(given) != 2:
+        return False
+    arrays = [is_array(part) for part in given]
+    # A list beside an array is an array; two lists may as well be two items of a data set.
+    lists = [isinstance(part, (list, range)) for part in given]
+    return any(arrays) and all(array or listed for array, listed in zip(arrays, lists, strict=True))
+
+
+def _is_data_set(given: Any) -> bool:
+    numbered = hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    return numbered and not isinstance(given, (Mapping, str, IterableDataset)) and not _is_table(given)
+
+
+def _is_table(given: Any) -> bool:
+    return hasattr(given, "columns") and (hasattr(given, "to_numpy") or hasattr(given, "to_pandas"))
+
+
+def _way_out(given: Any) -> str:
+    if isinstance(given, DataLoader):
+        return "give its data set, DataLoader.dataset; batches are made here, with --batch-size."
+    if isinstance(given, Mapping):
+        return "give one of its parts, or two arrays (X, y)."
+    if _is_table(given):
+        return "give two arrays (X, y), such as (table[inputs].to_numpy(), table[target].to_numpy())."
+    return (
+        "it must be two arrays (X, y) or a data set with a length and items by number, each of them "
+        "(input, target). What can only be iterated over has to be collected first, with list(…)."
+    )
+
+
+def _take(name: str, inputs: Rows, targets: Rows, index: Tensor) -> Batch:
+    with at(lambda: name), failing("reading a batch"):
+        return as_input(inputs(index), leading=1), _as_target(targets(index))
 
 
 def _read(name: str, items: Items, index: Tensor) -> Batch:
     pairs: list[tuple[Tensor, Tensor]] = []
-    for i in map(int, index):
+    places = [int(i) for i in index]
+    for i in places:
         try:
             item = items[i]
-        except Exception as error:  # a user's data set may fail in any way
-            raise LabError(f"item {i} of {name} cannot be read: {told(error)}") from error
-        given, target = _input_and_target(name, item)
-        pairs.append((_as_input(given), _as_target(target)))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a user's data set may fail in any way
+            raise LabError(f"item {i} of {name} cannot be read: {told(error)}.") from error
+        pairs.append(_pair(name, i, item))
     inputs, targets = zip(*pairs, strict=True)
-    return _stack(name, "inputs", inputs), _stack(name, "targets", targets)
+    return _stack(name, "inputs", inputs, places), _stack(name, "targets", targets, places)
 
 
-def _input_and_target(name: str, item: Any) -> tuple[Any, Any]:
+def _pair(name: str, i: int, item: Any) -> tuple[Tensor, Tensor]:
+    with at(lambda: f"item {i} of {name}"), failing("reading it"):
+        given, target = _input_and_target(item)
+        return as_input(given), _as_target(target)
+
+
+def _input_and_target(item: Any) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         fields = cast("Mapping[str, Any]", item)
         inputs = [key for key in INPUT_KEYS if key in fields]
         targets = [key for key in TARGET_KEYS if key in fields]
         if not inputs or not targets:
             raise LabError(
-                f"an item of {name} has the keys {', '.join(map(str, fields))}; it needs one of "
+                f"it has the keys {', '.join(map(str, fields))}; it needs one of "
                 f"{', '.join(INPUT_KEYS)} and one of {', '.join(TARGET_KEYS)}."
             )
         return fields[inputs[0]], fields[targets[0]]
@@ -95,25 +137,25 @@ def _input_and_target(name: str, item: Any) -> tuple[Any, Any]:
         parts = cast("Sequence[Any]", item)
         if len(parts) == 2:
             return parts[0], parts[1]
-        raise LabError(f"an item of {name} has {len(parts)} parts; it needs (input, target).")
-    raise LabError(
-        f"the items of {name} are of type {type(item).__name__}; they must be (input, target) or dicts."
-    )
+        raise LabError(
+            f"it has {len(parts)} parts; it needs (input, target). If the data are two lists X and y, "
+            "give (numpy.array(X), numpy.array(y))."
+        )
+    raise LabError(f"it is of type {type(item).__name__}; it must be (input, target) or a dict.")
 
 
-def _as_input(value: Any, leading: int = 0) -> Tensor:
+def as_input(value: Any, leading: int = 0) -> Tensor:
     """Floats as they are, bytes as 0 to 1, images with the channel first.
 
     A float tensor already has torch's layout; bytes and arrays have the channel last unless the
     shape says otherwise. `leading` counts the dimensions before those of one item.
     """
-    tensor = _as_tensor(value)
+    if is_picture(value):
+        return _as_floats(picture_as_tensor(value))
+    tensor = as_tensor(value)
     image = not isinstance(value, Tensor) or tensor.dtype == torch.uint8
     grey = tensor.dtype == torch.uint8 and tensor.ndim - leading == 2
-    if tensor.dtype == torch.uint8:
-        tensor = tensor.to(torch.get_default_dtype()) / 255
-    elif tensor.dtype.is_floating_point or tensor.dtype == torch.bool:
-        tensor = tensor.to(torch.get_default_dtype())
+    tensor = _as_floats(tensor)
     if grey:
         return tensor.unsqueeze(leading)
     if image and tensor.ndim - leading == 3 and tensor.shape[leading] not in CHANNELS:
@@ -121,37 +163,40 @@ def _as_input(value: Any, leading: int = 0) -> Tensor:
     return tensor
 
 
+def _as_floats(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.uint8:
+        return tensor.to(torch.get_default_dtype()) / 255
+    if tensor.dtype.is_floating_point or tensor.dtype == torch.bool:
+        return tensor.to(torch.get_default_dtype())
+    return tensor if tensor.is_complex() else tensor.long()
+
+
 def _as_target(value: Any) -> Tensor:
-    tensor = _as_tensor(value)
-    floating = tensor.dtype.is_floating_point
-    return tensor.to(torch.get_default_dtype() if floating else torch.int64)
+    # The values of a picture are the classes of its pixels, whatever colours its palette gives them.
+    tensor = as_tensor(numpy.array(value) if is_picture(value) else value)
+    if tensor.is_complex():
+        return tensor
+    return tensor.to(torch.get_default_dtype() if tensor.dtype.is_floating_point else torch.int64)
 
 
-def _as_tensor(value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    if hasattr(value, "convert") and hasattr(value, "mode"):
-        import numpy
-
-        known = value.mode in ("L", "RGB", "RGBA")
-        pixels = torch.tensor(numpy.array(value if known else value.convert("RGB")))
-        return pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels
-    try:
-        return torch.tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LabError(f"a {type(value).__name__} cannot be made a tensor: {error}") from error
+def _stack(name: str, what: str, tensors: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    first = tensors[0]
+    for i, tensor in zip(places, tensors, strict=True):
+        if tensor.shape != first.shape:
+            raise LabError(
+                f"the {what} of {name} have different shapes, {tuple(first.shape)} (item {places[0]}) and "
+                f"{tuple(tensor.shape)} (item {i}); let the data set bring them to one shape."
+            )
+    with failing(f"making a batch of the {what} of {name}"):
+        return torch.stack(list(tensors))
 
 
-def _stack(name: str, what: str, tensors: Sequence[Tensor]) -> Tensor:
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) > 1:
-        first, second = sorted(shapes)[:2]
-        raise LabError(
-            f"the {what} of {name} have different shapes, {first} and {second}; let the data set "
-            "bring them to one shape."
-        )
-    return torch.stack(list(tensors))
-
-
-def _is_array(part: object) -> bool:
-    return hasattr(part, "shape") and hasattr(part, "__getitem__")
+def not_finite(batch: Batch) -> tuple[int, str] | None:
+    """The first row of a batch that holds NaN or infinity, and where it is; None if none does."""
+    for what, tensor in zip(PARTS, batch, strict=True):
+        fine = tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else tensor.isfinite()
+        if not fine.all():
+            row = int(fine.logical_not().nonzero()[0])
+            nan = bool(tensor[row].isnan().any())
+            return row, f"{'NaN' if nan else 'infinity'} in its {what[:-1]}"
+    return None

@@ -8,16 +8,21 @@ from __future__ import annotations
 import difflib
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["LabError", "Stopped", "did_you_mean", "told"]
+__all__ = ["Diverged", "LabError", "Stopped", "at", "did_you_mean", "failing", "told"]
 
 
 class LabError(Exception):
     """A wrong input, a folder that cannot be used, or a run that cannot go on."""
 
     exit_code = 2
+
+
+class Diverged(LabError):
+    """The loss or a parameter became NaN or infinite."""
 
 
 class Stopped(LabError):
@@ -38,6 +43,26 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
     return f"Known: {', '.join(by_lower.values()) or 'none'}."
 
 
+@contextmanager
+def failing(what: str) -> Generator[None]:
+    """Say in one line what failed, whatever a user's own code raises in the block, `SystemExit` included."""
+    try:
+        yield
+    except (LabError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise LabError(f"{what} failed: {told(error)}.") from error
+
+
+@contextmanager
+def at(where: Callable[[], str]) -> Generator[None]:
+    """Put where it happened before the text of a `LabError` that is raised in the block."""
+    try:
+        yield
+    except LabError as error:
+        raise LabError(f"{where()}: {error}") from error
+
+
 def told(error: BaseException) -> str:
     """Kind and text of an error that a user's own code raised, and the line of theirs it came from."""
     installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
@@ -48,4 +73,8 @@ def told(error: BaseException) -> str:
         if not frame.filename.startswith(not_theirs)
     ]
     place = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {str(error).rstrip('.')}{place}"
+    try:
+        text = str(error).rstrip(".")
+    except Exception:  # an error class of the user's own
+        text = ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"

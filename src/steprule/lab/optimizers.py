@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -42,7 +42,7 @@ def find_rule(name: str) -> type[CheckedOptimizer]:
 def parse_settings(lr: float | None, settings: Sequence[str]) -> dict[str, Any]:
     """`--lr 0.1 --set betas=0.9,0.95` as the keyword arguments of a rule.
 
-    Values are numbers, true, false, none or words; commas make a tuple.
+    Values are numbers, true, false, none or words; commas make a tuple, braces a dict.
     """
     parsed: dict[str, Any] = {} if lr is None else {"lr": lr}
     for setting in settings:
@@ -51,8 +51,7 @@ def parse_settings(lr: float | None, settings: Sequence[str]) -> dict[str, Any]:
             raise LabError(f"--set {setting} must be NAME=VALUE, as in --set betas=0.9,0.95.")
         if key in parsed:
             raise LabError(f"'{key}' is given twice; give it once.")
-        values = [_parse_value(part.strip()) for part in text.strip("()").split(",")]
-        parsed[key] = tuple(values) if "," in text else values[0]
+        parsed[key] = _parse_dict(setting, text) if text.startswith("{") else _parse_value(text)
     return parsed
 
 
@@ -60,9 +59,25 @@ def _parse_value(text: str) -> Any:
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        if "," in text:
+            return tuple(_parse_value(part.strip()) for part in text.strip("()[]").split(","))
         return text
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+
+def _parse_dict(setting: str, text: str) -> dict[str, Any]:
+    """`{'exp_avg': 'bf16'}`, or without the quotes, which a shell may have taken."""
+    inside, pairs = text.removeprefix("{").removesuffix("}"), dict[str, Any]()
+    for pair in filter(None, map(str.strip, inside.split(","))):
+        name, colon, value = (part.strip() for part in pair.partition(":"))
+        if not text.endswith("}") or not colon or not value:
+            raise LabError(
+                f"--set {setting} must be NAME={{'key': value, 'key': value}} with quotes around it."
+            )
+        pairs[name.strip("'\"")] = _parse_value(value)
+    return pairs
 
 
 def build_optimizer(

@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a live bar on a terminal, a line every few seconds elsewhere."""
+"""What a training shows while it runs: a line for every epoch, and on a terminal a live bar below them."""
 
 from __future__ import annotations
 
@@ -9,76 +9,79 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from steprule.lab.report import pace
+from steprule.lab.tasks import loss_text
 from steprule.lab.train import Screen, Training
 
 __all__ = ["progress_on"]
 
-LINE_SECONDS = 3.0
+LINE_SECONDS = 60.0
 
 
-class LiveBar:
-    """One line that moves: epoch, bar, loss, validation, time left."""
-
-    def __init__(self, progress: Progress, training: Training) -> None:
-        self._progress = progress
-        self._bar = progress.add_task("", total=training.steps, completed=training.step, epoch="", numbers="")
-        self._epochs = training.config.epochs
-        self._validation = ""
-
-    def step(self, step: int, epoch: int, loss: float) -> None:
-        """Move the bar."""
-        self._progress.update(
-            self._bar,
-            completed=step,
-            epoch=f"epoch {epoch}/{self._epochs}",
-            numbers=f"loss {loss:.3f}{self._validation}",
-        )
-
-    def validated(self, result: str) -> None:
-        """Keep the validation's result in sight."""
-        self._validation = f" · validation {result}"
-
-
-class PlainLines:
-    """A line every few seconds, for logs, pipes and continuous integration."""
+class EpochLines:
+    """A line for every epoch, and in long epochs one a minute, for logs, pipes and continuous integration."""
 
     def __init__(self, console: Console, training: Training) -> None:
         self._console = console
-        self._steps = training.steps
-        self._epochs = training.config.epochs
-        self._validation = ""
-        self._since, self._since_step = time.perf_counter(), training.step
+        self._steps, self._epochs = training.steps, training.config.epochs
+        self._losses: list[float] = []
+        self._began, self._first = time.perf_counter(), training.step
+        self._shown, self._step, self._epoch = self._began, training.step, 0
 
     def step(self, step: int, epoch: int, loss: float) -> None:
-        """Print a line if the last is some seconds old."""
-        now = time.perf_counter()
-        if now - self._since < LINE_SECONDS:
-            return
-        speed = pace(step - self._since_step, now - self._since)
-        self._since, self._since_step = now, step
+        """Take the step in; print a line if the last is a minute old."""
+        self._step, self._epoch = step, epoch
+        self._losses.append(loss)
+        if time.perf_counter() - self._shown >= LINE_SECONDS:
+            self._print(f"step {step}/{self._steps}")
+
+    def validated(self, result: str) -> None:
+        """Print the epoch's line."""
+        self._print(f"validation {result}")
+        self._losses.clear()
+
+    def _print(self, more: str) -> None:
+        self._shown = time.perf_counter()
+        left = (self._shown - self._began) / (self._step - self._first) * (self._steps - self._step)
+        loss = loss_text(sum(self._losses) / len(self._losses))
         self._console.print(
-            f"epoch {epoch}/{self._epochs}  step {step}/{self._steps}  loss {loss:.3f}"
-            f"{self._validation}  {speed}",
+            f"epoch {self._epoch}/{self._epochs}  loss {loss}  {more}  ETA {clock(left)}",
             highlight=False,
             soft_wrap=True,
         )
 
-    def validated(self, result: str) -> None:
-        """Keep the validation's result for the next line."""
-        self._validation = f"  validation {result}"
+
+class LiveBar(EpochLines):
+    """The same lines, and below them one that moves: epoch, bar, loss, time left."""
+
+    def __init__(self, progress: Progress, training: Training) -> None:
+        super().__init__(progress.console, training)
+        self._progress = progress
+        self._bar = progress.add_task("", total=training.steps, completed=training.step, epoch="", loss="")
+
+    def step(self, step: int, epoch: int, loss: float) -> None:
+        """Move the bar."""
+        super().step(step, epoch, loss)
+        number, value = f"epoch {epoch}/{self._epochs}", f"loss {loss_text(loss)}"
+        self._progress.update(self._bar, completed=step, epoch=number, loss=value)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, as on a clock, with hours where there are some: 0:07, 12:00, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextmanager
 def progress_on(console: Console, training: Training) -> Generator[Screen]:
     """The bar where the console is a terminal, else plain lines."""
     if not console.is_terminal:
-        yield PlainLines(console, training)
+        yield EpochLines(console, training)
         return
     with Progress(
         TextColumn("{task.fields[epoch]}"),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[loss]}"),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
         console=console,

@@ -10,8 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steprule.lab.errors import LabError
+from steprule.lab.modes import parts_in_eval_mode
 from steprule.lab.optimizers import find_rule
 from steprule.lab.run_folder import RunConfig, RunFolder
+from steprule.lab.tasks import loss_text, score_text
 from steprule.lab.train import Training
 
 __all__ = [
@@ -57,7 +60,13 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
         f"schedule {config.schedule}, seed {config.seed}",
         "folder": f"{folder.path}/",
     }
-    if training.step:
+    still = parts_in_eval_mode(training.model)
+    if still:
+        rows["eval mode"] = f"stays on: {', '.join(still)}"
+    if training.step == training.steps:
+        longer = "; more --epochs make it longer" if training.schedule is None else ""
+        rows["resumed"] = f"the run is complete, nothing is left to train{longer}"
+    elif training.step:
         rows["resumed"] = f"after step {training.step} of {training.steps}"
     grid = Table.grid(padding=(0, 2))
     for name, text in rows.items():
@@ -74,14 +83,17 @@ def print_results(console: Console, training: Training, lines: Sequence[Line], f
     for name, line in final_lines(lines).items():
         items = f"{len(training.splits()[name]):,}"
         note = " (while learning, last epoch)" if name == "train" else ""
-        numbers = [f"{line['loss']:.4f}"] + ([f"{line[score.name]:.2f}"] if score else [])
+        numbers = [loss_text(line["loss"])] + ([score_text(line[score.name])] if score else [])
         table.add_row(name + note, items, *numbers)
     console.print()
     console.print(table)
     console.print(
         f"\n{training.step} steps in {training.seconds:.1f} s ({pace(training.step, training.seconds)})"
     )
-    written = ", ".join(sorted(entry.name for entry in folder.path.iterdir()))
+    try:
+        written = ", ".join(sorted(entry.name for entry in folder.path.iterdir()))
+    except OSError as error:  # deleted meanwhile
+        raise LabError(f"cannot read the folder '{folder.path}': {error.strerror}.") from error
     console.print(Text(f"in {folder.path}: {written}", overflow="fold"))
 
 
@@ -95,5 +107,9 @@ def final_lines(lines: Sequence[Line]) -> dict[str, Line]:
     """The last result on each part; for `train` the mean over the last epoch's steps."""
     last = {line["split"]: line for line in lines}
     steps = [x for x in lines if x["split"] == "train" and x["epoch"] == last["train"]["epoch"]]
-    keys = [key for key, value in last["train"].items() if isinstance(value, float)]
-    return {**last, "train": {key: sum(x[key] for x in steps) / len(steps) for key in keys}}
+    return {**last, "train": {key: _mean([x[key] for x in steps]) for key in last["train"] if key != "split"}}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -14,13 +14,14 @@ from typing import IO, Any, cast
 
 import torch
 
-from steprule.engine.checkpoint_file import replace_file
+from steprule.engine.checkpoint_file import TEMPORARY, replace_file, save_checkpoint
 from steprule.lab.errors import LabError
 
 __all__ = ["RunConfig", "RunFolder", "find_run", "new_run_folder"]
 
 RUNS = Path("runs")
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
+OWN_FILES = (CONFIG, METRICS, f"{CONFIG}{TEMPORARY}", f"{CHECKPOINT}{TEMPORARY}")
 METRICS_BYTES = "metrics_bytes"
 WHOLE_NUMBERS = ("epochs", "batch_size", "seed", "threads")
 
@@ -61,7 +62,8 @@ class RunFolder:
     def save_config(self, config: RunConfig) -> None:
         """Write `config.json`."""
         text = json.dumps(asdict(config), indent=2, ensure_ascii=False) + "\n"
-        _replace(self.path / CONFIG, lambda stream: stream.write(text.encode()))
+        # A path need not be text: the bytes of it that are not are escaped.
+        self.write(CONFIG, lambda stream: stream.write(text.encode(errors="backslashreplace")))
 
     def load_config(self) -> RunConfig:
         """Read `config.json`. Raises `LabError` if it is missing or is none."""
@@ -79,6 +81,19 @@ class RunFolder:
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise LabError(f"{file} cannot be read as a run's configuration: {error}.") from error
         return config
+
+    def write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Write a file of the folder as a whole, or leave the one of before. Raises `LabError`."""
+        try:
+            replace_file(self.path / name, write)
+        except OSError as error:
+            raise LabError(str(error)) from error
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to go on from, or to lose: a checkpoint or metrics."""
+        metrics = self.path / METRICS
+        return (self.path / CHECKPOINT).exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
     @contextmanager
     def opened(self) -> Generator[None]:
@@ -98,23 +113,36 @@ class RunFolder:
         self._metrics = None
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
-        """Append one line to `metrics.jsonl`."""
-        try:
-            self._opened().write(json.dumps(line).encode() + b"\n")
-        except OSError as error:
-            raise LabError(f"cannot write {self.path / METRICS}: {error.strerror}.") from error
+        """Append one line to `metrics.jsonl`, or nothing."""
+        metrics, text = self._opened(), json.dumps(line).encode() + b"\n"
+        with self._writing_metrics():
+            end = metrics.seek(0, os.SEEK_END)
+            try:
+                written = metrics.write(text)
+                if written != len(text):  # a disk that is nearly full takes a part
+                    metrics.write(text[written:])
+            except OSError:
+                metrics.truncate(end)
+                raise
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl`."""
-        text = (self.path / METRICS).read_text(encoding="utf-8")
+        try:
+            text = (self.path / METRICS).read_text(encoding="utf-8")
+        except OSError as error:
+            raise LabError(f"cannot read {self.path / METRICS}: {error.strerror}.") from error
         return [json.loads(line) for line in text.splitlines()]
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint by this state and the metrics so far, or leave it as it was."""
         metrics = self._opened()
-        os.fsync(metrics.fileno())
-        full = {**state, METRICS_BYTES: metrics.seek(0, os.SEEK_END)}
-        _replace(self.path / CHECKPOINT, lambda stream: torch.save(full, stream))
+        with self._writing_metrics():
+            os.fsync(metrics.fileno())
+            full = {**state, METRICS_BYTES: metrics.seek(0, os.SEEK_END)}
+        try:
+            save_checkpoint(self.path / CHECKPOINT, full)
+        except (OSError, TypeError) as error:
+            raise LabError(str(error)) from error
 
     def load_checkpoint(self) -> dict[str, Any]:
         """Read the checkpoint, checking every byte and running no code in it; nothing is written.
@@ -143,7 +171,15 @@ class RunFolder:
 
     def cut_metrics(self, state: Mapping[str, Any]) -> None:
         """Drop the lines of `metrics.jsonl` that were written after this checkpoint."""
-        self._opened().truncate(state[METRICS_BYTES])
+        with self._writing_metrics():
+            self._opened().truncate(state[METRICS_BYTES])
+
+    @contextmanager
+    def _writing_metrics(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LabError(f"cannot write {self.path / METRICS}: {error.strerror}.") from error
 
     def _opened(self) -> IO[bytes]:
         if self._metrics is None:
@@ -154,7 +190,8 @@ class RunFolder:
 def new_run_folder(out: Path | None, label: str) -> RunFolder:
     """Make the folder `out`, or the next free `runs/LABEL-1`, `-2` …, for a new run.
 
-    Raises `LabError` if `out` already holds something or cannot be written.
+    A run that was stopped before its first checkpoint begins again in its folder. Raises `LabError` if `out`
+    holds anything else or cannot be written.
     """
     try:
         if out is None:
@@ -163,11 +200,13 @@ def new_run_folder(out: Path | None, label: str) -> RunFolder:
         held = sorted(entry.name for entry in out.iterdir())
     except OSError as error:
         raise LabError(f"cannot make the folder '{out or RUNS}': {error.strerror}.") from error
-    if CONFIG in held:
+    folder = RunFolder(out)
+    if CONFIG in held and folder.has_begun:
         raise LabError(f"'{out}' already holds a run. Continue it with --resume, or give another --out.")
-    if held:
-        raise LabError(f"'{out}' is not empty (it holds {held[0]}). Give another --out.")
-    return RunFolder(out)
+    foreign = [name for name in held if name not in OWN_FILES]
+    if foreign or folder.has_begun:
+        raise LabError(f"'{out}' is not empty (it holds {(foreign or held)[0]}). Give another --out.")
+    return folder
 
 
 def _next_numbered(label: str) -> Path:
@@ -187,9 +226,8 @@ def find_run(out: Path | None, fits: Callable[[RunConfig], bool]) -> RunFolder:
     """The run to resume: the one in `out`, or the newest in `runs/` whose configuration fits."""
     if out is not None:
         return RunFolder(out)
-    checkpoints = sorted(RUNS.glob(f"*/{CHECKPOINT}"), key=lambda file: -file.stat().st_mtime_ns)
-    for checkpoint in checkpoints:
-        folder = RunFolder(checkpoint.parent)
+    for path in sorted((file.parent for file in RUNS.glob(f"*/{CONFIG}")), key=_age):
+        folder = RunFolder(path)
         if fits(folder.load_config()):
             return folder
     raise LabError(
@@ -198,11 +236,9 @@ def find_run(out: Path | None, fits: Callable[[RunConfig], bool]) -> RunFolder:
     )
 
 
-def _replace(file: Path, write: Callable[[IO[bytes]], object]) -> None:
-    try:
-        replace_file(file, write)
-    except OSError as error:
-        raise LabError(str(error)) from error
+def _age(path: Path) -> int:
+    checkpoint = path / CHECKPOINT
+    return -(checkpoint if checkpoint.exists() else path / CONFIG).stat().st_mtime_ns
 
 
 def _lock(stream: IO[bytes], path: Path) -> None:
@@ -212,5 +248,7 @@ def _lock(stream: IO[bytes], path: Path) -> None:
 
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         raise LabError(f"another process is training in '{path}' now.") from None
+    except OSError:  # file systems that cannot lock
+        pass

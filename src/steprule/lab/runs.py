@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 import steprule
 from steprule.lab.curves import draw_curves
-from steprule.lab.errors import LabError, Stopped, did_you_mean, told
+from steprule.lab.errors import Diverged, LabError, Stopped, did_you_mean, failing
 from steprule.lab.optimizers import SCHEDULES, find_rule, parse_settings
 from steprule.lab.progress import progress_on
 from steprule.lab.randomness import seed_everything
-from steprule.lab.report import open_console, print_header, print_results
+from steprule.lab.rehearsal import rehearse
+from steprule.lab.report import Line, open_console, print_header, print_results
 from steprule.lab.run_folder import RunConfig, RunFolder, find_run, new_run_folder
-from steprule.lab.tasks import BUILT_IN, Task, load_task
-from steprule.lab.train import Training, rehearse
+from steprule.lab.tasks import BUILT_IN, load_task
+from steprule.lab.train import Training
 
 __all__ = ["Asked", "go_on", "start"]
+
+ITEMS_OF_TRAIN = "items of train"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,11 @@ class Asked:
     epochs: int | None
     batch_size: int | None
     seed: int | None
+
+    def means(self, run: RunConfig) -> bool:
+        """Whether the run is of the task and the optimizer that were asked for, if any were."""
+        task = self.task is None or full_name(self.task) == run.task
+        return task and (self.optimizer is None or find_rule(self.optimizer).__name__ == run.optimizer)
 
     def differences(self, run: RunConfig) -> list[str]:
         """What was asked for that the run does not have and cannot be given."""
@@ -83,20 +93,17 @@ def start(asked: Asked, out: Path | None) -> None:
         batch_size=asked.batch_size or task.batch_size,
         seed=seed,
         threads=task.threads or torch.get_num_threads(),
-        facts=facts_of(task),
     )
     torch.set_num_threads(config.threads)
     training = rehearse(task, config)
     folder = new_run_folder(out, config.label)
-    folder.save_config(training.config)
     with folder.opened():
-        training.save(folder)
-        _carry_out(training, folder)
+        _begin(training, folder)
 
 
 def go_on(asked: Asked, out: Path | None) -> None:
     """Continue a run from its checkpoint, as if it had never been stopped."""
-    folder = find_run(out, lambda config: not asked.differences(config))
+    folder = find_run(out, asked.means)
     config = folder.load_config()
     differences = asked.differences(config)
     if differences:
@@ -105,13 +112,16 @@ def go_on(asked: Asked, out: Path | None) -> None:
             "start a new run without --resume. Only --epochs may grow, when there is no schedule."
         )
     with folder.opened():
-        state = folder.load_checkpoint()
+        state = folder.load_checkpoint() if folder.has_begun else None
         seed_everything(config.seed)
         task = load_task(config.task)
-        _say_what_changed(config, facts_of(task))
         torch.set_num_threads(config.threads)
         longer = replace(config, epochs=asked.epochs or config.epochs)
+        if state is None:  # stopped before its first checkpoint
+            _begin(rehearse(task, longer), folder)
+            return
         training = Training(task, longer)
+        _say_what_changed(config, facts_of(training))
         training.load(state)
         if longer != config:
             folder.save_config(longer)
@@ -119,14 +129,26 @@ def go_on(asked: Asked, out: Path | None) -> None:
         _carry_out(training, folder)
 
 
-def facts_of(task: Task) -> dict[str, str]:
-    """The task's own facts and the versions that numbers may depend on."""
+def _begin(training: Training, folder: RunFolder) -> None:
+    folder.save_config(replace(training.config, facts=facts_of(training)))
+    training.save(folder)
+    _carry_out(training, folder)
+
+
+def facts_of(training: Training) -> dict[str, str]:
+    """The task's own facts, the size of its data, and the versions that numbers may depend on."""
+    sizes = {f"items of {name}": str(len(data)) for name, data in training.splits().items()}
     versions = {"steprule": steprule.__version__, "torch": torch.__version__}
-    return {**task.facts, **versions, "python": platform.python_version()}
+    return {**training.task.facts, **sizes, **versions, "python": platform.python_version()}
 
 
 def _say_what_changed(config: RunConfig, now: dict[str, str]) -> None:
-    changed = [name for name in {**config.facts, **now} if config.facts.get(name) != now.get(name)]
+    changed = [name for name, before in config.facts.items() if before != now.get(name)]
+    if ITEMS_OF_TRAIN in changed:
+        raise LabError(
+            f"train has {now[ITEMS_OF_TRAIN]} items now, and had {config.facts[ITEMS_OF_TRAIN]} when the run "
+            "began; it cannot go on in the middle of other data. Start a new run without --resume."
+        )
     if changed:
         print(
             f"steprule: changed since the run began: {', '.join(changed)}. It goes on, but not as the "
@@ -136,28 +158,59 @@ def _say_what_changed(config: RunConfig, now: dict[str, str]) -> None:
 
 
 def _carry_out(training: Training, folder: RunFolder) -> None:
+    """Train, measure the test data, and show what there is then, also after something failed."""
     console = open_console()
     print_header(console, training, folder)
+    failures: list[LabError] = []
+
+    def attempt(action: Callable[[], None]) -> None:
+        try:
+            action()
+        except LabError as error:
+            failures.append(error)
+
     try:
-        with progress_on(console, training) as screen:
-            training.run(folder, screen)
-        if training.test is not None:
-            folder.add_metrics(training.measure("test", training.test))
+        attempt(lambda: _train_and_test(console, training, folder))
         lines = folder.read_metrics()
-        draw_curves(folder.path / "curves.svg", training, lines)
-        _finish(training, folder)
-        print_results(console, training, lines, folder)
+        if lines:
+            attempt(lambda: _draw(training, lines, folder))
+        if training.step == training.steps:
+            attempt(lambda: _finish(training, folder))
+        if lines:
+            print_results(console, training, lines, folder)
     except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped. Go on from the last checkpoint: steprule train --resume --out {folder.path}"
-        ) from None
+        raise Stopped(f"stopped. Go on from the last checkpoint: {_resume_command(folder)}") from None
+    if failures:
+        raise _with_what_remains(failures[0], training, folder) from failures[0]
+
+
+def _with_what_remains(error: LabError, training: Training, folder: RunFolder) -> LabError:
+    if training.step == training.steps:
+        return LabError(f"the run is complete, but {error}")
+    if isinstance(error, Diverged):
+        return error
+    return LabError(f"{error} What was done is kept. Go on from there with: {_resume_command(folder)}")
+
+
+def _resume_command(folder: RunFolder) -> str:
+    return f"steprule train --resume --out {shlex.quote(str(folder.path))}"
+
+
+def _train_and_test(console: Console, training: Training, folder: RunFolder) -> None:
+    with progress_on(console, training) as screen:
+        training.run(folder, screen)
+    if training.test is not None:
+        folder.add_metrics(training.measure("test", training.test))
+
+
+def _draw(training: Training, lines: Sequence[Line], folder: RunFolder) -> None:
+    with failing("drawing the curves"):
+        folder.write("curves.svg", lambda stream: draw_curves(stream, training, lines))
 
 
 def _finish(training: Training, folder: RunFolder) -> None:
     if training.task.finish is None:
         return
-    training.model.eval()
-    try:
+    with failing("finish()"):
+        training.model.eval()
         training.task.finish(training.model, folder.path)
-    except Exception as error:  # a user's own function may fail in any way
-        raise LabError(f"the run is complete, but finish() failed: {told(error)}.") from error

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 import steprule
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.lab.data import Batch
-from steprule.lab.errors import LabError, told
+from steprule.lab.errors import LabError, failing
 from steprule.lab.tasks import Task
 
-__all__ = ["CURVATURE_EVERY", "estimate_curvature", "loss_of", "step_on"]
+__all__ = ["CURVATURE_EVERY", "estimate_curvature", "gradients_on", "judge", "output_of", "step_on"]
 
 CURVATURE_EVERY = 10
 
@@ -23,38 +23,69 @@ def step_on(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Ba
 
     A closure serves every rule: one that needs the loss again calls it again, the others once.
     """
-    given, target = batch
-    score = 0.0
-    first = True
+    score: float | None = None
 
     def closure() -> Tensor:
-        nonlocal score, first
+        nonlocal score
         optimizer.zero_grad()
-        try:
-            output = model(given)
-            loss = loss_of(task, output, target)
-            torch.autograd.backward(loss)
-            if first and task.score is not None:
-                with torch.no_grad():
-                    score = float(task.score.of_batch(output, target))
-        except LabError:
-            raise
-        except Exception as error:  # the task may be a user's own and fail in any way
-            raise LabError(f"the task failed on a batch: {told(error)}.") from error
-        first = False
+        output, loss = gradients_on(task, model, batch)
+        if score is None:
+            with torch.no_grad():
+                score = _score_of(task, output, batch[1])
         return loss
 
-    loss: Any = optimizer.step(closure)
-    return float(loss.detach()), score
+    try:
+        loss: Any = optimizer.step(closure)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise LabError(f"{type(optimizer).__name__} cannot train this task: {error}") from error
+    return float(loss.detach()), score or 0.0
 
 
-def loss_of(task: Task, output: Tensor, target: Tensor) -> Tensor:
+def gradients_on(task: Task, model: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
+    """The output and the loss on a batch, after its gradients have been added."""
+    given, target = batch
+    output = output_of(model, given)
+    loss = _loss_of(task, output, target)
+    with failing("backward()"):
+        torch.autograd.backward(loss)
+    return output, loss
+
+
+def judge(task: Task, model: nn.Module, batch: Batch) -> tuple[float, float]:
+    """The loss and the score on a batch, without a step."""
+    given, target = batch
+    output = output_of(model, given)
+    return float(_loss_of(task, output, target)), _score_of(task, output, target)
+
+
+def output_of(model: nn.Module, given: Tensor) -> Any:
+    """What the model makes of a batch."""
+    try:
+        with failing("the model"):
+            return model(given)
+    except LabError as error:
+        whole = given.dtype == torch.int64 and "dtype" in str(error)
+        hint = " The inputs are whole numbers (int64); a model that wants floats needs them as floats."
+        raise LabError(f"{error}{hint if whole else ''}") from error
+
+
+def _loss_of(task: Task, output: Any, target: Tensor) -> Tensor:
     """The task's loss. Raises `LabError` if it is not one number."""
-    loss: Any = task.loss(output, target)
-    if isinstance(loss, Tensor) and loss.numel() == 1:
+    with failing("the loss"):
+        loss: Any = task.loss(output, target)
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
         return loss
-    kind = f"of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else type(loss).__name__
+    kind = type(loss).__name__
+    if isinstance(loss, Tensor):
+        kind = f"of shape {tuple(loss.shape)}" if loss.numel() != 1 else f"of type {loss.dtype}"
     raise LabError(f"loss(output, target) must return a tensor with one number, not one {kind}.")
+
+
+def _score_of(task: Task, output: Any, target: Tensor) -> float:
+    if task.score is None:
+        return 0.0
+    with failing("the score"):
+        return float(task.score.of_batch(output, target))
 
 
 def estimate_curvature(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Batch) -> None:
@@ -65,14 +96,15 @@ def estimate_curvature(task: Task, model: nn.Module, optimizer: CheckedOptimizer
     if not isinstance(optimizer, steprule.Sophia):
         return
     given, target = batch
-    output = model(given)
-    if target.is_floating_point() or output.shape[:-1] != target.shape:
+    output = output_of(model, given)
+    if target.is_floating_point() or not isinstance(output, Tensor) or output.shape[:-1] != target.shape:
         raise LabError(
             "Sophia draws class labels from the model to estimate the curvature, but this task does "
             "not predict classes. Choose another optimizer."
         )
     optimizer.zero_grad()
-    chances = output.detach().flatten(0, -2).softmax(-1)
-    drawn = torch.multinomial(chances, 1).view_as(target)
-    torch.autograd.backward(loss_of(task, output, drawn))
+    with failing("the estimate of the curvature"):
+        chances = output.detach().flatten(0, -2).softmax(-1)
+        drawn = torch.multinomial(chances, 1).view_as(target)
+        torch.autograd.backward(_loss_of(task, output, drawn))
     optimizer.update_hessian(target.numel())

@@ -11,17 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
+from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from steprule.lab.data import Data
-from steprule.lab.errors import LabError, did_you_mean, told
+from steprule.lab.errors import LabError, did_you_mean, failing, told
 
-__all__ = ["BUILT_IN", "Score", "Task", "accuracy", "load_task", "made_by", "shown"]
+if TYPE_CHECKING:  # numpy comes with the extra only, whose absence has to be told
+    from steprule.lab.data import Data
+
+__all__ = ["BUILT_IN", "Score", "Task", "accuracy", "load_task", "loss_text", "made_by", "score_text", "shown"]
 
 BUILT_IN = ("digits", "text", "photo")
+COLUMNS = ("split", "step", "epoch", "loss", "lr", "seconds")
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,23 @@ class Task:
 
 
 def shown(line: Mapping[str, Any], score: Score | None) -> str:
-    """The result in a line of the metrics: the score if the task has one, else the loss."""
+    """The result in a line of the metrics: the loss, and the score if the task has one."""
+    loss = f"loss {loss_text(line['loss'])}"
     if score is None:
-        return f"loss {line['loss']:.4f}"
-    return f"{score.name} {line[score.name]:.2f} {score.unit}".rstrip()
+        return loss
+    return f"{loss}, {score.name} {score_text(line[score.name])} {score.unit}".rstrip()
+
+
+def loss_text(value: float) -> str:
+    """Three significant digits: 0.0421, 1.50, 123."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def score_text(value: float | None) -> str:
+    """Two decimal places, or three significant digits where that is more; a dash for an undefined score."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if abs(value) >= 10 else loss_text(value)
 
 
 def load_task(name: str) -> Task:
@@ -109,8 +126,47 @@ def _load_own(file: Path, function: str) -> Task:
             f"{file.name}:{function}() returned a {type(task).__name__}; it must return a "
             "steprule.lab.Task(model=…, train=…, validation=…, loss=…)."
         )
+    _check(task)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return replace(task, facts={**task.facts, f"{file.name} sha256": digest})
+    facts = {str(name): str(fact) for name, fact in task.facts.items()}
+    return replace(
+        task,
+        epochs=int(task.epochs),
+        batch_size=int(task.batch_size),
+        threads=None if task.threads is None else int(task.threads),
+        facts={**facts, f"{file.name} sha256": digest},
+    )
+
+
+def _check(task: Any) -> None:
+    """Raise `LabError` if a part of a user's task is not of the kind that it must be."""
+    allowed: dict[str, tuple[bool, str]] = {
+        "model": (isinstance(task.model, nn.Module), "a torch.nn.Module"),
+        "loss": (callable(task.loss), "a function of (output, target)"),
+        "score": (task.score is None or isinstance(task.score, Score), "a steprule.lab.Score or None"),
+        "epochs": (_is_count(task.epochs), "a whole number of at least 1"),
+        "batch_size": (_is_count(task.batch_size), "a whole number of at least 1"),
+        "threads": (task.threads is None or _is_count(task.threads), "a whole number of at least 1 or None"),
+        "finish": (task.finish is None or callable(task.finish), "a function of (model, folder) or None"),
+        "loss_label": (isinstance(task.loss_label, str), "a text"),
+        "facts": (isinstance(task.facts, Mapping), "a dict of names and texts"),
+    }
+    for name, (right, what) in allowed.items():
+        if not right:
+            value: Any = getattr(task, name)
+            given = value if isinstance(value, (int, float, str)) else f"of type {type(value).__name__}"
+            raise LabError(f"Task: {name} is {given}, must be {what}.")
+    if task.score is not None and not (isinstance(task.score.name, str) and callable(task.score.of_batch)):
+        raise LabError("Score: name must be a text, and of_batch a function of (output, target).")
+    if task.score is not None and task.score.name in ("", *COLUMNS):
+        raise LabError(
+            f"Score: name is '{task.score.name}'; the metrics have columns {', '.join(COLUMNS)} of their own. "
+            "Give another name."
+        )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and value is not True and int(value) >= 1
 
 
 def made_by(file: Path, function: str, what: str) -> Any:
@@ -126,16 +182,21 @@ def made_by(file: Path, function: str, what: str) -> Any:
         raise LabError(f"'{file}' is not a Python file (.py) with {what} in it.")
     try:
         module = _import_file(file.resolve())
-    except Exception as error:  # a user's file may fail in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's file may fail in any way
         raise LabError(f"{file.name} cannot be loaded: {told(error)}.") from error
     make = getattr(module, function, None)
-    if not callable(make):
+    if make is not None and not callable(make):
+        raise LabError(
+            f"'{function}' in {file.name} is of type {type(make).__name__}; it must be a function that "
+            f"returns {what}."
+        )
+    if make is None:
         functions = [name for name in dir(module) if inspect.isfunction(getattr(module, name))]
         raise LabError(f"{file.name} has no function '{function}'. {did_you_mean(function, functions)}")
-    try:
+    with failing(f"{file.name}:{function}()"):
         return make()
-    except Exception as error:  # as above
-        raise LabError(f"{file.name}:{function}() failed: {told(error)}.") from error
 
 
 def _import_file(file: Path) -> Any:

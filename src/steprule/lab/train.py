@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping
@@ -10,9 +9,11 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from steprule.lab.data import Batch, Batches, as_batches
-from steprule.lab.errors import LabError, told
+from steprule.lab.data import Batch, Batches, as_batches, not_finite
+from steprule.lab.errors import Diverged, LabError, at, failing
+from steprule.lab.modes import Modes, give_shapes
 from steprule.lab.optimizers import (
     build_optimizer,
     build_schedule,
@@ -21,13 +22,14 @@ from steprule.lab.optimizers import (
 )
 from steprule.lab.randomness import order_of_epoch, random_state, set_random_state
 from steprule.lab.run_folder import RunConfig, RunFolder
-from steprule.lab.step import CURVATURE_EVERY, estimate_curvature, loss_of, step_on
+from steprule.lab.step import CURVATURE_EVERY, estimate_curvature, judge, step_on
 from steprule.lab.tasks import Task, shown
 
-__all__ = ["Screen", "Training", "rehearse"]
+__all__ = ["Screen", "Training", "named"]
 
 CHECKPOINT_SECONDS = 2.0
 CHECKPOINT_SHARE = 20
+ITEMS_NAMED = 4
 
 
 class Screen(Protocol):
@@ -38,7 +40,7 @@ class Screen(Protocol):
         ...
 
     def validated(self, result: str) -> None:
-        """The validation data were measured, with this score or loss."""
+        """An epoch is complete; the validation data were measured, with this loss and score."""
         ...
 
 
@@ -51,6 +53,8 @@ class Training:
         self.train = as_batches("train", task.train)
         self.validation = as_batches("validation", task.validation)
         self.test = None if task.test is None else as_batches("test", task.test)
+        give_shapes(self.model, self.train)
+        self.modes = Modes(self.model)
         self.steps_per_epoch = math.ceil(len(self.train) / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
         rule = find_rule(config.optimizer)
@@ -67,10 +71,12 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as `torch.load(weights_only=True)` accepts it."""
+        with failing("the model's state_dict()"):
+            model = self.model.state_dict()
         return {
             "step": self.step,
             "seconds": self.seconds,
-            "model": self.model.state_dict(),
+            "model": model,
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "random": random_state(),
@@ -85,103 +91,114 @@ class Training:
                 self.schedule.load_state_dict(state["schedule"])
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             set_random_state(state["random"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # a user's own load_state_dict may fail in any way
             raise LabError(f"the checkpoint does not fit this task: {error}") from error
 
     def run(self, folder: RunFolder, screen: Screen) -> None:
         """Train to the last step, writing metrics and checkpoints into the folder."""
-        started, before = time.perf_counter(), self.seconds
-        saved_at, pause = started, CHECKPOINT_SECONDS
+        started = time.perf_counter() - self.seconds
+        saved_at, pause = time.perf_counter(), CHECKPOINT_SECONDS
         while self.step < self.steps:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             order = order_of_epoch(len(self.train), self.config.seed, epoch)
             for index in torch.split(order, self.config.batch_size)[first:]:
-                folder.add_metrics(self._train_on(self.train.fetch(index), epoch, screen))
+                line = self._train_on(index)
+                self.seconds = time.perf_counter() - started
+                # Only here: the results of a run are the same each time, its seconds are not.
+                folder.add_metrics({**line, "seconds": round(self.seconds, 3)})
+                screen.step(self.step, epoch + 1, line["loss"])
                 if self.step % self.steps_per_epoch == 0:
                     line = self.measure("validation", self.validation)
-                    self._check_finite("the validation loss", line["loss"])
                     folder.add_metrics(line)
                     screen.validated(shown(line, self.task.score))
                 now = time.perf_counter()
-                self.seconds = before + now - started
+                self.seconds = now - started
                 if now - saved_at > pause or self.step == self.steps:
                     self.save(folder)
                     saved_at = time.perf_counter()
                     pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved_at - now))
 
     def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint, unless the parameters are no longer numbers: then keep the last one."""
+        """Write a checkpoint, unless a parameter is NaN or infinite: then keep the last one."""
         for name, parameter in self.model.named_parameters():
-            finite = bool(parameter.isfinite().all())
-            self._check_finite(f"parameter {name}", 0.0 if finite else math.nan)
+            if not parameter.isfinite().all():
+                raise self._diverged(f"parameter {name}", math.nan)
         folder.save_checkpoint(self.state())
 
     def measure(self, split: str, data: Batches) -> dict[str, Any]:
         """Loss and score over all of the data, without dropout, as a line of the metrics."""
         loss = score = 0.0
-        self.model.eval()
-        self.optimizer.eval()
-        with torch.no_grad():
+        with self.modes.evaluating(self.optimizer):
             for index in torch.split(torch.arange(len(data)), self.config.batch_size):
-                given, target = data.fetch(index)
-                output = self.model(given)
-                loss += float(loss_of(self.task, output, target)) * len(index)
-                if self.task.score is not None:
-                    score += float(self.task.score.of_batch(output, target)) * len(index)
-        self.model.train()
-        self.optimizer.train()
+                batch_loss, batch_score = self.judge(split, data, index)
+                loss += batch_loss * len(index)
+                score += batch_score * len(index)
         return self._line(split, loss / len(data), score / len(data))
 
-    def _train_on(self, batch: Batch, epoch: int, screen: Screen) -> dict[str, Any]:
+    def judge(self, split: str, data: Batches, index: Tensor) -> tuple[float, float]:
+        """Loss and score on some items. Raises `LabError` if the loss is NaN or infinite."""
+        batch = data.fetch(index)
+        with at(lambda: self._place(split, batch, index)):
+            loss, score = judge(self.task, self.model, batch)
+        self._check_loss(split, loss, batch, index)
+        return loss, score
+
+    def _train_on(self, index: Tensor) -> dict[str, Any]:
+        batch = self.train.fetch(index)
         lr = float(self.optimizer.param_groups[0]["lr"])
-        if self.step % CURVATURE_EVERY == 0:
-            estimate_curvature(self.task, self.model, self.optimizer, batch)
-        loss, score = step_on(self.task, self.model, self.optimizer, batch)
-        self._check_finite("the loss", loss)
+        with at(lambda: f"step {self.step + 1}, {self._place('train', batch, index)}"):
+            if self.step % CURVATURE_EVERY == 0:
+                estimate_curvature(self.task, self.model, self.optimizer, batch)
+            loss, score = step_on(self.task, self.model, self.optimizer, batch)
+        self._check_loss("train", loss, batch, index)
         if self.schedule is not None:
             self.schedule.step()
         self.step += 1
-        screen.step(self.step, epoch + 1, loss)
         return {**self._line("train", loss, score), "lr": lr}
 
     def _line(self, split: str, loss: float, score: float) -> dict[str, Any]:
         epoch = math.ceil(self.step / self.steps_per_epoch)
-        line = {"split": split, "step": self.step, "epoch": epoch, "loss": loss}
+        line: dict[str, Any] = {"split": split, "step": self.step, "epoch": epoch, "loss": loss}
         if self.task.score is not None:
-            line[self.task.score.name] = self.task.score.of_mean(score)
+            with failing("the score's of_mean"):
+                mean = float(self.task.score.of_mean(score))
+            # JSON has no NaN.
+            line[self.task.score.name] = mean if math.isfinite(mean) else None
         return line
 
-    def _check_finite(self, what: str, value: float) -> None:
-        if math.isfinite(value):
+    def _place(self, split: str, batch: Batch, index: Tensor) -> str:
+        """Where something failed: the items that fail by themselves, or the whole batch if that shows none."""
+        failed: list[int] = []
+        with self.modes.evaluating(self.optimizer):
+            for row in range(len(index)):
+                try:
+                    judge(self.task, self.model, (batch[0][row : row + 1], batch[1][row : row + 1]))
+                except LabError:
+                    failed.append(row)
+        return f"{named(index[failed] if 0 < len(failed) < len(index) else index)} of {split}"
+
+    def _check_loss(self, split: str, loss: float, batch: Batch, index: Tensor) -> None:
+        if math.isfinite(loss):
             return
-        lr = float(self.optimizer.param_groups[0]["lr"])
+        found = not_finite(batch)
+        if found is None:
+            raise self._diverged("the loss" if split == "train" else f"the {split} loss", loss)
+        row, where = found
         raise LabError(
+            f"item {int(index[row])} of {split} has {where}, and the loss on it is {loss}. Drop such items, or "
+            "replace what is missing in them."
+        )
+
+    def _diverged(self, what: str, value: float) -> Diverged:
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        return Diverged(
             f"{what} became {value} at step {self.step} of {self.steps} (lr = {lr:g}); training stopped "
             "and the last checkpoint is kept. Try a smaller --lr."
         )
 
 
-def rehearse(task: Task, config: RunConfig) -> Training:
-    """Build the training, after one step with a copy of the model has shown that all of it fits.
-
-    Raises `LabError` with what does not: the task, the optimizer or a hyper-parameter.
-    """
-    training = Training(task, config)
-    kept = random_state()
-    try:
-        copied = replace(task, model=copy.deepcopy(task.model))
-        trial = Training(copied, config)
-        for name, data in trial.splits().items():
-            trial.measure(name, Batches(1, data.fetch))
-    except LabError:
-        raise
-    except Exception as error:  # the task may be a user's own and fail in any way
-        raise LabError(f"the task failed when it was tried: {told(error)}.") from error
-    batch = trial.train.fetch(torch.arange(min(config.batch_size, len(trial.train))))
-    try:
-        estimate_curvature(copied, trial.model, trial.optimizer, batch)
-        step_on(copied, trial.model, trial.optimizer, batch)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise LabError(f"{config.optimizer} cannot train this task: {error}") from error
-    set_random_state(kept)
-    return training
+def named(items: Tensor) -> str:
+    """`item 7`, or the first few of more: `items 3, 17, 4, 0 and 28 more`."""
+    first = ", ".join(str(int(item)) for item in items[:ITEMS_NAMED])
+    more = f" and {len(items) - ITEMS_NAMED} more" if len(items) > ITEMS_NAMED else ""
+    return f"item{'s' if len(items) > 1 else ''} {first}{more}"
