@@ -1,33 +1,81 @@
-"""The README's Python, run as it stands there."""
+"""The documentation does what it says: its Python runs, its commands parse, its links lead somewhere."""
+
+from __future__ import annotations
 
 import re
-import runpy
+import shlex
+import tomllib
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import pytest
 import torch
+from lab import run
 
 import steprule
 
-PAGE = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("benchmarks/**/*.md"))]
+PAGES += sorted(ROOT.glob("docs/**/*.md"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+each_page = pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
 
 
-def run(heading: str, folder: Path) -> dict:
-    """The names that the first Python block under a heading leaves behind."""
-    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    script = folder / "script.py"
-    script.write_text(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], encoding="utf-8")
-    return runpy.run_path(str(script))
+class Block(NamedTuple):
+    """A fenced block: its language, its text, the line of the page where it begins, and what introduces it."""
+
+    language: str
+    text: str
+    line: int
+    before: str
 
 
-def test_swapped_import_trains(tmp_path, capsys):
-    names = run("Swap one import", tmp_path)
+def blocks_of(page: str, *languages: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found: list[Block] = []
+    for match in BLOCK.finditer(text):
+        introduction = text[: match.start()].rstrip().rsplit("\n\n", 1)[-1]
+        line = text.count("\n", 0, match.start(2)) + 1
+        found.append(Block(match[1], match[2], line, introduction))
+    return [block for block in found if block.language in languages]
+
+
+def carry_out(page: str, folder: Path, blocks: list[Block]) -> dict[str, Any]:
+    """The names that these blocks leave behind, run one after the other as a reader would.
+
+    A block that the text asks to save as a file is put into the folder as well.
+    """
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks:
+        for file in re.findall(r"[Ss]ave (?:this|it) as `(\w+\.py)`", block.before):
+            (folder / file).write_text(block.text, encoding="utf-8")
+        # A traceback then shows the line of the page.
+        lines = "\n" * (block.line - 1) + block.text
+        exec(compile(lines, str(ROOT / page), "exec", dont_inherit=True), names)
+    return names
+
+
+def block_with(words: str) -> Block:
+    """The README's block with these words."""
+    (found,) = (block for block in blocks_of("README.md", "python") if words in block.text)
+    return found
+
+
+@each_page
+def test_every_python_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    carry_out(page, tmp_path, blocks_of(page, "python"))
+
+
+def test_swapped_import_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = carry_out("README.md", tmp_path, [block_with("from steprule import AdamW  #")])
     assert type(names["optimizer"]) is steprule.AdamW
     assert names["loss"].item() < 0.1
     assert "AdamW" in capsys.readouterr().out
 
 
-def test_own_rule_steps_as_its_formula_says(tmp_path):
-    names = run("Write your own rule", tmp_path)
+def test_own_rule_steps_as_its_formula_says(tmp_path: Path) -> None:
+    names = carry_out("README.md", tmp_path, [block_with("class Signum(Elementwise)")])
     assert isinstance(names["optimizer"], torch.optim.Optimizer)
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
     optimizer = names["Signum"]([weight], lr=0.5)
@@ -40,8 +88,77 @@ def test_own_rule_steps_as_its_formula_says(tmp_path):
     assert torch.equal(weight.detach(), expected)
 
 
-def test_named_rules_exist():
-    section = PAGE.split("\n## Rules\n")[1].split("\n## ")[0]
+def test_every_rule_is_named() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^## Rules\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
     named = re.findall(r"^\| .+ \| ([\w, ]+) \|$", section, re.MULTILINE)
-    assert {name for row in named for name in row.split(", ")} <= set(steprule.catalogue())
-    assert len(named) == 2
+    assert {name for row in named for name in row.split(", ")} == set(steprule.catalogue())
+
+
+# Commands
+
+
+def commands_of(page: str, program: str) -> list[list[str]]:
+    """The words of every line that runs this program; a variable of the shell stands for some word."""
+    lines = [line for block in blocks_of(page, "bash", "sh", "console") for line in block.text.splitlines()]
+    commands = [part.strip() for line in lines for part in re.split(r"&&|;", line.partition(" #")[0])]
+    words = [shlex.split(re.sub(r"^\$ ", "", command)) for command in commands]
+    return [found[1:] for found in words if found[:1] == [program]]
+
+
+def test_the_readme_shows_the_commands() -> None:
+    shown = {words[0] for words in commands_of("README.md", "steprule")}
+    assert {"train", "list", "show", "bench"} <= shown
+
+
+@each_page
+def test_every_command_is_understood(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What prints at once is run, and so is a training on a file that the page saves; others are parsed."""
+    import typer
+
+    from steprule.lab.commands import app
+    from steprule.lab.rules import find_rule
+
+    monkeypatch.chdir(tmp_path)
+    carry_out(page, tmp_path, blocks_of(page, "python"))
+    program: Any = typer.main.get_command(app)
+    for words in commands_of(page, "steprule"):
+        command: Any = program.get_command(None, words[0])
+        assert command is not None, words
+        context = command.make_context(words[0], words[1:])
+        if (rule := context.params.get("optimizer")) is not None:
+            find_rule(rule)
+        saved = any((tmp_path / word.partition(":")[0]).is_file() for word in words)
+        if words[0] in ("list", "show") or saved:
+            short = ["--epochs", "1"] if words[0] == "train" else []
+            answer = run(capsys, *words, *short)
+            assert answer.code == 0, (words, answer)
+
+
+@each_page
+def test_what_is_installed_and_run_exists(page: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for words in commands_of(page, "pip"):
+        for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+            assert set(extras.split(",")) <= set(project["optional-dependencies"]), words
+    for program in ("pytest", "python", "pip"):
+        for words in commands_of(page, program):
+            for word in words:
+                if re.fullmatch(r"[\w./-]+\.(py|txt|toml)", word):
+                    assert (ROOT / word).is_file(), words
+
+
+@each_page
+def test_every_link_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"", text):
+        path, _, anchor = "".join(target).partition("#")
+        if not path.startswith(("http:", "https:", "mailto:")):
+            assert not path or ((ROOT / page).parent / path).exists(), path
+            assert path or anchor in headings, anchor
