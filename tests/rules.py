@@ -7,10 +7,9 @@ table here names gets the ordinary treatment, so a new rule is held to every pro
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 import steprule
 from steprule import Elementwise, decay, hyper, slot
 from steprule.declare import Matrix
-from steprule.engine.moving import ON_HOST
 from steprule.words import ema, sign
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -296,25 +294,6 @@ def assert_same_run(given: Any, wanted: Any) -> None:
     """The same parameters, and the same state of each."""
     assert_same([p.detach() for p in flat(given)], [p.detach() for p in flat(wanted)], "parameter")
     assert_same(given.state_dict()["state"], wanted.state_dict()["state"], "state")
-
-
-@contextlib.contextmanager
-def seen_by_autograd(optimizer: Any) -> Iterator[None]:
-    """Whatever is written inside has a new version, by which a backward pass knows that it came too late.
-
-    Counts and keys that are kept once per tensor are no part of any graph.
-    """
-    once = ON_HOST | {slot.key for slot in optimizer.slots.values() if slot.per_tensor}
-    before = [
-        (f"{key} of parameter {place}", tensor, tensor._version, tensor.clone())
-        for place, param in enumerate(flat(optimizer))
-        for key, tensor in {"the value": param.detach(), **optimizer.state[param]}.items()
-        if isinstance(tensor, Tensor) and key not in once
-    ]
-    assert len(before) >= len(flat(optimizer))
-    yield
-    for where, tensor, version, old in before:
-        assert tensor._version > version or same_bits(tensor, old), f"{where} was written unseen"
 
 
 def snapshot(optimizer: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -334,3 +335,57 @@ def test_the_catalogue_is_complete_and_in_order() -> None:
     assert theirs <= set(rules)
     assert {"AMSGrad", "AdaBelief", "Sophia", "Lion"} <= set(rules)
     assert all(rules[name] is getattr(steprule, name) for name in rules)
+
+
+@each(plain)
+def test_help_shows_every_argument(case: Case) -> None:
+    """With its default, its range and its meaning; what the rule's writer wrote stands before, once."""
+    text = inspect.getdoc(case.rule)
+    arguments = text.partition("Args:\n")[2]
+    assert text.count("Args:") == 1
+    for name, parameter in inspect.signature(case.rule).parameters.items():
+        line = re.search(rf"^    {name}[ :].*(\n        .*)*", arguments, re.MULTILINE)
+        assert line, name
+        said = " ".join(line[0].split())
+        if name != "params":
+            field = case.rule.fields[name]
+            assert f"default {parameter.default!r})" in said
+            assert " ".join(field.meaning.split()) in said
+            assert field.allowed in said or field.free or "bool" in field.type
+    assert max(map(len, arguments.splitlines())) <= 100
+    assert "Args" not in str(steprule.describe(case.rule))
+    assert steprule.describe(case.rule).source.split()[-1] in text.partition("Args:\n")[0]
+
+
+def test_help_of_the_users_rules() -> None:
+    assert (
+        "pair (tuple[float, float], default (0.5, 0.25)): two numbers; at least 0 and below 1."
+        in Everything.__doc__
+    )
+
+    class Gentle(steprule.Adam):
+        lr: float = hyper(0.5, at_least=0, meaning="slow")
+
+    assert Gentle.__doc__.startswith(steprule.Adam.__doc__.partition("Args:")[0])
+    assert "    lr (float, default 0.5): slow; at least 0.\n" in Gentle.__doc__
+    assert steprule.describe(Gentle).summary == steprule.describe(steprule.Adam).summary
+    assert state().__doc__.startswith("Args:\n    params: ")
+    assert steprule.describe(state()).formula == ""
+
+
+@each(plain)
+def test_a_rule_is_described_by_its_name_or_an_optimizer(case: Case) -> None:
+    if case.name in steprule.catalogue():
+        for name in (case.name, case.name.lower(), f" {case.name.upper()} "):
+            assert steprule.describe(name) == steprule.describe(case.rule)
+    assert steprule.describe(case.make()) == steprule.describe(case.rule)
+
+
+def test_what_is_no_rule_is_not_described() -> None:
+    with pytest.raises(ValueError, match=r"^there is no rule 'adamww'\. Did you mean 'AdamW'\?"):
+        steprule.describe("adamww")
+    with pytest.raises(ValueError, match="The rules are AdaBelief, "):
+        steprule.describe("qqq")
+    for given in (torch.optim.AdamW, 3, None):
+        with pytest.raises(TypeError, match="is not a rule of steprule"):
+            steprule.describe(given)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from gpu import INTERPRETED, NoLooking, give, parameters
-from rules import assert_same, flat, seen_by_autograd
+from rules import assert_same, flat
 from torch import Tensor
 
 import steprule
-from steprule.engine import gpu_launch, runners, storage
+from steprule.engine import gpu_launch, runners
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 SHAPES = ((), (5,), (0,), (70,))
@@ -45,22 +45,6 @@ def test_a_step_takes_the_kernel_and_a_checkpoint_goes_on(options: dict[str, Any
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
         for key, value in loop.state[other].items():
             torch.testing.assert_close(given.state[one][key], value, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"state_dtype": "int8"}, {"low_precision": "kahan"}, {"low_precision": "master"}], ids=str
-)
-def test_a_step_tells_autograd_what_it_wrote(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_launch, "CHUNK", 8 * storage.BLOCK)
-    monkeypatch.setattr(gpu_launch, "BLOCK", storage.BLOCK)
-    dtype = torch.bfloat16 if "low_precision" in options else torch.float32
-    optimizer = steprule.AdamW(parameters((*SHAPES, (70, 60)), dtype), lr=0.1, **options)
-    give(optimizer, 0)
-    optimizer.step()
-    assert "runner: gpu_kernel" in optimizer.explain()
-    with seen_by_autograd(optimizer):
-        give(optimizer, 1)
-        optimizer.step()
 
 
 def test_a_skipped_step_moves_nothing() -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import steprule
+from steprule import errors
+from steprule.engine import docstrings
 from steprule.engine.fields import Field
 from steprule.engine.optimizer import CheckedOptimizer
 
@@ -53,13 +55,18 @@ def catalogue() -> dict[str, type[CheckedOptimizer]]:
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
-def describe(rule: type[CheckedOptimizer]) -> Description:
+def describe(rule: type[CheckedOptimizer] | CheckedOptimizer | str) -> Description:
     """What a rule is: its formula, hyper-parameters with ranges, state and source.
 
-    >>> describe(steprule.Adamax).slots
+    rule: its class, an optimizer, or its name, in capitals or not.
+
+    Raises: ValueError for an unknown name, TypeError for what is no rule of this library.
+
+    >>> describe("adamax").slots
     ('exp_avg', 'exp_inf')
     """
-    text = inspect.cleandoc(rule.__doc__ or "")
+    rule = _rule_of(rule)
+    text = docstrings.written(rule)
     summary, _, rest = text.partition("\n\n")
     defaults = {field.name: field.default for field in rule.fields.values()}
     own = [slot for slot in rule.slots.values() if slot.exists(defaults)]
@@ -75,6 +82,19 @@ def describe(rule: type[CheckedOptimizer]) -> Description:
         slots=tuple(slot.key for slot in rule.slots.values()),
         numbers_per_parameter=len(whole) + rule.numbers_beside_slots(defaults),
     )
+
+
+def _rule_of(given: object) -> type[CheckedOptimizer]:
+    if isinstance(given, str):
+        by_name = {name.lower(): rule for name, rule in catalogue().items()}
+        if given.strip().lower() not in by_name:
+            near = errors.close(given.strip().lower(), by_name)
+            raise errors.no_such_rule(given, by_name[near].__name__ if near else None, list(catalogue()))
+        return by_name[given.strip().lower()]
+    rule = given if inspect.isclass(given) else type(given)
+    if not issubclass(rule, CheckedOptimizer):
+        raise errors.no_rule(rule.__module__, rule.__qualname__)
+    return rule
 
 
 def _hyperparameter(field: Field) -> HyperParameter:

@@ -29,7 +29,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, cast, dataclass_transform
 
-from steprule import errors
+from steprule import errors, rule_errors
+from steprule.engine import docstrings, statement
 from steprule.engine.compose import decay as decay_mode
 from steprule.engine.fields import Field, Shape, Slot
 from steprule.engine.optimizer import WeightDecay
@@ -86,11 +87,13 @@ def hyper(
 
 def decay(default: float = 0.0, *, mode: str = "l2", kw_only: bool = False) -> Any:
     """The field for `weight_decay`: a number (decayed by `mode`) or a `WeightDecay`."""
-    meaning = {
+    meanings = {
         "l2": "λ, added to the gradient as λ·θ",
         "decoupled": "λ, shrinks the parameter by lr·λ before the step",
-    }[mode]
-    return Field(default, at_least=0, positional=not kw_only, decay=mode, meaning=meaning)
+    }
+    if mode not in meanings:
+        raise errors.out_of_range("decay", "mode", mode, "one of " + ", ".join(map(repr, meanings)))
+    return Field(default, at_least=0, positional=not kw_only, decay=mode, meaning=meanings[mode])
 
 
 def slot(
@@ -156,20 +159,20 @@ class _Rule(RuleOptimizer):
         }
         if flags is not None:
             cls.torch_flags = tuple(flags.split())
-        if "update" in body and not isinstance(body["update"], staticmethod):
-            fix = "Put @staticmethod above it."
-            raise errors.bad_statement(cls.__name__, "update must be a static method", fix)
-        _check_statement(cls)
+        statement.check(cls, body)
         cls.decay_default = next((f.decay for f in cls.fields.values() if f.decay), None)
         if "__init__" not in body:
             cls.__init__ = _constructor(cls, positional.split())  # type: ignore[method-assign]
+        if cls.update is not RuleOptimizer.update:
+            cls.__doc__ = docstrings.with_arguments(cls, cls.fields)
 
 
 def _declared_fields(cls: type, body: dict[str, Any]) -> dict[str, Field]:
     declared = {name: value for name, value in body.items() if isinstance(value, Field)}
     texts: dict[str, Any] = body.get("__annotations__", {})
     try:
-        hints = typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
+        # A file loaded by hand is no module that others can import.
+        hints = typing.get_type_hints(cls, vars(sys.modules.get(cls.__module__, typing)))
     except (NameError, TypeError):
         hints = {}
     fields: dict[str, Field] = {}
@@ -178,34 +181,12 @@ def _declared_fields(cls: type, body: dict[str, Any]) -> dict[str, Field]:
         if text is None:
             kind = type(value.default).__name__
             fix = f"Write `{name}: {kind} = hyper(default={value.default!r})`."
-            raise errors.bad_statement(cls.__name__, f"hyper-parameter '{name}' has no type", fix)
+            raise rule_errors.bad_statement(cls.__name__, f"hyper-parameter '{name}' has no type", fix)
         text = text if isinstance(text, str) else getattr(text, "__name__", str(text))
         if isinstance(value.default, bool):
             text = "bool"
         fields[name] = value.named(name, text)
     return fields
-
-
-def _check_statement(cls: type[_Rule]) -> None:
-    """Refuse rules whose names collide or whose `update` has other arguments."""
-    clashes = set(cls.fields) & set(cls.slots)
-    if clashes:
-        what = f"'{min(clashes)}' is both a hyper-parameter and a slot"
-        raise errors.bad_statement(cls.__name__, what, "Rename one of them.")
-    keys = [slot.key for slot in cls.slots.values()]
-    for key in keys:
-        if keys.count(key) > 1 or key == "step":
-            what = f"slot key '{key}' is taken"
-            raise errors.bad_statement(cls.__name__, what, "Give every slot a key of its own.")
-    for declared in cls.slots.values():
-        for name in (declared.when, declared.starts):
-            if isinstance(name, str) and name not in cls.fields:
-                what = f"slot '{declared.letter}' refers to '{name}', which is no hyper-parameter"
-                raise errors.bad_statement(cls.__name__, what, errors.nearest(name, cls.fields))
-    arguments = list(inspect.signature(cls.update).parameters)
-    if len(arguments) != 5:
-        what = f"update takes {len(arguments)} arguments ({', '.join(arguments)})"
-        raise errors.bad_statement(cls.__name__, what, "It must be update(h, p, g, s, t).")
 
 
 def _constructor(cls: type[_Rule], positional: list[str]) -> Callable[..., None]:
@@ -277,18 +258,8 @@ class Elementwise(_Rule):
     # Type checkers read the fields above as arguments of this constructor; subclasses get their own.
     params: Any
 
-    @staticmethod
-    def update(h: Any, p: Number, g: Number, s: Any, t: float) -> Any:
-        """One step: set the slots, return the change to the parameter."""
-        raise NotImplementedError
-
 
 class Matrix(Elementwise):
     """A rule that looks at whole matrices; its `update` may use `steprule.matrix.words` on tensors."""
 
     traced = False
-
-    @staticmethod
-    def update(h: Any, p: Number, g: Number, s: Any, t: float) -> Any:
-        """One step: set the slots, return the change to the parameter."""
-        raise NotImplementedError

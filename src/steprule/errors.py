@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+
+def close(name: str, allowed: Iterable[str]) -> str | None:
+    """The nearest right name, if one is near."""
+    return next(iter(difflib.get_close_matches(name, list(allowed), 1)), None)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A closing sentence: the nearest right name, or all of them."""
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(name, allowed, 1)
+    near = close(name, allowed)
     if near:
-        return f"Did you mean '{near[0]}'?"
+        return f"Did you mean '{near}'?"
     return f"Allowed are: {', '.join(allowed)}." if allowed else ""
 
 
@@ -189,31 +194,6 @@ def closure_missing(who: str):
     )
 
 
-# Rules, as they are stated
-
-
-def no_such_slot(rule: str, name: str, slots: Iterable[str]):
-    """A misspelt slot in a rule."""
-    return AttributeError(f"{rule}.update: no slot '{name}'. {nearest(name, slots)}".rstrip())
-
-
-def slot_switched_off(rule: str, name: str, switch: str):
-    """A slot used although the option it exists for is off."""
-    return AttributeError(
-        f"{rule}.update: slot '{name}' exists only when {switch} is on; use it inside 'if h.{switch}:'."
-    )
-
-
-def no_such_hyperparameter_in_rule(rule: str, name: str, fields: Iterable[str]):
-    """A misspelt hyper-parameter in a rule."""
-    return AttributeError(f"{rule}.update: no hyper-parameter 'h.{name}'. {nearest(name, fields)}".rstrip())
-
-
-def bad_statement(rule: str, what: str, fix: str):
-    """A rule that is not stated as rules are."""
-    return TypeError(f"{rule}: {what}. {fix}")
-
-
 # Runners
 
 
@@ -290,6 +270,23 @@ def not_convertible(problem: str, fix: str):
     return ValueError(f"convert_state: {problem}. {fix}")
 
 
+# The catalogue
+
+
+def no_such_rule(name: str, near: str | None, rules: Sequence[str]):
+    """A name that is no rule's."""
+    hint = f"Did you mean '{near}'?" if near else f"The rules are {', '.join(rules)}."
+    return ValueError(f"there is no rule '{name}'. {hint}")
+
+
+def no_rule(module: str, name: str):
+    """Something that is no rule of this library."""
+    return TypeError(
+        f"{module}.{name} is not a rule of steprule. Give one of its classes, an optimizer made from one, or a "
+        "name such as 'AdamW'."
+    )
+
+
 # Single rules
 
 
@@ -356,6 +353,14 @@ def no_slot_to_store(who: str, key: str, slots: Iterable[str], group: int | None
 def not_to_be_kept_so(who: str, key: str, kind: str, reason: str, instead: str, group: int | None):
     """A slot that this few bits would spoil."""
     return ValueError(f"{who}: '{key}' cannot be kept in {kind}: {reason}{in_group(group)}. Use {instead}.")
+
+
+def sparse_with_reduction(who: str, name: str):
+    """A rule that needs all elements of a tensor, and a gradient that has some of its rows."""
+    return RuntimeError(
+        f"{who} takes mean, norm or largest of whole tensors, and the sparse gradient of {name} has only some "
+        "rows. Use Embedding(sparse=False)."
+    )
 
 
 def sparse_with_codes(who: str, name: str):

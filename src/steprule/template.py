@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from steprule import errors
-from steprule.engine.fields import Field
+from steprule import errors, rule_errors
+from steprule.engine.compose import called
+from steprule.engine.fields import Field, Slot
 from steprule.engine.optimizer import CheckedOptimizer, WeightDecay
 
 __all__ = ["GenericAdaptiveOptimizer", "WeightDecay"]
@@ -50,7 +52,18 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ):
+        if type(self).step_param is GenericAdaptiveOptimizer.step_param:
+            methods = [name for name, value in vars(type(self)).items() if callable(value)]
+            raise rule_errors.no_step_param(type(self).__name__, errors.close("step_param", methods))
         super().__init__(params, {**(defaults or {}), "lr": lr, "betas": betas, "eps": eps})
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name, value in vars(cls).items():
+            if isinstance(value, (Field, Slot)):
+                raise rule_errors.declared_in_template(cls.__name__, name, isinstance(value, Field))
+        for method in ("init_state", "step_param"):
+            _check_method(cls, method)
 
     def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
         """Fill the empty `state` of a parameter, before its first step."""
@@ -58,16 +71,48 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
     def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
         """Change `param` in place. `grad` belongs to the user: do not write to it."""
 
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for param in group["params"]:
+            if param.grad is not None and param.grad.is_sparse:
+                raise errors.sparse_gradient(type(self).__name__, self.name_of(param))
+
     def _step_group(self, group: dict[str, Any]) -> None:
         for param in group["params"]:
             if param.grad is None:
                 continue
-            if param.grad.is_sparse:
-                raise errors.sparse_gradient(type(self).__name__, self.name_of(param))
             state = self.state[param]
             if not state:
-                self.init_state(state, group, param)
-            self.step_param(state, group, param.grad, param)
+                self._call("init_state", param, state, group, param)
+            self._call("step_param", param, state, group, param.grad, param)
+
+    def _call(self, name: str, param: Tensor, *arguments: Any) -> None:
+        """Call one of the two methods, which change what they are given and return nothing."""
+        method = getattr(self, name)
+        who = f"{type(self).__name__}.{name}"
+        try:
+            result = called(who, method, lambda: method(*arguments))
+        except KeyError as error:
+            error.add_note(rule_errors.state_has_keys(self.name_of(param), list(self.state[param])))
+            raise
+        if result is not None and result is not param:
+            raise rule_errors.template_returned(who, type(result).__name__)
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
         return ["runner: step_param, written by hand, one parameter at a time"]
+
+
+ARGUMENTS = {"init_state": ["state", "group", "param"], "step_param": ["state", "group", "grad", "param"]}
+
+
+def _check_method(rule: type[GenericAdaptiveOptimizer], name: str) -> None:
+    """Refuse a method that cannot be called as it will be."""
+    signature = inspect.signature(getattr(rule, name))
+    after_self = not isinstance(inspect.getattr_static(rule, name), (staticmethod, classmethod))
+    wanted = ARGUMENTS[name]
+    given = list(signature.parameters)[after_self:]
+    try:
+        signature.bind(*(["self"] if after_self else []), *wanted)
+    except TypeError:
+        raise rule_errors.template_arguments(rule.__name__, name, given, wanted) from None
+    if given != wanted and sorted(given) == sorted(wanted):
+        raise rule_errors.template_arguments(rule.__name__, name, given, wanted)

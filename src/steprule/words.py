@@ -8,6 +8,9 @@ means the same in every runner, down to the rounding:
   rounded at once.
 * `ema(old, new, beta)` is `lerp(old, new, 1 - beta)`; `ema_sq(old, x, beta)` scales, then multiply-adds.
 * What is made only of hyper-parameters and `t` is a plain number, computed in double precision.
+* A comparison counts as 1 where it holds and as 0 elsewhere.
+* `mean`, `norm` and `largest` make one value of a whole tensor. It goes wherever a value per element does, and
+  a plain number goes wherever either does.
 
 Those are the roundings of torch's own operations, which is what makes the numbers equal to torch.optim's.
 """
@@ -18,7 +21,10 @@ import difflib
 import math
 import struct
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NoReturn, Protocol, TypeVar
+
+from steprule import rule_errors
 
 __all__ = [
     "Becomes",
@@ -51,6 +57,10 @@ class Machine(Protocol):
         """Carry out one word on handles and plain numbers, and return the new handle."""
         ...
 
+    def plain(self, value: Any) -> Any:
+        """The value as a plain number. Raises: TypeError if it is none."""
+        ...
+
 
 class Number:
     """One number of every entry of a tensor: what `p`, `g` and the slots are inside `update`.
@@ -79,6 +89,9 @@ class Number:
     def _word(self, word: str, *operands: Any) -> Number:
         return Number(self.machine, self.machine.emit(word, self.handle, *operands))
 
+    def _with(self, word: str, other: Any) -> Number:
+        return self._word(word, operand(self.machine, other))
+
     def _plus(self, other: Number, sign: int) -> Number:
         """`self + other` or `self - other`, fused with the product on the right if there is one."""
         if other.product is None:
@@ -88,40 +101,40 @@ class Number:
         return self._word("add_scaled", b, w) if c is None else self._word("addcmul", b, c, w)
 
     def __add__(self, other: Number | float) -> Number:
-        return self._plus(other, 1) if isinstance(other, Number) else self._word("shift", other)
+        return self._plus(other, 1) if isinstance(other, Number) else self._with("shift", other)
 
     def __radd__(self, other: float) -> Number:
-        return self._word("shift", other)
+        return self._with("shift", other)
 
     def __sub__(self, other: Number | float) -> Number:
-        return self._plus(other, -1) if isinstance(other, Number) else self._word("shift", -other)
+        if isinstance(other, Number):
+            return self._plus(other, -1)
+        return self._word("shift", -operand(self.machine, other))
 
     def __rsub__(self, other: float) -> Number:
-        return self._word("neg")._word("shift", other)
+        return self._word("neg")._with("shift", other)
 
     def __mul__(self, other: Number | float) -> Number:
         if not isinstance(other, Number):
-            return self._word("scale", other)
+            return self._with("scale", other)
         if self.product is not None and self.product[2] is None:
             return Number(self.machine, None, (self.product[0], self.product[1], other.handle))
         return Number(self.machine, None, (None, self.handle, other.handle))
 
     def __rmul__(self, other: float) -> Number:
-        return Number(self.machine, None, (other, self.handle, None))
+        return Number(self.machine, None, (operand(self.machine, other), self.handle, None))
 
     def __truediv__(self, other: Number | float) -> Number:
-        if isinstance(other, Number):
-            return self._word("div", other.handle)
-        return self._word("divide", other)
+        return self._with("div" if isinstance(other, Number) else "divide", other)
 
     def __rtruediv__(self, other: float) -> Number:
-        return self._word("reciprocal")._word("scale", other)
+        return self._word("reciprocal")._with("scale", other)
 
     def __pow__(self, other: Number | float) -> Number:
-        return self._word("power", other.handle if isinstance(other, Number) else other)
+        return self._with("power", other)
 
     def __rpow__(self, other: float) -> Number:
-        return self._word("exponential", other)
+        return self._with("exponential", other)
 
     def __neg__(self) -> Number:
         return self._word("neg")
@@ -129,49 +142,60 @@ class Number:
     def __abs__(self) -> Number:
         return self._word("abs")
 
-    def _compare(self, word: str, other: Number | float) -> Number:
-        return self._word(word, other.handle if isinstance(other, Number) else other)
-
     def __lt__(self, other: Number | float) -> Number:
-        return self._compare("less", other)
+        return self._with("less", other)
 
     def __le__(self, other: Number | float) -> Number:
-        return self._compare("less_equal", other)
+        return self._with("less_equal", other)
 
     def __gt__(self, other: Number | float) -> Number:
-        return self._compare("greater", other)
+        return self._with("greater", other)
 
     def __ge__(self, other: Number | float) -> Number:
-        return self._compare("greater_equal", other)
+        return self._with("greater_equal", other)
 
     def __eq__(self, other: Number | float) -> Number:  # type: ignore[override]
-        return self._compare("equal", other)
+        return self._with("equal", other)
 
     def __ne__(self, other: Number | float) -> Number:  # type: ignore[override]
-        return self._compare("not_equal", other)
+        return self._with("not_equal", other)
 
     def __bool__(self) -> NoReturn:
-        raise TypeError(f"{self.machine.rule}.update: 'if' on a per-number value; use where(condition, a, b).")
+        raise rule_errors.truth_of_a_value(self.machine.rule)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__") or name in Number.__slots__:
+            raise AttributeError(name)
+        raise rule_errors.no_such_method(self.machine.rule, name, __all__)
+
+
+def operand(machine: Machine, value: Any) -> Any:
+    """What a machine takes for a Number or a plain number."""
+    if isinstance(value, Number):
+        return value.handle
+    return value if type(value) is float else machine.plain(value)
 
 
 class Symbol:
     """A plain number that is not known yet: a hyper-parameter, `t`, or what is made of them.
 
     Only the tracer makes these. `text` is the Python expression that computes the number; all symbols of
-    one trace share `memory`, which gives every distinct expression one name.
+    one trace share `memory`, which gives every distinct expression one name. `truth`: it is a comparison.
     """
 
-    __slots__ = ("memory", "text")
+    __slots__ = ("memory", "text", "truth")
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, memory: Any, text: str):
+    def __init__(self, memory: Any, text: str, truth: bool = False):
         self.memory = memory
         self.text = text
+        self.truth = truth
 
-    def _make(self, form: str, *parts: Any) -> Any:
+    def _make(self, form: str, *parts: Any, truth: bool = False) -> Any:
         if any(isinstance(part, Number) for part in parts):
             return NotImplemented
-        return Symbol(self.memory, self.memory.name(form.format(*(spell(x) for x in parts))))
+        texts = (spell_number(self.memory, part) for part in parts)
+        return Symbol(self.memory, self.memory.name(form.format(*texts)), truth)
 
     def __add__(self, other: Any) -> Any:
         return self._make("{} + {}", self, other)
@@ -210,28 +234,25 @@ class Symbol:
         return self._make("abs({})", self)
 
     def __lt__(self, other: Any) -> Any:
-        return self._make("{} < {}", self, other)
+        return self._make("{} < {}", self, other, truth=True)
 
     def __le__(self, other: Any) -> Any:
-        return self._make("{} <= {}", self, other)
+        return self._make("{} <= {}", self, other, truth=True)
 
     def __gt__(self, other: Any) -> Any:
-        return self._make("{} > {}", self, other)
+        return self._make("{} > {}", self, other, truth=True)
 
     def __ge__(self, other: Any) -> Any:
-        return self._make("{} >= {}", self, other)
+        return self._make("{} >= {}", self, other, truth=True)
 
     def __eq__(self, other: object) -> Any:
-        return self._make("{} == {}", self, other)
+        return self._make("{} == {}", self, other, truth=True)
 
     def __ne__(self, other: object) -> Any:
-        return self._make("{} != {}", self, other)
+        return self._make("{} != {}", self, other, truth=True)
 
     def __bool__(self) -> NoReturn:
-        raise TypeError(
-            f"{self.memory.rule}.update: 'if' on {self.memory.spelt(self.text)}, which changes from step to "
-            "step; use where(condition, a, b)."
-        )
+        raise rule_errors.truth_of_a_symbol(self.memory.rule, self.memory.spelt(self.text))
 
 
 def spell(value: Any) -> str:
@@ -243,12 +264,20 @@ def spell(value: Any) -> str:
     return f"({value!r})" if value < 0 else repr(value)
 
 
+def spell_number(memory: Any, value: Any) -> str:
+    """The same as an operand, for which a comparison counts as 1 or 0."""
+    if isinstance(value, Symbol) and value.truth:
+        # A table of truths on a device cannot be subtracted.
+        return memory.name(f"select({value.text}, 1, 0)")
+    return spell(memory.plain(value))
+
+
 class Becomes:
     """The new value of the parameter, for a rule that does more than add a change to it."""
 
     __slots__ = ("value",)
 
-    def __init__(self, value: Number):
+    def __init__(self, value: Number | float):
         self.value = value
 
 
@@ -260,12 +289,22 @@ def _scalar_sqrt(x: float) -> float:
     return x**0.5 if x >= 0 else math.nan
 
 
+# The plus makes 1 and 0 of True and False.
+
+
 def _scalar_larger(a: float, b: float) -> float:
-    return a if a != a or a >= b else b
+    return +(a if a != a or a >= b else b)
 
 
 def _scalar_smaller(a: float, b: float) -> float:
-    return a if a != a or a <= b else b
+    return +(a if a != a or a <= b else b)
+
+
+def _scalar_exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
 
 
 def _scalar_sign(x: float) -> float:
@@ -281,12 +320,12 @@ def _scalar_as_stored(x: float) -> float:
 
 
 def _scalar_select(condition: Any, a: Any, b: Any) -> Any:
-    return a if condition else b
+    return +(a if condition else b)
 
 
 SCALAR_WORDS: dict[str, Callable[..., float]] = {
     "sqrt": _scalar_sqrt,
-    "exp": math.exp,
+    "exp": _scalar_exp,
     "log": _scalar_log,
     "sign": _scalar_sign,
     "larger": _scalar_larger,
@@ -296,16 +335,29 @@ SCALAR_WORDS: dict[str, Callable[..., float]] = {
 }
 
 
-def _apply(word: str, first: Any, *rest: Any) -> Any:
-    """A word on whatever it is given: a Number, a Symbol or a plain number."""
-    if isinstance(first, Number):
-        operands = (x.handle if isinstance(x, Number) else x for x in rest)
-        return Number(first.machine, first.machine.emit(word, first.handle, *operands))
-    symbols = [x for x in (first, *rest) if isinstance(x, Symbol)]
-    if not symbols:
-        return SCALAR_WORDS[word](first, *rest)
-    memory = symbols[0].memory
-    return Symbol(memory, memory.name(f"{word}({', '.join(spell(x) for x in (first, *rest))})"))
+def _apply(word: str, *operands: Any) -> Any:
+    """A word on whatever it is given: Numbers, Symbols or plain numbers."""
+    for given in operands:
+        if isinstance(given, Number):
+            machine = given.machine
+            return Number(machine, machine.emit(word, *(operand(machine, x) for x in operands)))
+    for given in operands:
+        if isinstance(given, Symbol):
+            memory = given.memory
+            texts = (spell_number(memory, x) for x in operands)
+            return Symbol(memory, memory.name(f"{word}({', '.join(texts)})"))
+    for given in operands:
+        # A tensor hyper-parameter has an item; so have numpy's numbers.
+        if not isinstance(given, Real) and not hasattr(given, "item"):
+            raise rule_errors.no_operand(word, given)
+    return SCALAR_WORDS[word](*operands)
+
+
+def _lifted(value: Any, like: Any) -> Any:
+    """A plain number as a Number beside the other operands; a Number as it is."""
+    if isinstance(value, Number) or not isinstance(like, Number):
+        return value
+    return _apply("where", 1.0, value, like)
 
 
 def sqrt(x: Value) -> Value:
@@ -334,63 +386,76 @@ def as_stored(x: float) -> float:
 
 
 def larger(a: Value, b: Value | float) -> Value:
-    """The larger of a and b; not a number if either is not."""
+    """The larger of a and b; NaN if either is."""
     return _apply("larger", b, a) if isinstance(b, Number) else _apply("larger", a, b)
 
 
 def smaller(a: Value, b: Value | float) -> Value:
-    """The smaller of a and b; not a number if either is not."""
+    """The smaller of a and b; NaN if either is."""
     return _apply("smaller", b, a) if isinstance(b, Number) else _apply("smaller", a, b)
 
 
-def clamp(x: Number, low: float, high: float) -> Number:
+def clamp(x: Any, low: Any, high: Any) -> Any:
     """X, moved into the range from low to high."""
-    return _apply("clamp", x, low, high)
+    if isinstance(x, Number) and not isinstance(low, Number) and not isinstance(high, Number):
+        return _apply("clamp", x, low, high)
+    return smaller(larger(x, low), high)
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """A where the condition holds, b elsewhere; the condition may be per number or a plain truth."""
-    numbers = [x for x in (condition, a, b) if isinstance(x, Number)]
-    if not numbers:
-        return _apply("select", condition, a, b)
-    if isinstance(condition, bool):
-        return a if condition else b
-    machine = numbers[0].machine
-    operands = (x.handle if isinstance(x, Number) else x for x in (condition, a, b))
-    return Number(machine, machine.emit("where", *operands))
+    """A where the condition holds, b elsewhere; each may be per element or a plain number."""
+    if isinstance(condition, Symbol) and not condition.truth:
+        # In double: a number that float32 cannot hold is not 0.
+        condition = condition != 0
+    if any(isinstance(x, Number) for x in (condition, a, b)):
+        return _apply("where", condition, a, b)
+    if isinstance(condition, Symbol):
+        memory = condition.memory
+        texts = (condition.text, spell_number(memory, a), spell_number(memory, b))
+        return Symbol(memory, memory.name(f"select({', '.join(texts)})"))
+    return _apply("select", condition, a, b)
 
 
-def lerp(a: Number, b: Number, weight: float) -> Number:
+def lerp(a: Any, b: Any, weight: Any) -> Any:
     """A + weight · (b - a)."""
-    return _apply("lerp", a, b, weight)
+    like = next((x for x in (a, b, weight) if isinstance(x, Number)), None)
+    if like is None:
+        return a + weight * (b - a)
+    return _apply("lerp", _lifted(a, like), _lifted(b, like), weight)
 
 
-def ema(old: Number, new: Number, beta: float) -> Number:
+def ema(old: Any, new: Any, beta: Any) -> Any:
     """β · old + (1 - β) · new: the exponential moving average."""
     return lerp(old, new, 1 - beta)
 
 
-def ema_sq(old: Number, x: Number, beta: float) -> Number:
+def ema_sq(old: Any, x: Any, beta: Any) -> Any:
     """β · old + (1 - β) · x²: the exponential moving average of squares."""
     return old * beta + (1 - beta) * x * x
 
 
+def _reduce(word: str, x: Any) -> Number:
+    if not isinstance(x, Number):
+        raise rule_errors.reduced_plain_number(word)
+    return Number(x.machine, x.machine.emit(word, x.handle))
+
+
 def mean(x: Number) -> Number:
     """The mean over the whole tensor."""
-    return _apply("mean", x)
+    return _reduce("mean", x)
 
 
 def norm(x: Number) -> Number:
     """The Euclidean norm of the whole tensor."""
-    return _apply("norm", x)
+    return _reduce("norm", x)
 
 
 def largest(x: Number) -> Number:
-    """The largest entry of the whole tensor."""
-    return _apply("largest", x)
+    """The largest element of the whole tensor."""
+    return _reduce("largest", x)
 
 
-def becomes(value: Number) -> Becomes:
+def becomes(value: Number | float) -> Becomes:
     """Returned by `update` in place of a change: the parameter becomes this value."""
     return Becomes(value)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steprule import errors
 from steprule.closure.line_search import Point, Scalar, strong_wolfe
+from steprule.engine import docstrings
 from steprule.engine.fields import Field
 from steprule.engine.optimizer import CheckedOptimizer
 
@@ -415,3 +416,6 @@ def put_back(params: list[Tensor], saved: list[Tensor]) -> None:
 def largest(x: Tensor) -> Tensor:
     """max|x|."""
     return x.abs().max()
+
+
+LBFGS.__doc__ = docstrings.with_arguments(LBFGS, LBFGS.fields)

@@ -189,7 +189,7 @@ class _Printer:
         for register in self.sweep.reduced:
             place = f"job, {self.reductions[register.index]}, tensor"
             lines.append(f"{register} = number(reduced({place}))")
-        lines += [self._line(x) for x in self.sweep.instructions if x.out.kind == "reduced"]
+        lines += [self._line(x) for x in self.sweep.instructions if x.out.reduced]
         for place, reduction in enumerate(self.sweep.reductions):
             lines.append(f"total{place} = {REDUCTIONS[reduction.word][0]}")
         return lines
@@ -249,7 +249,7 @@ class _Printer:
     def _inside(self) -> list[str]:
         """What is done for each entry: load, compute, store."""
         lines = [f"{r} = {self._loaded(name)}" for name, r in self.sweep.inputs.items()]
-        lines += [self._line(x) for x in self.sweep.instructions if x.out.kind != "reduced"]
+        lines += [self._line(x) for x in self.sweep.instructions if not x.out.reduced]
         for place, reduction in enumerate(self.sweep.reductions):
             form = REDUCTIONS[reduction.word][1]
             value = self._number(reduction.operands[0])
@@ -281,14 +281,14 @@ class _Printer:
         condition, a, b = step.operands
         if isinstance(condition, float):
             return self._number(a if condition else b)
-        is_mask = isinstance(condition, Register) and condition.kind == "mask"
+        is_mask = isinstance(condition, Register) and condition.mask
         test = str(condition) if is_mask else f"{condition} != number(0.0)"
         return f"where({test}, {self._number(a)}, {self._number(b)})"
 
     def _number(self, operand: Operand) -> str:
         """The operand's text; a comparison counts as 1 or 0, as in torch."""
         if isinstance(operand, float):
-            return f"number({operand!r})"
-        if isinstance(operand, Register) and operand.kind == "mask":
+            return f"number({operand!r})" if operand == operand else "number(inf - inf)"
+        if isinstance(operand, Register) and operand.mask:
             return f"where({operand}, number(1.0), number(0.0))"
         return str(operand)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.engine.program import REDUCTIONS, Instruction, Program, Register, Scalar
+from steprule.engine.program import Instruction, Program, Register, Scalar
 from steprule.engine.reference import Eager, compute_dtype, real
 
 BUCKET_BYTES = 64 * 2**20
@@ -59,7 +59,7 @@ _copy: Callable[[Tensors, Tensors], None] = getattr(torch, "_foreach_copy_")  # 
 def run(program: Program, scalars: tuple[Any, ...], columns: dict[str, Tensors], dtype: torch.dtype) -> None:
     """One step of tensors that share their scalars. `columns` holds a list for 'p', 'g' and every slot."""
     live = most_alive(program, [name for name, column in columns.items() if column[0].dtype != dtype])
-    for bucket in _buckets(columns, live, dtype, cut=not _reduces(program)):
+    for bucket in _buckets(columns, live, dtype, cut=not program.reduces):
         _run_bucket(program, scalars, bucket, dtype)
 
 
@@ -84,7 +84,7 @@ def _run_bucket(
         index = first.index if isinstance(first, Register) else -1
         # In place: on a temporary that dies here, or on a slot that this very word replaces.
         mine = index in owned or (index in home and goal.get(step.out.index) == home[index])
-        reuse = mine and index in dying and step.word in IN_PLACE and _once(step, index)
+        reuse = mine and index in dying and step.word in IN_PLACE and _fits(step, first)
         values[step.out.index] = _carry_out(machine, step, values, scalars, reuse)
         if reuse and index in home:
             home[step.out.index] = home[index]
@@ -92,9 +92,21 @@ def _run_bucket(
             owned.add(step.out.index)
         for dead in dying - {step.out.index}:
             values.pop(dead, None)
-    for name, register in program.outputs.items():
-        if home.get(register.index) != name:
-            _copy(columns[name], values[register.index])
+    _store(program, columns, values, home)
+
+
+def _store(
+    program: Program, columns: dict[str, Tensors], values: dict[int, Tensors], home: dict[int, str]
+) -> None:
+    """Copy every result to where it belongs, unless it was computed there."""
+    moved = {name: r.index for name, r in program.outputs.items() if home.get(r.index) != name}
+    for index in moved.values():
+        # One slot took over another's old value, which is overwritten as well.
+        if home.get(index) in moved:
+            values[index] = [x.clone() for x in values[index]]
+            home.pop(index)
+    for name, index in moved.items():
+        _copy(columns[name], values[index])
 
 
 def _carry_out(
@@ -104,10 +116,15 @@ def _carry_out(
     scalars: tuple[Any, ...],
     reuse: bool,
 ) -> Tensors:
-    operands: list[Any] = [
-        values[x.index] if isinstance(x, Register) else scalars[x.index] if isinstance(x, Scalar) else x
-        for x in step.operands
-    ]
+    operands: list[Any] = []
+    for place, x in enumerate(step.operands):
+        value: Any = scalars[x.index] if isinstance(x, Scalar) else x
+        if isinstance(x, Register):
+            value = values[x.index]
+            # A comparison is kept as it is where it is asked for, and counts as 1 or 0 elsewhere.
+            if x.mask and (step.word != "where" or place):
+                value = [machine.counted(entry) for entry in value]
+        operands.append(value)
     call = (IN_PLACE if reuse else LISTS).get(step.word)
     if call is not None:
         made = call(*operands)
@@ -122,12 +139,11 @@ def _carry_out(
     return result
 
 
-def _once(step: Instruction, index: int) -> bool:
-    return sum(isinstance(x, Register) and x.index == index for x in step.operands) == 1
-
-
-def _reduces(program: Program) -> bool:
-    return any(step.word in REDUCTIONS for step in program.instructions)
+def _fits(step: Instruction, first: Any) -> bool:
+    """Whether the result has the form of the first operand, which no other operand is."""
+    if first.mask or (first.reduced and not step.out.reduced):
+        return False
+    return sum(isinstance(x, Register) and x.index == first.index for x in step.operands) == 1
 
 
 def _deaths(program: Program) -> list[set[int]]:
@@ -202,5 +218,6 @@ def step(rule: Any, program: Program, group: dict[str, Any], work: list[Any]) ->
         for letter, slot in program.slots.items():
             columns[letter].append(real(state[slot.key]))
     for (seen, *_), columns in together.items():
-        plain = tuple(x.item() if isinstance(x, Tensor) else x for x in known[seen][0])
+        # Floats, also for comparisons: torch's lists take no truth for a factor.
+        plain = tuple(map(float, known[seen][0]))
         run(program, plain, columns, compute_dtype(columns["p"][0]))

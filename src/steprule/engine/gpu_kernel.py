@@ -175,7 +175,7 @@ class _Printer:
         for name, register in self.sweep.inputs.items():
             lines.append(f"    {register} = {self._load(name)}")
         for step in self.sweep.instructions:
-            if step.out.kind != "reduced":
+            if not step.out.reduced:
                 lines += [f"    {step.out} = {x}" for x in self._expressions(step)]
         for total, step in zip(self.totals, self.sweep.reductions, strict=True):
             start, form = REDUCTIONS[step.word]
@@ -184,21 +184,23 @@ class _Printer:
             lines += ["    if inside is not None:", f"        value = tl.where(inside, value, {start})"]
             lines += [f"    {total} = {form.format(total, 'value')}"]
         for name, register in self.sweep.outputs.items():
-            lines += [f"    {line}" for line in self._store(name, self._number(register))]
+            value = self._number(register)
+            value = f"tl.broadcast_to({value}, i.shape)" if register.reduced else value
+            lines += [f"    {line}" for line in self._store(name, value)]
         return [*lines, f"    return {', '.join(self.totals)}"] if self.totals else lines
 
     def _given(self) -> list[str]:
         """What `entries` is handed because it is the same for all entries of a tensor."""
-        inside = [x for x in self.sweep.instructions if x.out.kind != "reduced"]
+        inside = [x for x in self.sweep.instructions if not x.out.reduced]
         used = {x for step in (*inside, *self.sweep.reductions) for x in step.operands}
         used |= set(self.sweep.outputs.values())
-        reduced = {x.index for x in used if isinstance(x, Register) and x.kind == "reduced"}
+        reduced = {(x.index, str(x)) for x in used if isinstance(x, Register) and x.reduced}
         names = {str(x) for x in used}
         scaling = ["unscale"] if "g" in self.sweep.inputs else []
         scalars = [f"c{i}" for i in self.scalars if f"c{i}" in names]
         arrays = [f"at_{name}" for name in self.walked]
         keys = [*(f"key_{name}" for name in self.noisy), "start"] if self.noisy else []
-        return [*arrays, *keys, *scaling, *scalars, *(f"r{i}" for i in sorted(reduced))]
+        return [*arrays, *keys, *scaling, *scalars, *(name for _, name in sorted(reduced))]
 
     def _load(self, name: str) -> str:
         """The text that loads entries of an array, as the numbers that they stand for."""
@@ -305,7 +307,7 @@ class _Printer:
             cell = f"{len(self.reductions)} * tensor + {self.reductions[register.index]}"
             yield f"{register} = tl.load(reduced + {cell}).to(number)"
         for step in self.sweep.instructions:
-            if step.out.kind == "reduced":
+            if step.out.reduced:
                 yield from (f"{step.out} = {x}" for x in self._expressions(step))
         for total, step in zip(self.totals, self.sweep.reductions, strict=True):
             yield f"{total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)"
@@ -367,8 +369,10 @@ class _Printer:
     def _where(self, step: Instruction) -> str:
         condition, a, b = step.operands
         if isinstance(condition, float):
-            return self._number(a if condition else b)
-        is_mask = isinstance(condition, Register) and condition.kind == "mask"
+            chosen = a if condition else b
+            alike = step.out.reduced or (isinstance(chosen, Register) and not chosen.reduced)
+            return self._number(chosen) if alike else f"tl.broadcast_to({self._number(chosen)}, i.shape)"
+        is_mask = isinstance(condition, Register) and condition.mask
         test = str(condition) if is_mask else f"{condition} != 0.0"
         return f"tl.where({test}, {self._number(a)}, {self._number(b)})"
 
@@ -380,6 +384,6 @@ class _Printer:
         if isinstance(operand, float):
             value = repr(operand) if math.isfinite(operand) else f'float("{operand}")'
             return value if plain else f"tl.full((), {value}, number)"
-        if isinstance(operand, Register) and operand.kind == "mask":
+        if isinstance(operand, Register) and operand.mask:
             return f"tl.where({operand}, 1.0, 0.0).to(number)"
         return str(operand)

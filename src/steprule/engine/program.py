@@ -14,10 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from numbers import Real
 from typing import Any, cast
 
-from steprule.engine.compose import Hyper, Slots, Update, Worn, one_step
+from steprule import rule_errors
+from steprule.engine.compose import Hyper, Slots, Update, Worn, name_in, one_step
 from steprule.engine.fields import Field, Slot
 from steprule.words import SCALAR_WORDS, Number, Symbol, spell
 
@@ -27,13 +29,17 @@ COMPARISONS = frozenset({"less", "less_equal", "greater", "greater_equal", "equa
 
 @dataclass(frozen=True)
 class Register:
-    """The result of an instruction, or an input: `kind` is 'array', 'mask' or 'reduced'."""
+    """The result of an instruction, or an input.
+
+    mask: it is a comparison, which counts as 1 or 0. reduced: it is the same for all elements of a tensor.
+    """
 
     index: int
-    kind: str = "array"
+    mask: bool = False
+    reduced: bool = False
 
     def __str__(self) -> str:
-        return f"{'r' if self.kind != 'mask' else 'k'}{self.index}"
+        return f"{'k' if self.mask else 'r'}{self.index}"
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,11 @@ class Program:
         lines += [f"    {name} <- {register}" for name, register in self.outputs.items()]
         return "\n".join(lines)
 
+    @property
+    def reduces(self) -> bool:
+        """Whether anything is taken of whole tensors."""
+        return any(step.word in REDUCTIONS for step in self.instructions)
+
     def passes(self) -> list[Pass]:
         """The sweeps over memory, in order; only the last one stores. One, if nothing is reduced."""
         level = {register.index: 0 for register in self.inputs.values()}
@@ -144,6 +155,9 @@ class _Memory:
     def name(self, text: str) -> str:
         return self.names.setdefault(text, f"s{len(self.names)}")
 
+    def plain(self, value: Any) -> Any:
+        return _plain(self.rule, value)
+
     def spelt(self, name: str) -> str:
         """An expression as the rule wrote it, for messages."""
         text = next(text for text, known in self.names.items() if known == name)
@@ -167,9 +181,12 @@ class _Tracer:
         self.scalars: dict[str, Scalar] = {}
         self._seen: dict[Any, Register] = {}
 
-    def register(self, kind: str = "array") -> Register:
+    def register(self, mask: bool = False, reduced: bool = False) -> Register:
         self.count += 1
-        return Register(self.count - 1, kind)
+        return Register(self.count - 1, mask, reduced)
+
+    def plain(self, value: Any) -> Any:
+        return _plain(self.rule, value)
 
     def operand(self, value: Any) -> Operand:
         if isinstance(value, Symbol):
@@ -181,12 +198,22 @@ class _Tracer:
         resolved = tuple(self.operand(value) for value in operands)
         key = (word, *((type(x), x) for x in resolved))
         if key not in self._seen:
-            kinds = {x.kind for x in resolved if isinstance(x, Register)}
-            kind = "mask" if word in COMPARISONS else "reduced" if kinds == {"reduced"} else "array"
-            out = self.register("reduced" if word in REDUCTIONS else kind)
+            reduced = all(x.reduced for x in resolved if isinstance(x, Register))
+            if reduced and word in REDUCTIONS:
+                raise rule_errors.reduced_twice(self.rule, word)
+            out = self.register(word in COMPARISONS, reduced or word in REDUCTIONS)
             self.instructions.append(Instruction(word, resolved, out))
             self._seen[key] = out
         return self._seen[key]
+
+
+def _plain(rule: str, value: Any) -> Any:
+    """A plain number or a symbol as it is; True and False count as 1 and 0."""
+    if isinstance(value, Symbol) or type(value) in (int, float):
+        return value
+    if not isinstance(value, Real):
+        raise rule_errors.no_operand(f"{rule}.update", value)
+    return float(value)
 
 
 def _symbolic(memory: _Memory, name: str, fld: Field, value: Any) -> Any:
@@ -196,8 +223,8 @@ def _symbolic(memory: _Memory, name: str, fld: Field, value: Any) -> Any:
     if isinstance(value, str):
         return value
     if isinstance(value, tuple):
-        count = len(cast(tuple[Any, ...], value))
-        return tuple(memory.symbol(f"h[{name!r}][{i}]") for i in range(count))
+        entries = enumerate(cast(tuple[Any, ...], value))
+        return tuple(None if x is None else memory.symbol(f"h[{name!r}][{i}]") for i, x in entries)
     if fld.switch:
         return _Switch(memory, memory.name(f"h[{name!r}]"), bool(value))
     return memory.symbol(f"h[{name!r}]")
@@ -224,6 +251,8 @@ def static_key(rule: Any, group: Mapping[str, Any]) -> tuple[Any, ...]:
             continue
         if fld.switch:
             parts.append((name, bool(group[name])))
+        elif isinstance(fld.default, tuple) and None in fld.default:  # pyright: ignore[reportUnknownMemberType]
+            parts.append((name, *(x is None for x in group[name])))
         elif fld.static or isinstance(group[name], (bool, str)) or group[name] is None:
             parts.append((name, group[name]))
     return tuple(parts)
@@ -284,7 +313,7 @@ def _trace(rule: Any, update: Update, worn: Worn, group: Mapping[str, Any]) -> P
         scalar_outputs=scalar_written,
         scalar_count=len(operands),
         scalar_source=source,
-        scalars=_compile_scalars(source),
+        scalars=_compile_scalars(source, partial(name_in, who=f"{tracer.rule}.update", written=update)),
     )
 
 
@@ -337,7 +366,11 @@ def _mentions(expression: str, name: str) -> bool:
     return name in _words_of(expression)
 
 
-def _compile_scalars(source: str) -> ScalarFunction:
-    scope: dict[str, Any] = dict(SCALAR_WORDS)
-    exec(compile(source, "<scalars of a step rule>", "exec"), scope)
+def _compile_scalars(source: str, name_rule: Callable[..., None]) -> ScalarFunction:
+    """The function of this source, whose errors name the rule."""
+    head, *body = source.splitlines()
+    lines = [head, "    try:", *(f"    {line}" for line in body)]
+    lines += ["    except Exception as error:", "        name_rule(error)", "        raise"]
+    scope: dict[str, Any] = {**SCALAR_WORDS, "name_rule": name_rule}
+    exec(compile("\n".join(lines), "<scalars of a step rule>", "exec"), scope)
     return scope["scalars"]

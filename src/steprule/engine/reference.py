@@ -7,11 +7,13 @@ to believe; every other runner is held against it. Half precision is computed in
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from numbers import Real
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from steprule import rule_errors
 from steprule.engine import storage
 from steprule.engine.compose import Hyper, Slots, Update, Worn, one_step
 from steprule.engine.fields import Slot, scalar_dtype
@@ -30,8 +32,24 @@ def _exponential(x: Tensor, w: Any) -> Tensor:
     return torch.pow(w, x)
 
 
+def _lerp(a: Tensor, b: Tensor, weight: Any) -> Tensor:
+    return torch.lerp(a, b, weight.to(a.dtype) if isinstance(weight, Tensor) else weight)
+
+
+# Sums are taken in double, so that their order, which differs between runners, does not show.
+
+
+def _mean(x: Tensor) -> Tensor:
+    return torch.mean(x, dtype=torch.float64).to(x.dtype)
+
+
 def _norm(x: Tensor) -> Tensor:
-    return x.square().sum().sqrt()
+    norm: Tensor = cast(Any, torch.linalg).vector_norm(x, dtype=torch.float64)
+    return norm.to(x.dtype)
+
+
+def _largest(x: Tensor) -> Tensor:
+    return torch.amax(x) if x.numel() else x.new_full((), -torch.inf)
 
 
 def _as_stored(x: Tensor) -> Tensor:
@@ -44,6 +62,12 @@ def _larger(a: Tensor, b: Any) -> Tensor:
 
 def _smaller(a: Tensor, b: Any) -> Tensor:
     return torch.minimum(a, b) if isinstance(b, Tensor) else torch.clamp(a, max=b)
+
+
+def _clamp(x: Tensor, low: Any, high: Any) -> Tensor:
+    if isinstance(low, Tensor) == isinstance(high, Tensor):
+        return torch.clamp(x, low, high)
+    return _smaller(_larger(x, low), high)
 
 
 WORDS: dict[str, Callable[..., Any]] = {
@@ -65,10 +89,10 @@ WORDS: dict[str, Callable[..., Any]] = {
     "div": torch.div,
     "add_scaled": _add_scaled,
     "addcmul": _addcmul,
-    "lerp": torch.lerp,
+    "lerp": _lerp,
     "larger": _larger,
     "smaller": _smaller,
-    "clamp": torch.clamp,
+    "clamp": _clamp,
     "less": torch.lt,
     "less_equal": torch.le,
     "greater": torch.gt,
@@ -76,9 +100,9 @@ WORDS: dict[str, Callable[..., Any]] = {
     "equal": torch.eq,
     "not_equal": torch.ne,
     "as_stored": _as_stored,
-    "mean": torch.mean,
+    "mean": _mean,
     "norm": _norm,
-    "largest": torch.amax,
+    "largest": _largest,
 }
 
 
@@ -95,16 +119,33 @@ class Eager:
         """One word on tensors and plain numbers."""
         if word == "where":
             return self.where(*operands)
-        return WORDS[word](*operands)
+        return WORDS[word](*map(self.counted, operands))
 
-    def where(self, condition: Any, a: Any, b: Any) -> Any:
-        """Choose per number, or at once where the condition is a plain truth."""
+    def plain(self, value: Any) -> Any:
+        """A plain number as it is, also one that is kept in a tensor."""
+        if type(value) is int or (isinstance(value, Tensor) and value.dim() == 0):
+            return value
+        if not isinstance(value, Real):
+            raise rule_errors.no_operand(f"{self.rule}.update", value)
+        return float(value)
+
+    def counted(self, value: Any) -> Any:
+        """A comparison as 1 or 0; anything else as it is."""
+        return value.to(self.dtype) if isinstance(value, Tensor) and value.dtype == torch.bool else value
+
+    def where(self, condition: Any, a: Any, b: Any) -> Tensor:
+        """Choose per element, or at once where the condition is a plain truth."""
+        a, b = self.counted(a), self.counted(b)
         if not isinstance(condition, Tensor):
             chosen, other = (a, b) if condition else (b, a)
-            return chosen if isinstance(chosen, Tensor) else torch.full_like(other, chosen)
+            if not isinstance(chosen, Tensor):
+                return torch.full_like(other, chosen)
+            if not isinstance(other, Tensor) or chosen.dim() >= other.dim():
+                return chosen
+            return chosen.to(self.dtype).expand_as(other).clone()
         # torch would give two plain numbers its default dtype.
         a, b = (x if isinstance(x, Tensor) else condition.new_tensor(x, dtype=self.dtype) for x in (a, b))
-        return torch.where(condition, a, b)
+        return torch.where(condition if condition.dtype == torch.bool else condition != 0, a, b)
 
 
 def real(tensor: Tensor) -> Tensor:
@@ -155,31 +196,54 @@ def run(
     for letter, slot in slots.items():
         once = slot.per_tensor and not live
         numbers[letter] = state[slot.key].item() if once else load(storage.load(state, slot.key))
-    s = Slots(machine, rule.slots, numbers)
+    s = Slots(machine, rule.slots, numbers, tuple(param.shape))
     # A differentiable step keeps old values on the tape, so the parameter must not alias them.
     p = load(param.clone() if live else storage.load_parameter(param, state))
+    g = load(gradient)
     t = Number(machine, t) if isinstance(t, Tensor) else t
-    new = one_step(update, worn, h, p, load(gradient), s, t)
-    _store_state(s, slots, state, live)
+    given = [*numbers.values(), *((p, g) if live else ())]
+    new = one_step(update, worn, h, p, g, s, t)
+    _store_state(machine, s, slots, state, live, {id(x.handle) for x in given if isinstance(x, Number)})
+    value = _fitted(machine, "the new value of the parameter", new.handle, real(param))
     if param.dtype in storage.HALF and not live:
-        storage.store_parameter(param, state, new.handle)
+        storage.store_parameter(param, state, value)
     else:
-        real(param).copy_(new.handle)
+        real(param).copy_(value)
     storage.next_keys(state)
 
 
-def _store_state(s: Slots, slots: dict[str, Slot], state: dict[str, Any], live: bool) -> None:
-    values = {slots[letter].key: s.numbers[letter] for letter in sorted(s.written)}
-    values = {k: v.handle if isinstance(v, Number) else v for k, v in values.items()}
+def _fitted(machine: Eager, what: str, value: Any, like: Tensor) -> Tensor:
+    """A result in the shape that it is stored in."""
+    if not isinstance(value, Tensor):
+        return torch.full_like(like, value, dtype=machine.dtype)
+    value = machine.counted(value)
+    if value.shape == like.shape:
+        return value
+    try:
+        return value.expand_as(like)
+    except RuntimeError:
+        raise rule_errors.wrong_shape(machine.rule, what, tuple(value.shape), tuple(like.shape)) from None
+
+
+def _store_state(
+    machine: Eager, s: Slots, slots: dict[str, Slot], state: dict[str, Any], live: bool, given: set[int]
+) -> None:
+    """given: the ids of tensors that the step began with, which may be another slot's memory."""
+    values: dict[str, Any] = {}
+    for letter in sorted(s.written):
+        slot, value = slots[letter], s.numbers[letter]
+        if isinstance(value, Number):
+            value = value.handle
+            value = value.clone() if id(value) in given else value
+        if not slot.per_tensor:
+            value = _fitted(machine, f"slot '{letter}'", value, real(state[slot.key]))
+        values[slot.key] = value
     for key, value in values.items():
-        if isinstance(value, Tensor) and any(value is stored for stored in state.values()):
-            values[key] = value.clone()  # one slot took over another's old value
-    for key, value in values.items():
-        if isinstance(value, Tensor) and live and not state[key].is_complex():
-            state[key] = value.to(state[key].dtype)
-        elif isinstance(value, Tensor) and state[key].is_complex():
-            real(state[key]).copy_(value)
-        elif isinstance(value, Tensor):
-            storage.store(state, key, value)
-        else:
+        if not isinstance(value, Tensor):
             state[key].fill_(value)
+        elif live and not state[key].is_complex():
+            state[key] = value.to(state[key].dtype)
+        elif state[key].is_complex():
+            real(state[key]).copy_(value)
+        else:
+            storage.store(state, key, value)

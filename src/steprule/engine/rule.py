@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from steprule import errors
+from steprule import errors, rule_errors
 from steprule.engine import foreach, program, reference, runners, sparse, storage
 from steprule.engine.compose import Update, Worn
 from steprule.engine.optimizer import CheckedOptimizer, make_step_counter
@@ -39,6 +39,9 @@ class RuleOptimizer(CheckedOptimizer):
     decays_first: ClassVar[bool] = True
 
     def __init__(self, params: Any, defaults: dict[str, Any]):
+        if type(self).update is RuleOptimizer.update:
+            methods = [name for name, value in vars(type(self)).items() if callable(value)]
+            raise rule_errors.no_update(type(self).__name__, errors.close("update", methods))
         for flag in (*FLAGS, *OPTIONS):
             # torch's rules differ in the switches they know; groups hold the same keys as theirs.
             if flag not in self.torch_flags and defaults.get(flag) in ABSENT:
@@ -217,6 +220,8 @@ class RuleOptimizer(CheckedOptimizer):
         who = type(self).__name__
         if gradient.is_sparse and self.gradients == "dense":
             raise errors.sparse_gradient(who, self.name_of(param))
+        if gradient.is_sparse and self.traced and self.program(group).reduces:
+            raise errors.sparse_with_reduction(who, self.name_of(param))
         if gradient.is_sparse and self._in_codes(param, group):
             raise errors.sparse_with_codes(who, self.name_of(param))
         if group.get("differentiable") and storage.keeps_more(self.state.get(param, {})):

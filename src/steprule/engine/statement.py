@@ -1,0 +1,135 @@
+"""Whether a rule is stated as rules are; what is wrong is said when its class is made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from steprule import errors, rule_errors
+from steprule.engine.fields import FOREIGN_KEYS, Field, Slot
+from steprule.engine.rule import FLAGS, OPTIONS, RuleOptimizer
+from steprule.engine.storage import EXTRA_KEYS
+
+ARGUMENTS = ["h", "p", "g", "s", "t"]
+# What an optimizer has besides the attributes of its class.
+_OF_INSTANCES = frozenset({"defaults", "param_groups", "params", "self", "state", "step"})
+
+
+def check(rule: type[RuleOptimizer], body: Mapping[str, Any]) -> None:
+    """Refuse names that collide, slots that cannot be kept and an `update` with other arguments.
+
+    Raises: TypeError, or ValueError for a default outside its own range.
+    """
+    who = rule.__name__
+    own = [x for x, value in body.items() if isinstance(value, (Field, Slot))]
+    for name in own:
+        if name in _OF_INSTANCES or name in FOREIGN_KEYS or hasattr(RuleOptimizer, name):
+            raise rule_errors.bad_statement(
+                who, f"the name '{name}' is taken by every optimizer", "Use another one."
+            )
+    clashes = set(rule.fields) & set(rule.slots)
+    if clashes:
+        what = f"'{min(clashes)}' is both a hyper-parameter and a slot"
+        raise rule_errors.bad_statement(who, what, "Rename one of them.")
+    for name in own:
+        if isinstance(body[name], Field) and name not in (*FLAGS, *OPTIONS):
+            _check_field(who, rule.fields[name], rule.fields)
+    keys = [slot.key for slot in rule.slots.values()]
+    for slot in rule.slots.values():
+        _check_key(who, slot, keys)
+        _check_slot(rule, slot)
+    _check_update(rule, body)
+
+
+def _check_field(who: str, field: Field, fields: Mapping[str, Field]) -> None:
+    default = field.default
+    what = f"the default of '{field.name}' is {default!r}"
+    if isinstance(default, list):
+        raise rule_errors.bad_statement(who, what, f"Write a tuple: {tuple(default)!r}.")  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(default, str) and field.choices is None:
+        raise rule_errors.bad_statement(
+            who, what, f"Text needs its choices: hyper({default!r}, choices=({default!r}, …))."
+        )
+    try:
+        field.check(who, default, None)
+    except (TypeError, ValueError) as problem:
+        raise rule_errors.bad_default(problem) from None
+    if field.decay and field.name != "weight_decay":
+        what = f"decay() stands under '{field.name}'"
+        raise rule_errors.bad_statement(
+            who, what, "Its field is called weight_decay, by which groups and torch know it."
+        )
+    if field.decay == "decoupled" and "lr" not in fields:
+        what = "decoupled weight decay needs a hyper-parameter 'lr', and there is none"
+        raise rule_errors.bad_statement(who, what, "Declare lr, or use mode='l2'.")
+
+
+def _check_key(who: str, slot: Slot, keys: list[Any]) -> None:
+    key: Any = slot.key
+    if not isinstance(key, str) or not key:
+        what = f"slot '{slot.letter}' has the key {key!r}"
+        raise rule_errors.bad_statement(who, what, "Give it a name for checkpoints, as in slot('exp_avg').")
+    taken = (*EXTRA_KEYS, "step", *(f"{other}_scale" for other in keys))
+    if keys.count(key) > 1 or key in taken:
+        raise rule_errors.bad_statement(who, f"slot key '{key}' is taken", "Give every slot a key of its own.")
+    if slot.subtracted_from is not None and slot.subtracted_from not in keys:
+        what = f"slot '{slot.letter}' is subtracted from '{slot.subtracted_from}', which is no slot's key"
+        raise rule_errors.bad_statement(who, what, errors.nearest(slot.subtracted_from, keys))
+
+
+def _check_slot(rule: type[RuleOptimizer], slot: Slot) -> None:
+    who = rule.__name__
+    starts: Any = slot.starts
+    for name in (slot.when, starts):
+        if isinstance(name, str) and name not in rule.fields:
+            what = f"slot '{slot.letter}' refers to '{name}', which is no hyper-parameter"
+            raise rule_errors.bad_statement(who, what, errors.nearest(name, rule.fields))
+    if slot.when is not None and not rule.fields[slot.when].static:
+        what = f"slot '{slot.letter}' exists when {slot.when} is on, but {slot.when} is no switch"
+        raise rule_errors.bad_statement(
+            who, what, f"Make {slot.when} a boolean, or declare it with switch=True."
+        )
+    first = rule.fields[starts].default if isinstance(starts, str) else starts
+    if not isinstance(first, (int, float)):
+        what = f"slot '{slot.letter}' starts at {starts!r}"
+        raise rule_errors.bad_statement(
+            who, what, "It must be a number, or the name of a hyper-parameter that is one."
+        )
+    if slot.shape is not None and rule.traced:
+        what = f"slot '{slot.letter}' has a shape of its own, but the rule looks at one element at a time"
+        raise rule_errors.bad_statement(who, what, "Leave shape out, or subclass steprule.declare.Matrix.")
+    if slot.shape is not None and not callable(slot.shape):
+        what = f"the shape of slot '{slot.letter}' is {slot.shape!r}"
+        raise rule_errors.bad_statement(
+            who, what, "Give a function from the parameter's shape to the slot's, or to None."
+        )
+
+
+def _check_update(rule: type[RuleOptimizer], body: Mapping[str, Any]) -> None:
+    who = rule.__name__
+    if "update" not in body:
+        return
+    written = body["update"]
+    if not isinstance(written, staticmethod):
+        fix = "Put @staticmethod above it."
+        raise rule_errors.at_update(
+            rule_errors.bad_statement(who, "update must be a static method", fix), written
+        )
+    if not callable(rule.update):
+        raise rule_errors.bad_statement(
+            who, f"update is {rule.update!r}", "It must be a function update(h, p, g, s, t)."
+        )
+    parameters = inspect.signature(rule.update).parameters
+    names = list(parameters)
+    listed = ", ".join(names)
+    fix = "It must be update(h, p, g, s, t)."
+    if len(names) != len(ARGUMENTS):
+        problem = rule_errors.bad_statement(who, f"update takes {len(names)} arguments ({listed})", fix)
+        raise rule_errors.at_update(problem, rule.update)
+    by_name = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+    odd = any(x.kind in by_name for x in parameters.values())
+    if odd or (names != ARGUMENTS and sorted(names) == sorted(ARGUMENTS)) or names[0] == "self":
+        raise rule_errors.at_update(
+            rule_errors.bad_statement(who, f"update takes ({listed})", fix), rule.update
+        )

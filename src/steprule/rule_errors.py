@@ -1,0 +1,275 @@
+"""Every message that someone who writes a rule can see: the rule, what is wrong, and what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from steprule.errors import nearest
+
+
+def no_such_slot(rule: str, name: str, slots: Iterable[str]):
+    """A misspelt slot in a rule."""
+    return AttributeError(f"{rule}.update: no slot '{name}'. {nearest(name, slots)}".rstrip())
+
+
+def slot_switched_off(rule: str, name: str, switch: str):
+    """A slot used although the option it exists for is off."""
+    return AttributeError(
+        f"{rule}.update: slot '{name}' exists only when {switch} is on; use it inside 'if h.{switch}:'."
+    )
+
+
+def slot_without_shape(rule: str, name: str, shape: tuple[int, ...]):
+    """A slot used although its shape function gave None for this parameter."""
+    return AttributeError(
+        f"{rule}.update: slot '{name}' does not exist for a parameter of shape {shape}, for which its shape "
+        "function returns None. Use it under the same condition, as in 'if p.handle.dim() > 1:'."
+    )
+
+
+def plain_slot_given_a_value(rule: str, name: str):
+    """A slot of one plain number, given a value per element or a reduction."""
+    return TypeError(
+        f"{rule}.update: slot '{name}' is a scalar_slot: one plain number per tensor, made of h, t and other "
+        "scalar slots. It was given what is made of p, g or a slot (a reduction such as norm(g) is, too). "
+        "Declare it as slot(…), which stores that value for every element."
+    )
+
+
+def no_such_hyperparameter_in_rule(rule: str, name: str, fields: Iterable[str]):
+    """A misspelt hyper-parameter in a rule."""
+    return AttributeError(f"{rule}.update: no hyper-parameter 'h.{name}'. {nearest(name, fields)}".rstrip())
+
+
+def hyperparameter_assigned(rule: str, name: str):
+    """`h.lr = …` in a rule."""
+    return AttributeError(
+        f"{rule}.update: h.{name} was assigned, but hyper-parameters belong to the user. Use a local variable, "
+        "or a scalar_slot for a number that is kept between steps."
+    )
+
+
+def bad_statement(rule: str, what: str, fix: str):
+    """A rule that is not stated as rules are."""
+    return TypeError(f"{rule}: {what}. {fix}")
+
+
+def bad_default(problem: Exception):
+    """A hyper-parameter whose default is not among its own allowed values."""
+    return type(problem)(f"{problem} This is its default: change it, or what is allowed.")
+
+
+def at_update(error: Exception, update: object) -> Exception:
+    """The same error with the line where `update` begins."""
+    code = getattr(update, "__code__", None)
+    return error if code is None else type(error)(at_line(str(error), code.co_filename, code.co_firstlineno))
+
+
+def no_update(rule: str, near: str | None):
+    """A rule without an `update`."""
+    fix = f"Is '{near}' meant to be it? " if near else ""
+    return TypeError(
+        f"{rule} has no update. {fix}Write @staticmethod, def update(h, p, g, s, t), which sets the slots and "
+        "returns the change to the parameter."
+    )
+
+
+def no_step_param(rule: str, near: str | None):
+    """A GenericAdaptiveOptimizer without its step."""
+    fix = f"Is '{near}' meant to be it? " if near else ""
+    return TypeError(
+        f"{rule} has no step_param. {fix}Write def step_param(self, state, group, grad, param), which changes "
+        "param in place."
+    )
+
+
+def template_arguments(rule: str, method: str, given: Sequence[str], wanted: Sequence[str]):
+    """A method of a GenericAdaptiveOptimizer that cannot be called."""
+    return TypeError(
+        f"{rule}: {method} takes ({', '.join(given)}) after self. It must be "
+        f"{method}(self, {', '.join(wanted)})."
+    )
+
+
+def template_returned(who: str, kind: str):
+    """A method of a GenericAdaptiveOptimizer that makes something in place of changing what it is given."""
+    what = "fill the state that it is given" if who.endswith("init_state") else "change param in place"
+    return TypeError(f"{who} returned a {kind}, which would be lost. Let it {what}, and return nothing.")
+
+
+def state_has_keys(name: str, keys: Sequence[str]) -> str:
+    """A note on a key that a state does not have: what it has, perhaps from another optimizer's checkpoint."""
+    return f"The state of {name} has the keys: {', '.join(map(str, keys)) or 'none'}."
+
+
+def declared_in_template(rule: str, name: str, hyper: bool):
+    """`hyper()` or `slot()` in a rule that is written by hand."""
+    fix = (
+        f"Pass it on: super().__init__(params, {{'{name}': …}}), and read group['{name}']"
+        if hyper
+        else f"Make state['{name}'] in init_state"
+    )
+    return TypeError(
+        f"{rule}: '{name}' is declared, but a GenericAdaptiveOptimizer has no declarations. {fix}, or subclass "
+        "steprule.Elementwise."
+    )
+
+
+def truth_of_a_value(rule: str):
+    """`if g > 0` in a rule."""
+    return TypeError(
+        f"{rule}.update: 'if' on a per-number value; use where(condition, a, b). Each element has a truth of "
+        "its own, so 'and', 'or', 'not', 'while', a < x < b, min and max do not work on it either: multiply "
+        "conditions for 'and', write smaller(a, b) and larger(a, b)."
+    )
+
+
+def truth_of_a_symbol(rule: str, spelt: str):
+    """`if t > 1` or `if h.momentum` in a rule."""
+    text = (
+        f"{rule}.update: 'if' on {spelt}, which changes from step to step; use where(condition, a, b), and "
+        "smaller and larger for min and max."
+    )
+    if spelt.startswith("h.") and spelt[2:].isidentifier():
+        text += f" If zero means absent, declare {spelt[2:]} with hyper(…, switch=True)."
+    return TypeError(text)
+
+
+# What values of a rule have in torch, and how a rule writes it.
+OPERATORS = {
+    "abs": "abs(x)",
+    "absolute": "abs(x)",
+    "add": "x + y",
+    "addcdiv": "p + w * a / b",
+    "addcmul": "p + w * a * b",
+    "div": "x / y",
+    "divide": "x / y",
+    "max": "larger(x, y), or largest(x) over the tensor",
+    "maximum": "larger(x, y)",
+    "minimum": "smaller(x, y)",
+    "min": "smaller(x, y)",
+    "mul": "x * y",
+    "multiply": "x * y",
+    "neg": "-x",
+    "pow": "x ** y",
+    "power": "x ** y",
+    "reciprocal": "1 / x",
+    "rsqrt": "1 / sqrt(x)",
+    "square": "x * x",
+    "sub": "x - y",
+    "subtract": "x - y",
+    "true_divide": "x / y",
+}
+
+
+def instead_of(name: str, words: Sequence[str]) -> str:
+    """How a rule writes what a function or method of this name does elsewhere; empty if it has no such word."""
+    name = name.strip("_")
+    if name in words:
+        return f"Write {name}(…), imported from steprule.words."
+    return f"Write {OPERATORS[name]}." if name in OPERATORS else ""
+
+
+def language(words: Sequence[str]) -> str:
+    """What a rule is written in."""
+    small = [word for word in words if word.islower()]
+    text = "A rule is written with + - * / **, comparisons, abs and the words of steprule.words"
+    return f"{text}: {', '.join(small)}."
+
+
+def no_such_method(rule: str, name: str, words: Sequence[str]):
+    """`x.sqrt()` or `g.add_(p)` in a rule."""
+    return AttributeError(
+        f"{rule}.update: '.{name}' on a value; values have no methods or attributes, and nothing changes in "
+        f"place. {instead_of(name, words) or language(words)}"
+    )
+
+
+def a_kind(given: object) -> str:
+    """What kind of thing it is, in words."""
+    kind = type(given).__name__
+    return (
+        "None" if given is None else f"an {kind}" if kind[0] in "aeioAEIO" or kind == "ndarray" else f"a {kind}"
+    )
+
+
+def no_operand(where: str, given: object):
+    """Something in a formula that is no number."""
+    shown = (
+        f"{given!r} (a {type(given).__name__})" if isinstance(given, (str, bytes, complex)) else a_kind(given)
+    )
+    return TypeError(
+        f"{where}: {shown} is not a number. Values are p, g, the slots, h's hyper-parameters, t, plain numbers "
+        "and what is made of them."
+    )
+
+
+def reduced_plain_number(word: str):
+    """`mean(h.lr)` in a rule."""
+    return TypeError(
+        f"{word}(…) takes a value per element, such as g; a plain number is one already. Drop {word}."
+    )
+
+
+def reduced_twice(rule: str, word: str):
+    """`norm(norm(g))` in a rule."""
+    return TypeError(
+        f"{rule}.update: {word}(…) of a value that is one per tensor already, made of reductions. "
+        f"Drop {word}, or give it a value per element."
+    )
+
+
+def nothing_returned(rule: str):
+    """An `update` without a `return`."""
+    return TypeError(
+        f"{rule}.update returned None. p is not changed in place: end with `return` and the change, as in "
+        "`return -h.lr * g`."
+    )
+
+
+def wrong_return(rule: str, given: object, in_tuple: bool):
+    """An `update` that returns what is no change."""
+    kind = type(given).__name__
+    if kind == "Becomes":
+        return TypeError(
+            f"{rule}.update returned becomes(…) inside a tuple. It is the whole new value, so it stands alone: "
+            "`return becomes(value)`."
+        )
+    shown = "a condition" if kind in ("bool", "Symbol") else a_kind(given)
+    shown = (
+        "an empty tuple" if isinstance(given, tuple) else f"a tuple with {shown} in it" if in_tuple else shown
+    )
+    fix = " A rule on whole matrices puts it into Number(p.machine, tensor)." if kind == "Tensor" else ""
+    return TypeError(
+        f"{rule}.update returned {shown}, must return the change to the parameter (a value, or several in a "
+        f"tuple) or becomes(new_value).{fix}"
+    )
+
+
+def wrong_shape(rule: str, what: str, given: tuple[int, ...], wanted: tuple[int, ...]):
+    """A result that does not fit its parameter or slot."""
+    return ValueError(f"{rule}.update: {what} has shape {given}, must have {wanted}.")
+
+
+# What Python calls the values of a rule in its own messages.
+VALUES = {
+    "Number": "(A Number is a value per element: p, g, a slot, and what is made of them.)",
+    "Symbol": "(A Symbol is a plain number not known yet: h.lr, t, and what is made of them.)",
+    "Hyper": "Write h.name for a hyper-parameter.",
+    "Slots": "Write s.name for a slot.",
+}
+
+
+def conditions() -> str:
+    """How a rule writes & | ~."""
+    return "Write a * b for 'and', larger(a, b) for 'or', 1 - a for 'not'."
+
+
+def raised_in_rule(who: str, problem: str, way_out: str) -> str:
+    """What Python or the writer's own code raised inside a method of a rule, in its rule's name."""
+    return f"{who}: {problem.rstrip('.')}. {way_out}".rstrip()
+
+
+def at_line(text: str, file: str, line: int) -> str:
+    """A message about a rule, with the line that it is about."""
+    return f"{text} See line {line} of {file}."
