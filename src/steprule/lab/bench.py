@@ -36,7 +36,7 @@ from steprule.lab.bench_measure import (
 )
 from steprule.lab.bench_models import BenchModel, load_model
 from steprule.lab.errors import LabError, Stopped, did_you_mean
-from steprule.lab.optimizers import find_rule
+from steprule.lab.optimizer_classes import find_rule
 from steprule.lab.report import open_console
 
 __all__ = ["Asked", "bench"]

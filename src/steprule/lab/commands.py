@@ -2,90 +2,214 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Write an optimizer's step rule once. Here: look at the rules, and train with them.",
     add_completion=False,
+    # Plain help: frames and colours would leave too little room for the words on a narrow terminal.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+SEEDS = 2**31
 
 
-@app.command()
+class _Command(TyperCommand):
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """`RULE` for an argument that must be given, not typer's `{rule}`."""
+        return [piece.strip("{}").upper() for piece in super().collect_usage_pieces(ctx)]
+
+
+def _number(kind: type[float], allowed: str, is_allowed: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """What reads an option's number, and says in words what is allowed."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not is_allowed(value):
+            raise typer.BadParameter(f"{text!r} must be {allowed}.")
+        return value
+
+    return parse
+
+
+_any_number = _number(float, "a number", lambda _: True)
+_above_zero = _number(float, "a number above 0", lambda value: value > 0)
+_count = _number(int, "a whole number of at least 1", lambda value: value >= 1)
+_samples = _number(int, "a whole number of at least 2", lambda value: value >= 2)
+_seed = _number(int, f"a whole number of at least 0 and below {SEEDS}", lambda value: 0 <= value < SEEDS)
+
+
+def _option(name: str, metavar: str, text: str, parse: Callable[[str], Any] | None = None) -> Any:
+    """An option whose help says its default in words."""
+    return typer.Option(name, metavar=metavar, help=text, parser=parse, show_default=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import platform
+
+        import torch
+
+        import steprule
+
+        typer.echo(
+            f"steprule {steprule.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+        )
+        raise typer.Exit
+
+
+@app.callback()
+def steprule_(
+    version: Annotated[  # the callback has done its work by now
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Optimizers for PyTorch, each step rule written once: look at them, train with them, time them.
+
+    `steprule COMMAND -h` says more about a command.
+    """
+
+
+@app.command(cls=_Command, short_help="Train a model on real data.")
 def train(
     task: Annotated[
         str | None,
-        typer.Option(help="digits, text, photo or FILE.py:FUNCTION", show_default="digits"),
+        _option("--task", "NAME", "digits, text, photo or FILE.py:FUNCTION (default: digits)"),
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="a rule of `steprule list`", show_default="adabelief")
+        str | None,
+        _option(
+            "--optimizer",
+            "NAME",
+            "a rule of `steprule list`, FILE.py:CLASS for your own, or torch:CLASS for one of torch.optim "
+            "(default: adabelief)",
+        ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="learning rate", show_default="the rule's")] = None,
+    lr: Annotated[
+        float | None, _option("--lr", "NUMBER", "learning rate (default: the optimizer's)", _any_number)
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="a hyper-parameter, as in --set betas=0.9,0.95"),
+        _option("--set", "NAME=VALUE", "a hyper-parameter, as in --set betas=0.9,0.95; can be repeated"),
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(help="none, warmup, or cosine (with warm-up)", show_default="none"),
+        _option("--schedule", "NAME", "none, warmup, or cosine with a warm-up (default: none)"),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, show_default="the task's")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, show_default="the task's")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, show_default="0")] = None,
+    clip_norm: Annotated[
+        float | None,
+        _option(
+            "--clip-norm",
+            "NUMBER",
+            "clip the gradients to this norm, taken over all of them (default: no clipping)",
+            _above_zero,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        _option("--epochs", "NUMBER", "passes over the training data (default: the task's)", _count),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        _option("--batch-size", "NUMBER", "items per step (default: the task's)", _count),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        _option("--seed", "NUMBER", "the seed of all random numbers (default: 0)", _seed),
+    ] = None,
+    device: Annotated[
+        str | None, _option("--device", "NAME", "cpu, cuda, cuda:1, mps … (default: cpu)")
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="a folder for this run", show_default="runs/TASK-OPTIMIZER-NUMBER"),
+        _option("--out", "FOLDER", "where the run is kept (default: a new folder in runs/)"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the run in --out, or the newest in runs/")
+        bool, typer.Option("--resume", help="continue the run in --out, or the newest in runs/ that fits")
     ] = False,
 ) -> None:
-    """Train a model on real data; keep metrics, curves, configuration and a checkpoint."""
+    """Train a model on real data.
+
+    The run's folder gets its metrics, curves, configuration and a checkpoint to resume from.
+    """
     from steprule.lab.runs import Asked, go_on, start
 
-    asked = Asked(task, optimizer, lr, settings or [], schedule, epochs, batch_size, seed)
+    asked = Asked(
+        task=task,
+        optimizer=optimizer,
+        lr=lr,
+        settings=settings or [],
+        schedule=schedule,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        clip_norm=clip_norm,
+    )
     (go_on if resume else start)(asked, out)
 
 
-@app.command("list")
+@app.command("list", cls=_Command, short_help="List the rules.")
 def list_rules(
-    pattern: Annotated[str, typer.Argument(help="part of a name, or a pattern such as 'ada*'")] = "",
+    pattern: Annotated[str, typer.Argument(hidden=True)] = "",
 ) -> None:
-    """List the rules, in a line each."""
+    """List the rules, each in a sentence.
+
+    PATTERN is part of a name, or a pattern such as 'ada*'; without it, all are listed.
+    """
     from steprule.lab.rules import print_list
 
     print_list(pattern)
 
 
-@app.command()
-def show(rule: Annotated[str, typer.Argument(help="a rule of `steprule list`")]) -> None:
-    """Show a rule: formula, when to use it, hyper-parameters, state, source."""
+@app.command(cls=_Command, short_help="Show a rule: formula, hyper-parameters, source.")
+def show(
+    rule: Annotated[
+        str,
+        typer.Argument(hidden=True),
+    ],
+) -> None:
+    """Show a rule: when to use it, its formula, hyper-parameters, state and source.
+
+    RULE is a name from `steprule list`, or FILE.py:CLASS for a rule of your own.
+    """
     from steprule.lab.rules import print_rule
 
     print_rule(rule)
 
 
-@app.command()
+@app.command(cls=_Command, short_help="Time a step of each rule, beside torch's.")
 def bench(
     model: Annotated[
-        str, typer.Option(help="gpt2, resnet18, many-small, mlp or FILE.py:FUNCTION, which returns a model")
+        str,
+        _option("--model", "NAME", "gpt2, resnet18, many-small, mlp, or FILE.py:FUNCTION for your own"),
     ] = "gpt2",
     optimizers: Annotated[
-        str, typer.Option(help="rules of `steprule list` with commas between, or all")
+        str, _option("--optimizers", "NAMES", "rules of `steprule list` with commas between, or all")
     ] = "adamw,rmsprop,nadam,adabelief",
-    dtype: Annotated[str, typer.Option(help="fp32, fp64, bf16 or fp16")] = "fp32",
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    repeats: Annotated[int, typer.Option(min=2, help="samples of everything")] = 15,
+    dtype: Annotated[str, _option("--dtype", "NAME", "fp32, fp64, bf16 or fp16 (default: fp32)")] = "fp32",
+    device: Annotated[str, _option("--device", "NAME", "cpu, cuda, cuda:1 … (default: cpu)")] = "cpu",
+    repeats: Annotated[int, _option("--repeats", "NUMBER", "samples of each time", _samples)] = 15,
     out: Annotated[
         Path | None,
-        typer.Option(help="a .json file; a chart goes beside it", show_default="runs/bench-MODEL-NUMBER.json"),
+        _option(
+            "--out",
+            "FILE.json",
+            "where the numbers are kept, with a chart beside them (default: a new file in runs/)",
+        ),
     ] = None,
 ) -> None:
-    """Measure how long a step takes, beside torch's and beside what the memory allows."""
+    """Time a step of each rule, beside torch's and beside the time that moving its memory takes."""
     from steprule.lab.bench import Asked
     from steprule.lab.bench import bench as measure
 

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 from typing import IO, Any
 
+from steprule.lab.optimizer_classes import optimizer_label
 from steprule.lab.report import Line, hyperparameter_text
 from steprule.lab.tasks import loss_text, score_text
 from steprule.lab.train import Training
@@ -63,7 +64,7 @@ def draw_curves(stream: IO[bytes], training: Training, lines: Sequence[Line]) ->
             _draw_panel(axis, key, training.steps_per_epoch, lines)
             axis.set_ylabel(label)
         first = axes[0][0]
-        title = f"{config.task_label} with {config.optimizer}"
+        title = f"{config.task_label} with {optimizer_label(config.optimizer)}"
         first.set_title(title, loc="left", weight="bold", pad=24)
         under_title = {"xycoords": "axes fraction", "textcoords": "offset points"}
         below = first.annotate(details, (0, 1), (0, 9), color=QUIET, fontsize=9, **under_title)

@@ -9,10 +9,11 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from steprule.engine.optimizer import CheckedOptimizer
 from steprule.lab.data import Batches
 from steprule.lab.errors import LabError, at, failing
+from steprule.lab.optimizers import switch_weights
 from steprule.lab.step import output_of
 
 __all__ = ["Modes", "give_shapes", "parts_in_eval_mode"]
@@ -33,18 +34,18 @@ class Modes:
         self._given = [(part, part.training) for part in model.modules()]
 
     @contextmanager
-    def evaluating(self, optimizer: CheckedOptimizer) -> Generator[None]:
+    def evaluating(self, optimizer: Optimizer) -> Generator[None]:
         """Eval mode and no gradients inside the block."""
         with failing("model.eval()"):
             self._model.eval()
-        optimizer.eval()
+        switch_weights(optimizer, training=False)
         try:
             with torch.no_grad():
                 yield
         finally:
             with failing("model.train()"):
                 self._put_back()
-            optimizer.train()
+            switch_weights(optimizer, training=True)
 
     def _put_back(self) -> None:
         # By train(), not by the flag alone: a model's own train() may do more, such as unmerge weights.

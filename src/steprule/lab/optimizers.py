@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import steprule
 from steprule import schedules
 from steprule.engine.optimizer import CheckedOptimizer
-from steprule.lab.errors import LabError, did_you_mean
+from steprule.lab.errors import LabError, did_you_mean, told
 
 __all__ = [
     "SCHEDULES",
     "build_optimizer",
     "build_schedule",
-    "find_rule",
+    "check_can_be_saved",
     "hyperparameters_of",
     "parse_settings",
+    "switch_weights",
 ]
 
 SCHEDULES = ("none", "warmup", "cosine")
 WARMUP_SHARE = 0.05
 WORDS = {"true": True, "false": False, "none": None, "inf": float("inf")}
-
-
-def find_rule(name: str) -> type[CheckedOptimizer]:
-    """The rule of that name, in capitals or not. Raises `LabError` with the nearest name."""
-    rules = steprule.catalogue()
-    for known, rule in rules.items():
-        if known.lower() == name.lower():
-            return rule
-    raise LabError(f"no optimizer '{name}'. {did_you_mean(name, rules)}")
 
 
 def parse_settings(lr: float | None, settings: Sequence[str]) -> dict[str, Any]:
@@ -80,23 +73,95 @@ def _parse_dict(setting: str, text: str) -> dict[str, Any]:
     return pairs
 
 
-def build_optimizer(
-    rule: type[CheckedOptimizer], model: nn.Module, settings: Mapping[str, Any]
-) -> CheckedOptimizer:
-    """The rule on the model's parameters. Raises `LabError` with the rule's own message."""
+def build_optimizer(make: type[Optimizer], model: nn.Module, settings: Mapping[str, Any]) -> Optimizer:
+    """The optimizer on the model's parameters. Raises `LabError` with its own message."""
+    who = f"torch.optim.{make.__name__}" if make.__module__.startswith("torch.") else make.__name__
     if "params" in settings:
-        raise LabError(f"{rule.__name__} gets its params from the task; --set cannot change them.")
+        raise LabError(f"{who} gets its params from the task; --set cannot change them.")
+    checks_itself = issubclass(make, CheckedOptimizer)
+    if not checks_itself:
+        _check_settings(who, make, settings)
+    build: Any = make
     try:
-        return rule(model.named_parameters(), **settings)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LabError(str(error)) from error
+        return build(model.named_parameters(), **settings)
+    except Exception as error:  # a class of the user's own may fail in any way
+        if checks_itself and isinstance(error, (TypeError, ValueError, RuntimeError)):
+            raise LabError(str(error)) from error
+        raise LabError(f"{who} cannot be made: {told(error)}.") from error
+
+
+def _check_settings(who: str, make: type[Optimizer], settings: Mapping[str, Any]) -> None:
+    """Compare the settings with the constructor's signature: torch's classes accept some wrong kinds."""
+    known = inspect.signature(make).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    names = [name for name in known if name != "params"]
+    for name, value in settings.items():
+        if name not in names:
+            raise LabError(f"{who} has no hyper-parameter '{name}'. {did_you_mean(name, names)}")
+        default = known[name].default
+        if not _is_like(default, value):
+            raise LabError(f"{who}: {name} = {value!r}, must be {_kind_of(default)}.")
+
+
+def _is_like(default: Any, value: Any) -> bool:
+    """Whether the value is of the same kind as the default; a None or no default tells nothing."""
+    if default is None or default is inspect.Parameter.empty:
+        return True
+    if isinstance(default, tuple):
+        defaults, values = cast("tuple[Any, ...]", default), cast("tuple[Any, ...]", value)
+        same = isinstance(value, (tuple, list)) and len(values) == len(defaults)
+        return same and all(map(_is_like, defaults, values))
+    if isinstance(default, (bool, str)):
+        return isinstance(value, type(default))
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number or not isinstance(default, (int, float))
+
+
+def _kind_of(default: Any) -> str:
+    if isinstance(default, tuple):
+        return f"{len(cast('tuple[Any, ...]', default))} numbers, as in {default}"
+    if isinstance(default, bool):
+        return "True or False"
+    return "a word" if isinstance(default, str) else "a number"
 
 
 def hyperparameters_of(optimizer: Optimizer) -> dict[str, Any]:
-    """Every argument of the rule's constructor with the value it has now."""
+    """Every argument of the optimizer's constructor with the value it has now, where JSON can hold it."""
     group = optimizer.param_groups[0]
     names = inspect.signature(type(optimizer)).parameters
-    return {name: group[name] for name in names if name in group and name != "params"}
+    return {
+        name: group[name] for name in names if name in group and name != "params" and _is_plain(group[name])
+    }
+
+
+def check_can_be_saved(optimizer: Optimizer) -> None:
+    """Raise `LabError` if a checkpoint could be written but not be read again."""
+    held = io.BytesIO()
+    try:
+        torch.save(optimizer.state_dict(), held)
+        torch.load(io.BytesIO(held.getvalue()), weights_only=True)
+    except Exception as error:  # a class of the user's own may keep anything
+        who = type(optimizer).__name__
+        raise LabError(
+            f"{who} keeps something in its state or groups that a checkpoint cannot hold. Keep tensors, "
+            "numbers and text there."
+        ) from error
+
+
+def switch_weights(optimizer: Optimizer, training: bool) -> None:
+    """Put in the weights to train or to evaluate with, where the optimizer tells them apart."""
+    switch: Any = getattr(optimizer, "train" if training else "eval", None)
+    if callable(switch):
+        switch()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, cast("Sequence[Any]", value)))
+    if isinstance(value, dict):
+        return all(map(_is_plain, cast("dict[Any, Any]", value).values()))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def build_schedule(name: str, optimizer: Optimizer, steps: int) -> LRScheduler | None:

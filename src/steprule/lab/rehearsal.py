@@ -13,6 +13,8 @@ from torch import Tensor
 
 from steprule.lab.data import Batches, not_finite
 from steprule.lab.errors import Diverged, LabError, at, failing
+from steprule.lab.optimizer_classes import OWN_MODULE
+from steprule.lab.optimizers import check_can_be_saved
 from steprule.lab.randomness import random_state, set_random_state
 from steprule.lab.run_folder import RunConfig
 from steprule.lab.step import estimate_curvature, gradients_on, step_on
@@ -98,7 +100,9 @@ def _try_to_train(trial: Training) -> None:
             gradients_on(task, model, trial.train.fetch(torch.arange(count)[-rest:]))
     batch = trial.train.fetch(first)
     estimate_curvature(task, model, optimizer, batch)
-    loss, _ = step_on(task, model, optimizer, batch)
+    loss, _ = step_on(task, model, optimizer, batch, trial.config.clip_norm)
+    if type(optimizer).__module__ == OWN_MODULE:
+        check_can_be_saved(optimizer)
     if not math.isfinite(loss):
         raise LabError(
             f"the loss is {loss} before the first step, on a batch without NaN. Look at the model and the loss."

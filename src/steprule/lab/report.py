@@ -12,7 +12,7 @@ from rich.text import Text
 
 from steprule.lab.errors import LabError
 from steprule.lab.modes import parts_in_eval_mode
-from steprule.lab.optimizers import find_rule
+from steprule.lab.optimizer_classes import optimizer_class, optimizer_label
 from steprule.lab.run_folder import RunConfig, RunFolder
 from steprule.lab.tasks import loss_text, score_text
 from steprule.lab.train import Training
@@ -39,8 +39,8 @@ def open_console() -> Console:
 
 
 def hyperparameter_text(config: RunConfig) -> str:
-    """The learning rate, and every other hyper-parameter that is not as the rule has it."""
-    usual = inspect.signature(find_rule(config.optimizer)).parameters
+    """The learning rate, and every other hyper-parameter that is not at its default."""
+    usual = inspect.signature(optimizer_class(config.optimizer)).parameters
     return ", ".join(
         f"{name} {value}"
         for name, value in config.hyperparameters.items()
@@ -55,9 +55,9 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
     sizes = ", ".join(f"{len(data):,} {name}" for name, data in training.splits().items())
     rows = {
         "task": f"{config.task_label}, {count:,} parameters; items: {sizes}",
-        "optimizer": f"{config.optimizer}, {hyperparameter_text(config)}",
+        "optimizer": ", ".join(filter(None, (optimizer_label(config.optimizer), hyperparameter_text(config)))),
         "length": f"{config.epochs} × {training.steps_per_epoch} steps on {config.batch_size} items each, "
-        f"schedule {config.schedule}, seed {config.seed}",
+        f"schedule {config.schedule}, seed {config.seed}{_extras(config)}",
         "folder": f"{folder.path}/",
     }
     still = parts_in_eval_mode(training.model)
@@ -72,6 +72,11 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
     for name, text in rows.items():
         grid.add_row(Text(name, style="dim"), Text(text))
     console.print(grid)
+
+
+def _extras(config: RunConfig) -> str:
+    clip = "" if config.clip_norm is None else f", gradients clipped to norm {config.clip_norm:g}"
+    return clip if config.device == "cpu" else f"{clip}, on {config.device}"
 
 
 def print_results(console: Console, training: Training, lines: Sequence[Line], folder: RunFolder) -> None:

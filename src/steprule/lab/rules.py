@@ -10,7 +10,7 @@ from rich.text import Text
 
 import steprule
 from steprule.lab.errors import LabError, did_you_mean
-from steprule.lab.optimizers import find_rule
+from steprule.lab.optimizer_classes import find_rule
 from steprule.lab.report import open_console
 
 __all__ = ["print_list", "print_rule"]

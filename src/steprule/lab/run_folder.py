@@ -16,6 +16,7 @@ import torch
 
 from steprule.engine.checkpoint_file import TEMPORARY, replace_file, save_checkpoint
 from steprule.lab.errors import LabError
+from steprule.lab.optimizer_classes import optimizer_label
 
 __all__ = ["RunConfig", "RunFolder", "find_run", "new_run_folder"]
 
@@ -38,6 +39,8 @@ class RunConfig:
     batch_size: int
     seed: int
     threads: int
+    device: str = "cpu"
+    clip_norm: float | None = None
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -49,7 +52,7 @@ class RunConfig:
     @property
     def label(self) -> str:
         """Task and optimizer as a part of a folder's name."""
-        return f"{self.task_label}-{self.optimizer.lower()}"
+        return f"{self.task_label}-{optimizer_label(self.optimizer).lower().replace('torch.optim.', 'torch-')}"
 
 
 class RunFolder:
@@ -155,7 +158,7 @@ class RunFolder:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"{damaged} is not what was written")
-            state = cast("dict[str, Any]", torch.load(file, weights_only=True))
+            state = cast("dict[str, Any]", torch.load(file, map_location="cpu", weights_only=True))
             metrics_bytes = int(state[METRICS_BYTES])
         except FileNotFoundError:
             raise LabError(f"'{self.path}' has no {CHECKPOINT} to resume from. Start it again.") from None

@@ -14,8 +14,10 @@ from rich.console import Console
 
 import steprule
 from steprule.lab.curves import draw_curves
+from steprule.lab.devices import device_facts, find_device
 from steprule.lab.errors import Diverged, LabError, Stopped, did_you_mean, failing
-from steprule.lab.optimizers import SCHEDULES, find_rule, parse_settings
+from steprule.lab.optimizer_classes import optimizer_class, optimizer_facts, optimizer_name
+from steprule.lab.optimizers import SCHEDULES, parse_settings
 from steprule.lab.progress import progress_on
 from steprule.lab.randomness import seed_everything
 from steprule.lab.rehearsal import rehearse
@@ -41,18 +43,21 @@ class Asked:
     epochs: int | None
     batch_size: int | None
     seed: int | None
+    device: str | None = None
+    clip_norm: float | None = None
 
     def means(self, run: RunConfig) -> bool:
         """Whether the run is of the task and the optimizer that were asked for, if any were."""
         task = self.task is None or full_name(self.task) == run.task
-        return task and (self.optimizer is None or find_rule(self.optimizer).__name__ == run.optimizer)
+        return task and (self.optimizer is None or optimizer_name(self.optimizer) == run.optimizer)
 
     def differences(self, run: RunConfig) -> list[str]:
         """What was asked for that the run does not have and cannot be given."""
         longer = self.epochs is not None and self.epochs > run.epochs and run.schedule == "none"
         pairs: dict[str, tuple[object, object]] = {
             "--task": (self.task and full_name(self.task), run.task),
-            "--optimizer": (self.optimizer and find_rule(self.optimizer).__name__, run.optimizer),
+            "--optimizer": (self.optimizer and optimizer_name(self.optimizer), run.optimizer),
+            "--clip-norm": (self.clip_norm, run.clip_norm),
             "--schedule": (self.schedule, run.schedule),
             "--epochs": (None if longer else self.epochs, run.epochs),
             "--batch-size": (self.batch_size, run.batch_size),
@@ -75,7 +80,9 @@ def full_name(task: str) -> str:
 
 def start(asked: Asked, out: Path | None) -> None:
     """Begin a new run. Nothing is written before everything about it was tried once."""
-    rule = find_rule(asked.optimizer or "adabelief")
+    optimizer = optimizer_name(asked.optimizer or "adabelief")
+    optimizer_class(optimizer)
+    device = find_device(asked.device or "cpu")
     schedule = asked.schedule or "none"
     if schedule not in SCHEDULES:
         raise LabError(f"no schedule '{schedule}'. {did_you_mean(schedule, SCHEDULES)}")
@@ -86,13 +93,15 @@ def start(asked: Asked, out: Path | None) -> None:
     task = load_task(name)
     config = RunConfig(
         task=full_name(name),
-        optimizer=rule.__name__,
+        optimizer=optimizer,
         hyperparameters=settings,
         schedule=schedule,
         epochs=asked.epochs or task.epochs,
         batch_size=asked.batch_size or task.batch_size,
         seed=seed,
         threads=task.threads or torch.get_num_threads(),
+        device=str(device),
+        clip_norm=asked.clip_norm,
     )
     torch.set_num_threads(config.threads)
     training = rehearse(task, config)
@@ -116,7 +125,7 @@ def go_on(asked: Asked, out: Path | None) -> None:
         seed_everything(config.seed)
         task = load_task(config.task)
         torch.set_num_threads(config.threads)
-        longer = replace(config, epochs=asked.epochs or config.epochs)
+        longer = replace(config, epochs=asked.epochs or config.epochs, device=asked.device or config.device)
         if state is None:  # stopped before its first checkpoint
             _begin(rehearse(task, longer), folder)
             return
@@ -136,10 +145,11 @@ def _begin(training: Training, folder: RunFolder) -> None:
 
 
 def facts_of(training: Training) -> dict[str, str]:
-    """The task's own facts, the size of its data, and the versions that numbers may depend on."""
+    """The task's own facts, the size of its data, and the file, device and versions that numbers depend on."""
     sizes = {f"items of {name}": str(len(data)) for name, data in training.splits().items()}
     versions = {"steprule": steprule.__version__, "torch": torch.__version__}
-    return {**training.task.facts, **sizes, **versions, "python": platform.python_version()}
+    own = {**training.task.facts, **optimizer_facts(training.config.optimizer), **device_facts(training.device)}
+    return {**own, **sizes, **versions, "python": platform.python_version()}
 
 
 def _say_what_changed(config: RunConfig, now: dict[str, str]) -> None:
@@ -213,4 +223,4 @@ def _finish(training: Training, folder: RunFolder) -> None:
         return
     with failing("finish()"):
         training.model.eval()
-        training.task.finish(training.model, folder.path)
+        training.task.finish(training.model.cpu(), folder.path)

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 import steprule
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.lab.data import Batch
-from steprule.lab.errors import LabError, failing
+from steprule.lab.errors import LabError, failing, told
 from steprule.lab.tasks import Task
 
 __all__ = ["CURVATURE_EVERY", "estimate_curvature", "gradients_on", "judge", "output_of", "step_on"]
@@ -18,27 +19,42 @@ __all__ = ["CURVATURE_EVERY", "estimate_curvature", "gradients_on", "judge", "ou
 CURVATURE_EVERY = 10
 
 
-def step_on(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Batch) -> tuple[float, float]:
+def step_on(
+    task: Task, model: nn.Module, optimizer: Optimizer, batch: Batch, clip_norm: float | None = None
+) -> tuple[float, float]:
     """Make one step; the loss and the score on the batch as they were before it.
 
     A closure serves every rule: one that needs the loss again calls it again, the others once.
+    clip_norm: gradients whose norm, over all of them, is larger are scaled down to it.
     """
-    score: float | None = None
+    before: tuple[float, float] | None = None
 
+    @torch.enable_grad()
     def closure() -> Tensor:
-        nonlocal score
+        nonlocal before
         optimizer.zero_grad()
         output, loss = gradients_on(task, model, batch)
-        if score is None:
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        if before is None:
             with torch.no_grad():
-                score = _score_of(task, output, batch[1])
+                before = float(loss.detach()), _score_of(task, output, batch[1])
         return loss
 
+    who = type(optimizer).__name__
+    step: Any = optimizer.step
     try:
-        loss: Any = optimizer.step(closure)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise LabError(f"{type(optimizer).__name__} cannot train this task: {error}") from error
-    return float(loss.detach()), score or 0.0
+        step(closure)
+    except LabError:
+        raise
+    except Exception as error:  # a class of the user's own may fail in any way
+        expected = isinstance(optimizer, CheckedOptimizer) and isinstance(
+            error, (RuntimeError, ValueError, TypeError)
+        )
+        raise LabError(f"{who} cannot train this task: {error if expected else told(error) + '.'}") from error
+    if before is None:
+        raise LabError(f"{who}.step(closure) must call the closure: it computes the loss and the gradients.")
+    return before
 
 
 def gradients_on(task: Task, model: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
@@ -88,7 +104,7 @@ def _score_of(task: Task, output: Any, target: Tensor) -> float:
         return float(task.score.of_batch(output, target))
 
 
-def estimate_curvature(task: Task, model: nn.Module, optimizer: CheckedOptimizer, batch: Batch) -> None:
+def estimate_curvature(task: Task, model: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
     """Give Sophia the gradient of the loss with labels drawn from the model; no-op for other rules.
 
     Raises `LabError` if the targets are not classes, one for each last dimension of the output.

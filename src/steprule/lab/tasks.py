@@ -22,7 +22,18 @@ from steprule.lab.errors import LabError, did_you_mean, failing, told
 if TYPE_CHECKING:  # numpy comes with the extra only, whose absence has to be told
     from steprule.lab.data import Data
 
-__all__ = ["BUILT_IN", "Score", "Task", "accuracy", "load_task", "loss_text", "made_by", "score_text", "shown"]
+__all__ = [
+    "BUILT_IN",
+    "Score",
+    "Task",
+    "accuracy",
+    "import_file",
+    "load_task",
+    "loss_text",
+    "made_by",
+    "score_text",
+    "shown",
+]
 
 BUILT_IN = ("digits", "text", "photo")
 COLUMNS = ("split", "step", "epoch", "loss", "lr", "seconds")
@@ -176,16 +187,7 @@ def made_by(file: Path, function: str, what: str) -> Any:
 
     Raises `LabError` if there is no such file or function, or it fails.
     """
-    if not file.is_file():
-        raise LabError(f"no file '{file}' with {what} in it.")
-    if file.suffix != ".py":
-        raise LabError(f"'{file}' is not a Python file (.py) with {what} in it.")
-    try:
-        module = _import_file(file.resolve())
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a user's file may fail in any way
-        raise LabError(f"{file.name} cannot be loaded: {told(error)}.") from error
+    module = import_file(file, what, "steprule_own_task")
     make = getattr(module, function, None)
     if make is not None and not callable(make):
         raise LabError(
@@ -199,9 +201,26 @@ def made_by(file: Path, function: str, what: str) -> Any:
         return make()
 
 
-def _import_file(file: Path) -> Any:
-    """Import a file by its path, with the files beside it importable, as `python FILE.py` would."""
-    name = "steprule_own_task"
+def import_file(file: Path, what: str, name: str) -> Any:
+    """Import a user's file under this module name, with the files beside it importable.
+
+    what: what should be in it, for the messages.
+
+    Raises `LabError` if there is no such file or it fails.
+    """
+    if not file.is_file():
+        raise LabError(f"no file '{file}' with {what} in it.")
+    if file.suffix != ".py":
+        raise LabError(f"'{file}' is not a Python file (.py) with {what} in it.")
+    try:
+        return _run_file(file.resolve(), name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's file may fail in any way
+        raise LabError(f"{file.name} cannot be loaded: {told(error)}.") from error
+
+
+def _run_file(file: Path, name: str) -> Any:
     spec = cast(ModuleSpec, importlib.util.spec_from_file_location(name, file))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

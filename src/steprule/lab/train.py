@@ -9,15 +9,16 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from steprule.lab.data import Batch, Batches, as_batches, not_finite
+from steprule.lab.data import Batch, Batches, Data, as_batches, not_finite
+from steprule.lab.devices import device_random_state, find_device, set_device_random_state
 from steprule.lab.errors import Diverged, LabError, at, failing
 from steprule.lab.modes import Modes, give_shapes
+from steprule.lab.optimizer_classes import optimizer_class
 from steprule.lab.optimizers import (
     build_optimizer,
     build_schedule,
-    find_rule,
     hyperparameters_of,
 )
 from steprule.lab.randomness import order_of_epoch, random_state, set_random_state
@@ -49,20 +50,32 @@ class Training:
 
     def __init__(self, task: Task, config: RunConfig) -> None:
         self.task = task
-        self.model = task.model
-        self.train = as_batches("train", task.train)
-        self.validation = as_batches("validation", task.validation)
-        self.test = None if task.test is None else as_batches("test", task.test)
+        self.device = find_device(config.device)
+        self.model = task.model.to(self.device)
+        if isinstance(task.loss, nn.Module):
+            task.loss.to(self.device)
+        self.train = self._batches("train", task.train)
+        self.validation = self._batches("validation", task.validation)
+        self.test = None if task.test is None else self._batches("test", task.test)
         give_shapes(self.model, self.train)
         self.modes = Modes(self.model)
         self.steps_per_epoch = math.ceil(len(self.train) / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
-        rule = find_rule(config.optimizer)
-        self.optimizer = build_optimizer(rule, self.model, config.hyperparameters)
+        make = optimizer_class(config.optimizer)
+        self.optimizer = build_optimizer(make, self.model, config.hyperparameters)
         self.config = replace(config, hyperparameters=hyperparameters_of(self.optimizer))
         self.schedule = build_schedule(config.schedule, self.optimizer, self.steps)
         self.step = 0
         self.seconds = 0.0
+
+    def _batches(self, name: str, data: Data) -> Batches:
+        batches = as_batches(name, data)
+
+        def fetch(index: Tensor) -> Batch:
+            given, target = batches.fetch(index)
+            return given.to(self.device), target.to(self.device)
+
+        return replace(batches, fetch=fetch)
 
     def splits(self) -> dict[str, Batches]:
         """The parts of the data by name."""
@@ -80,6 +93,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "random": random_state(),
+            "device_random": device_random_state(self.device),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -91,6 +105,7 @@ class Training:
                 self.schedule.load_state_dict(state["schedule"])
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             set_random_state(state["random"])
+            set_device_random_state(self.device, state.get("device_random"))
         except Exception as error:  # a user's own load_state_dict may fail in any way
             raise LabError(f"the checkpoint does not fit this task: {error}") from error
 
@@ -149,7 +164,7 @@ class Training:
         with at(lambda: f"step {self.step + 1}, {self._place('train', batch, index)}"):
             if self.step % CURVATURE_EVERY == 0:
                 estimate_curvature(self.task, self.model, self.optimizer, batch)
-            loss, score = step_on(self.task, self.model, self.optimizer, batch)
+            loss, score = step_on(self.task, self.model, self.optimizer, batch, self.config.clip_norm)
         self._check_loss("train", loss, batch, index)
         if self.schedule is not None:
             self.schedule.step()

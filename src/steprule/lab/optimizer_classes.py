@@ -1,0 +1,123 @@
+"""What `--optimizer` names: a rule of ours, a class of torch.optim, or a class in a file of the user's own."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+import steprule
+from steprule.engine.optimizer import CheckedOptimizer
+from steprule.lab.errors import LabError, did_you_mean
+from steprule.lab.tasks import import_file
+
+__all__ = ["OWN_MODULE", "find_rule", "optimizer_class", "optimizer_facts", "optimizer_label", "optimizer_name"]
+
+OWN_MODULE = "steprule_own_optimizer"
+TORCH = "torch:"
+
+
+def find_rule(name: str) -> type[CheckedOptimizer]:
+    """The rule of that name, in capitals or not. Raises `LabError` with the nearest name."""
+    rules = steprule.catalogue()
+    for known, rule in rules.items():
+        if known.lower() == name.lower():
+            return rule
+    raise LabError(f"no optimizer '{name}'. {did_you_mean(name, rules)}")
+
+
+def optimizer_name(given: str) -> str:
+    """The name that means the same in every folder: `AdamW`, `torch:AdamW` or `/whole/path.py:Class`.
+
+    Raises `LabError` if there is no such rule or class of torch; files are not opened.
+    """
+    if given.lower().startswith(TORCH):
+        return TORCH + _of_torch(given[len(TORCH) :]).__name__
+    file, colon, name = given.rpartition(":")
+    if colon:
+        return f"{Path(file).resolve()}:{name}"
+    if given.endswith(".py"):
+        raise LabError(f"--optimizer {given} does not say which class: give {given}:CLASS.")
+    try:
+        return find_rule(given).__name__
+    except LabError as error:
+        own = "A rule of your own is given as FILE.py:CLASS, torch's as torch:CLASS."
+        raise LabError(f"{error} {own}") from None
+
+
+def optimizer_label(name: str) -> str:
+    """An `optimizer_name` as people read it: `AdamW`, `torch.optim.AdamW`, `Class`."""
+    return name.replace(TORCH, "torch.optim.") if name.startswith(TORCH) else name.rpartition(":")[2]
+
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """The class that an `optimizer_name` means. Raises `LabError` if its file has no such rule."""
+    if name.startswith(TORCH):
+        return _of_torch(name[len(TORCH) :])
+    file, colon, own = name.rpartition(":")
+    return _of_file(Path(file), own, _digest(Path(file))) if colon else find_rule(name)
+
+
+def optimizer_facts(name: str) -> dict[str, str]:
+    """By what a later resume recognizes the file that the class came from."""
+    file, colon, _ = name.rpartition(":")
+    if not colon or name.startswith(TORCH):
+        return {}
+    return {f"optimizer {Path(file).name} sha256": _digest(Path(file))}
+
+
+def _digest(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""  # importing it says what is wrong
+
+
+def _of_torch(name: str) -> type[Optimizer]:
+    classes = {
+        known: value
+        for known, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
+    }
+    for known, value in classes.items():
+        if known.lower() == name.lower():
+            return value
+    raise LabError(f"torch.optim has no optimizer '{name}'. {did_you_mean(name, classes)}")
+
+
+@functools.cache
+def _of_file(file: Path, name: str, digest: str) -> type[Optimizer]:
+    """The class of a user's file; loaded once for each content of the file."""
+    module: ModuleType = import_file(file, "an optimizer", OWN_MODULE)
+    found: Any = getattr(module, name, None)
+    place = f"{file.name}:{name}"
+    if found is None:
+        there = [key for key, value in vars(module).items() if _is_own(value, module)]
+        raise LabError(f"{file.name} has no class '{name}'. {did_you_mean(name, there)}")
+    if not (inspect.isclass(found) and issubclass(found, Optimizer)):
+        kind = "a class" if inspect.isclass(found) else f"of type {type(found).__name__}"
+        raise LabError(
+            f"{place} is {kind}, not a rule. Write `class {name}(steprule.Elementwise)`, or derive it from "
+            "torch.optim.Optimizer."
+        )
+    known = {key.lower(): key for key in steprule.catalogue()}.get(name.lower())
+    if known is not None:
+        what = (
+            "is steprule's own"
+            if found is steprule.catalogue()[known]
+            else "has the name of a rule of steprule"
+        )
+        raise LabError(f"{place} {what}. Give --optimizer {known.lower()} for that rule, or rename your class.")
+    if found.__module__.partition(".")[0] in ("steprule", "torch"):
+        raise LabError(f"{place} is {found.__module__}.{found.__name__}, not a rule of your own.")
+    return found
+
+
+def _is_own(value: object, module: ModuleType) -> bool:
+    return inspect.isclass(value) and issubclass(value, Optimizer) and value.__module__ == module.__name__
