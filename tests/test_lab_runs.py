@@ -14,7 +14,7 @@ from pydoc_data.topics import topics
 import numpy
 import pytest
 import torch
-from lab import OWN_TASK, SOURCE, metrics_in, results_in, run
+from lab import OWN_TASK, SOURCE, assert_refused, metrics_in, results_in, run
 from PIL import Image
 from rich.console import Console
 
@@ -246,9 +246,78 @@ def test_show_tells_all_that_a_rule_says(capsys: pytest.CaptureFixture[str], nam
         assert " ".join(text.split()) in " ".join(answer.out.split())
     for line in about.formula.splitlines():
         assert line in answer.out
+    shared = answer.out.partition("shared options")[2]
+    own = [hyper for hyper in about.hyperparameters if hyper.name not in SHARED]
     for hyper in about.hyperparameters:
-        row = next(line for line in answer.out.splitlines() if line.split()[:1] == [hyper.name])
-        assert str(hyper.default) in row
+        assert hyper in own or f"{hyper.name}={hyper.default}" in shared
+    rows = [line.split()[0] for line in answer.out.splitlines() if line.startswith("    ") and " = " in line]
+    assert [row for row in rows if row in {hyper.name for hyper in own}] == [hyper.name for hyper in own]
+    for hyper in own:
+        row, meaning, *_ = answer.out[answer.out.index(f"    {hyper.name} = ") :].splitlines()
+        assert row == f"    {hyper.name} = {hyper.default}"
+        assert meaning.strip().startswith(hyper.meaning[:40])
+
+
+SHARED = (
+    "maximize",
+    "foreach",
+    "capturable",
+    "differentiable",
+    "fused",
+    "state_dtype",
+    "low_precision",
+    "nonfinite",
+)
+BOLD_OR_DIM = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def words(text: str) -> list[str]:
+    return BOLD_OR_DIM.sub("", text).split()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("name", [*steprule.catalogue(), ""])
+def test_show_and_list_fit_the_terminal_and_break_no_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, width: int
+) -> None:
+    command = ("show", name) if name else ("list",)
+    monkeypatch.setenv("COLUMNS", "500")
+    wide = run(capsys, *command).out
+    monkeypatch.setenv("COLUMNS", str(width))
+    narrow = run(capsys, *command).out
+    assert words(narrow) == words(wide)
+    lines = narrow.splitlines()
+    assert [line for line in lines if len(line) > width and " " in line.strip()] == []
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
+@pytest.mark.parametrize("variables", [(), ("FORCE_COLOR",), ("FORCE_COLOR", "NO_COLOR")])
+def test_bold_and_dim_are_for_terminals(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variables: tuple[str, ...]
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in variables:
+        monkeypatch.setenv(name, "1")
+    assert ("\x1b" in run(capsys, "show", "adamw").out) == (variables == ("FORCE_COLOR",))
+
+
+def test_show_explains_a_rule_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "rules.py").write_text(
+        "from steprule import Elementwise, hyper\n"
+        "class Plain(Elementwise):\n"
+        '    """Walk downhill."""\n'
+        "    lr: float = hyper(default=0.5, at_least=0, meaning='how far')\n"
+        "    @staticmethod\n"
+        "    def update(h, p, g, s, t): return -h.lr * g\n"
+    )
+    answer = run(capsys, "show", "rules.py:Plain")
+    assert answer.code == 0
+    assert answer.out.startswith(
+        "Plain  Walk downhill.\n\nhyper-parameters\n    lr = 0.5\n        how far; at least 0\n"
+    )
+    assert_refused(run(capsys, "show", "rules.py:plan"), "rules.py has no class 'plan'. Did you mean 'Plain'?")
+    assert_refused(run(capsys, "show", "torch:AdamW"), "torch.optim.AdamW is not a rule of steprule")
 
 
 def test_help_is_quick_to_come() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,9 +34,13 @@ WIDTH_OF_LOGS = 160
 
 
 def open_console() -> Console:
-    """Standard output: as wide as the terminal, or wide enough for a log that nobody folds."""
-    console = Console(markup=False, highlight=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, width=WIDTH_OF_LOGS)
+    """Standard output: as wide as the terminal or as COLUMNS says, else wide enough for a log."""
+    console = Console(
+        markup=False, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto"
+    )
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH_OF_LOGS
+    return console
 
 
 def hyperparameter_text(config: RunConfig) -> str:

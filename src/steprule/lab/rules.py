@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import fnmatch
+import re
+import textwrap
+from collections.abc import Iterable
 
-from rich.padding import Padding
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 import steprule
+from steprule.catalogue import HyperParameter
+from steprule.engine.optimizer import CheckedOptimizer
+from steprule.engine.rule import FLAGS, OPTIONS
 from steprule.lab.errors import LabError, did_you_mean
-from steprule.lab.optimizer_classes import find_rule
+from steprule.lab.optimizer_classes import find_rule, optimizer_class, optimizer_label, optimizer_name
 from steprule.lab.report import open_console
 
 __all__ = ["print_list", "print_rule"]
 
-INDENT = 4
+INDENT = "    "
+ROOMY = 60
+NARROWEST = 24
+READABLE = 100
 
 
 def print_list(pattern: str) -> None:
-    """Print one line for every rule whose name contains the pattern or matches it.
+    """Print a sentence on every rule whose name contains the pattern or matches it.
 
     Raises `LabError` if there is none.
     """
@@ -28,40 +36,124 @@ def print_list(pattern: str) -> None:
     names = [name for name in rules if wanted in name.lower() or fnmatch.fnmatch(name.lower(), wanted)]
     if not names:
         raise LabError(f"no rule matches '{pattern}'. {did_you_mean(pattern, rules)}")
-    table = _table("rule", "numbers", "what it does")
-    for name in names:
-        about = steprule.describe(rules[name])
-        table.add_row(Text(name, style="bold"), f"{about.numbers_per_parameter:g}", about.summary)
     console = open_console()
-    console.print(table)
-    console.print("\nnumbers: state kept per parameter. More on one: steprule show RULE", style="dim")
+    longest = max(map(len, ["rule", *names]))
+    heading = f"{'rule':{longest}}  state"
+    margin = " " * (len(heading) + 2) if _width(console) >= ROOMY else INDENT
+    _print_lines(console, [f"{heading}  what it does"], "dim")
+    for about in (steprule.describe(rules[name]) for name in names):
+        _print_entry(
+            console, f"{about.name:{longest}}  {about.numbers_per_parameter:5g}", about.summary, margin
+        )
+    note = "state: numbers kept per parameter. More about a rule: steprule show RULE"
+    _print_lines(console, ["", *_wrapped(note, _width(console))], "dim")
 
 
 def print_rule(name: str) -> None:
     """Print everything that a rule says about itself. Raises `LabError` if there is no such rule."""
-    about = steprule.describe(find_rule(name))
-    settings = _table("name", "default", "allowed", "meaning")
-    for hyper in about.hyperparameters:
-        settings.add_row(hyper.name, str(hyper.default), hyper.allowed, hyper.meaning)
+    about = steprule.describe(_find(name))
     console = open_console()
-    console.print(Text.assemble((about.name, "bold"), "  ", about.summary))
-    for heading, content in {
-        "when to use": Text(about.when),
-        "formula": about.formula,
-        "hyper-parameters": settings,
-        "state": Text(about.state),
-        "source": Text(about.source),
+    width = min(_width(console), READABLE)
+    own = [hyper for hyper in about.hyperparameters if hyper.name not in (*FLAGS, *OPTIONS)]
+    _print_entry(console, about.name, about.summary, INDENT)
+    for heading, lines in {
+        "when to use": _wrapped(about.when, width, INDENT),
+        "formula": [part for line in about.formula.splitlines() for part in _folded(line, _width(console))],
+        "hyper-parameters": [line for hyper in own for line in _paragraph(hyper, width)],
+        "shared options": _wrapped(_shared(about.hyperparameters), width, INDENT),
+        "state": _wrapped(about.state, width, INDENT),
+        "source": _wrapped(about.source, width, INDENT),
     }.items():
-        console.print(f"\n{heading}", style="dim")
-        if isinstance(content, str):
-            for line in content.splitlines():  # a folded formula is no formula
-                console.print(Text(" " * INDENT + line), soft_wrap=True)
-        else:
-            console.print(Padding(content, (0, 0, 0, INDENT), expand=False))
+        if lines:
+            _print_lines(console, ["", heading], "dim")
+            _print_lines(console, lines)
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, no_wrap=i < len(headings) - 1, justify="left")
-    return table
+def _find(name: str) -> type[CheckedOptimizer]:
+    """The rule of that name, or the one in FILE.py:CLASS."""
+    if ":" not in name and not name.endswith(".py"):
+        return find_rule(name)
+    full = optimizer_name(name)
+    found = optimizer_class(full)
+    if not issubclass(found, CheckedOptimizer):
+        raise LabError(f"{optimizer_label(full)} is not a rule of steprule, so it says nothing about itself.")
+    return found
+
+
+def _paragraph(hyper: HyperParameter, width: int) -> list[str]:
+    text = f"{hyper.meaning}; {hyper.allowed}" if hyper.meaning else hyper.allowed
+    head = textwrap.indent("\n".join(_wrapped(f"{hyper.name} = {hyper.default}", width - len(INDENT))), INDENT)
+    return [*head.splitlines(), *_wrapped(text, width, 2 * INDENT)]
+
+
+def _shared(hypers: Iterable[HyperParameter]) -> str:
+    """The options that nearly every rule has, in a sentence."""
+    defaults = {hyper.name: f"{hyper.name}={hyper.default}" for hyper in hypers}
+    flags, options = ([defaults[name] for name in names if name in defaults] for names in (FLAGS, OPTIONS))
+    if not flags and not options:
+        return ""
+    return (
+        f"As in torch: {', '.join(flags)}. Of every rule here: {', '.join(options)}. "
+        "In Python, help(steprule.AdamW) explains them."
+    )
+
+
+# Lines that fit
+
+
+def _width(console: Console) -> int:
+    return max(console.width, NARROWEST)
+
+
+def _wrapped(text: str, width: int, margin: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=margin,
+        subsequent_indent=margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _folded(line: str, width: int) -> list[str]:
+    """A line of a formula; if it is too long, its statements one below the other, folded before operators."""
+    if len(INDENT + line) <= width:
+        return [INDENT + line]
+    margin = INDENT + " " * (len(line) - len(line.lstrip()))
+    lines: list[str] = []
+    for statement in re.split(r"\s{2,}", line.strip()):
+        current = margin
+        for part in re.split(r" (?=[-+·/] )", statement):
+            if len(f"{current} {part}") > width and current.strip():
+                lines.append(current)
+                current = margin + INDENT
+            current += f" {part}" if current.strip() else part
+        lines.append(current)
+    return [piece for text in lines for piece in _at_spaces(text, width)]
+
+
+def _at_spaces(line: str, width: int) -> list[str]:
+    """The line, or where it is still too long, its parts between any spaces."""
+    margin = " " * (len(line) - len(line.lstrip()))
+    return [line] if len(line) <= width else _wrapped(line.strip(), width, margin)
+
+
+def _print_entry(console: Console, head: str, text: str, margin: str) -> None:
+    """A head and a text: side by side where the margin has room for the head, else one below the other."""
+    width = _width(console)
+    lines = _wrapped(text, width, margin)
+    if len(head) < len(margin) and lines:
+        lines[0] = head + lines[0][len(head) :]
+    elif margin == INDENT and len(f"{head}  {text}") <= width:
+        lines = [f"{head}  {text}".rstrip()]
+    else:
+        lines.insert(0, head)
+    name = len(head.split()[0])
+    console.print(Text.assemble((lines[0][:name], "bold"), lines[0][name:]), soft_wrap=True)
+    _print_lines(console, lines[1:])
+
+
+def _print_lines(console: Console, lines: list[str], style: str = "") -> None:
+    for line in lines:
+        console.print(Text(line, style=style), soft_wrap=True)
