@@ -38,6 +38,7 @@ def wrong():
 @pytest.fixture(autouse=True)
 def small_and_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it
     monkeypatch.setattr(bench_measure, "SAMPLE_SECONDS", 1e-4)
     monkeypatch.setattr(bench_measure, "mlp", lambda: [(8, 8)] * 2)
     (tmp_path / "own.py").write_text(OWN_MODEL)

@@ -65,6 +65,7 @@ TRAIN = ("train", "--task", "own.py:task", "--epochs", "2")
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it
     (tmp_path / "own.py").write_text(OWN_TASK)
     (tmp_path / "rules.py").write_text(OWN_RULE)
     return tmp_path
@@ -136,7 +137,7 @@ def test_a_changed_file_is_named_on_resume(folder: Path, capsys: pytest.CaptureF
     (folder / "rules.py").write_text(OWN_RULE.replace("-h.lr * s.m", "-2 * h.lr * s.m"))
     answer = run(capsys, "train", "--resume", "--out", "one", "--epochs", "3")
     assert answer.code == 0
-    assert "changed since the run began: optimizer rules.py." in answer.err
+    assert "changed since the run began: optimizer rules.py sha256." in answer.err
     (folder / "rules.py").unlink()
     assert_refused(run(capsys, "train", "--resume", "--out", "one", "--epochs", "4"), "no file", "rules.py")
 
