@@ -90,20 +90,21 @@ def convert_state(
     old, new = _rule(from_), _rule(to)
     if not isinstance(state_dict, Mapping) or {"state", "param_groups"} - set(state_dict):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise errors.not_convertible("this is no state dict", "Pass what optimizer.state_dict() returned.")
-    for saved in state_dict["state"].values():
+    states = {place: storage.codes_apart(saved) for place, saved in state_dict["state"].items()}
+    for saved in states.values():
         for key in saved:
-            if key not in _keys(old) and not _beside(key, old):
+            if key.removesuffix("_codes") not in _keys(old) and not _beside(key, old):
                 problem = f"the state has '{key}', which {old.__name__} does not keep"
                 raise errors.not_convertible(problem, "Give as from_ the rule that wrote it.")
     sources = _sources(old, new)
     state: dict[Any, dict[str, Any]] = {}
-    for place, saved in state_dict["state"].items():
+    for place, saved in states.items():
         converted = _converted(saved, sources, new)
         if converted:
             state[place] = converted
     kept = {key: _what(old, new, key, source) for key, source in sources.items()} if state else {}
-    everything = dict.fromkeys(key for saved in state_dict["state"].values() for key in saved)
-    present = [key for key in everything if not _beside(key, old)]
+    everything = dict.fromkeys(key for saved in states.values() for key in saved)
+    present = [key.removesuffix("_codes") for key in everything if not _beside(key, old)]
     wanted = [slot.key for slot in new.slots.values() if slot.when is None]
     wanted += ["step"] * (new.counts_steps is True)
     report = ConversionReport(
@@ -148,8 +149,8 @@ def _keys(rule: Any) -> list[str]:
 
 
 def _beside(key: str, rule: Any) -> bool:
-    """Whether the entry belongs to how numbers are stored, and is none of the rule's own."""
-    return key in storage.EXTRA_KEYS or key in {f"{slot.key}_scale" for slot in rule.slots.values()}
+    """Whether the entry belongs to how slots are stored, and is none of the rule's own."""
+    return key in {*storage.EXTRA_KEYS, *(f"{slot.key}_scale" for slot in rule.slots.values())}
 
 
 def _meanings(rule: Any) -> dict[str, str]:
@@ -167,26 +168,25 @@ def _what(old: Any, new: Any, key: str, source: str) -> str:
 
 def _converted(saved: Mapping[str, Any], sources: Mapping[str, str], new: Any) -> dict[str, Any]:
     """The state of one parameter in the new rule; empty if what it would divide by is missing."""
-    known = {key: source for key, source in sources.items() if saved.get(source) is not None}
-    stores = getattr(new, "traced", False)
-    found = {key: saved[source] if stores else _plain(saved, source) for key, source in known.items()}
-    whole = [value for key, value in found.items() if key != "step" and isinstance(value, Tensor)]
-    if not whole or any(key not in found for key in DIVIDES.get(new.__name__, ())):
+    known = {key: source for key, source in sources.items() if storage.holds(saved, source)}
+    found: dict[str, Any] = {}
+    for key, source in known.items():
+        coded = source not in saved
+        if coded and getattr(new, "traced", False):
+            found |= {f"{key}_{what}": saved[f"{source}_{what}"] for what in ("codes", "scale")}
+        elif coded or saved[source] is not None:
+            found[key] = storage.load(saved, source) if coded else saved[source]
+    beside = ("step", *(f"{key}_scale" for key in known))
+    whole = [value for key, value in found.items() if key not in beside and isinstance(value, Tensor)]
+    if not whole or any(not storage.holds(found, key) for key in DIVIDES.get(new.__name__, ())):
         return {}
     if new.counts_steps is True and "step" not in found:
         found["step"] = torch.zeros(())
     for slot in new.slots.values():
-        if slot.key not in found and slot.when is None:
+        if not storage.holds(found, slot.key) and slot.when is None:
             defaults = {name: field.default for name, field in new.fields.items()}
             created = slot.create(whole[0], defaults, None if whole[0].is_floating_point() else torch.float32)
             found |= {} if created is None else {slot.key: created}
-    if stores:
-        scales = {f"{key}_scale": saved.get(f"{source}_scale") for key, source in known.items()}
-        extra = {key: saved.get(key) for key in storage.EXTRA_KEYS}
-        found |= {key: value for key, value in (scales | extra).items() if value is not None}
+    if getattr(new, "traced", False):
+        found |= {key: saved[key] for key in storage.EXTRA_KEYS if saved.get(key) is not None}
     return found
-
-
-def _plain(saved: Mapping[str, Any], key: str) -> Any:
-    """An entry without codes."""
-    return storage.load(dict(saved), key) if f"{key}_scale" in saved else saved[key]

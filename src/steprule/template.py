@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -75,6 +76,15 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
         for param in group["params"]:
             if param.grad is not None and param.grad.is_sparse:
                 raise errors.sparse_gradient(type(self).__name__, self.name_of(param))
+
+    def state_to_come(
+        self, param: Tensor, group: dict[str, Any], there: Mapping[str, Any], place: int
+    ) -> dict[str, Any]:
+        """The state entries that the next step creates for a parameter."""
+        new: dict[str, Any] = {}
+        if not there:
+            self.init_state(new, group, param)
+        return new
 
     def _step_group(self, group: dict[str, Any]) -> None:
         for param in group["params"]:

@@ -70,7 +70,7 @@ class Sophia(Elementwise):
             if param.grad is None or group["lr"] == 0 or not param.grad.any():
                 continue
             state = self.state_of(param, group)
-            if float(state["step"]) == 0 and not state["hessian"].any():
+            if float(state["step"]) == 0 and not self.slot_elements(state, "hessian").any():
                 warnings.warn(errors.sophia_without_hessian(self.name_of(param)), stacklevel=4)
             return True
         return False

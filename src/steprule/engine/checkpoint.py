@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine import matching, moving, storage
+from steprule.engine import matching, moving, restored, storage
 from steprule.engine.fields import Slot, scalar_dtype
 from steprule.engine.load_report import Change, LoadReport
 from steprule.engine.nonfinite import all_finite
@@ -42,6 +42,8 @@ def pack(optimizer: Any) -> Dict:
             state[key] = value
         elif id(key) in places:
             state[places[id(key)]] = {name: _alone(entry) for name, entry in value.items()}
+            if getattr(optimizer, "counts_steps", True) is not True:
+                state[places[id(key)]] |= storage.marks(value, optimizer.slots.values())
     return {"state": state, "param_groups": groups}
 
 
@@ -179,22 +181,58 @@ class _States:
         return state
 
     def _one(self, place: matching.Place, saved: Dict, saved_group: Dict, group: Dict) -> Dict:
-        fitted: Dict = {}
-        for key, value in saved.items():
-            if value is None:
-                continue
-            if not self.slots:
+        saved = {key: value for key, value in saved.items() if value is not None}
+        if not self.slots:
+            for key, value in saved.items():
                 self._check_finite(place, key, value)
-                fitted[key] = _copied(value, None if key in moving.ON_HOST else place.key.device)
-            elif key == "step":
-                fitted[key] = self._count(place, value)
-            elif key in storage.EXTRA_KEYS or key.removesuffix("_scale") in self.slots.keys() - {key}:
-                fitted[key] = self._stored(place, key, value)
-            elif self._keeps(place, key, group):
-                fitted[key] = self._slot(place, self.slots[key], value, f"{key}_scale" in saved)
-        if fitted and self.slots and not self._complete(place, fitted, saved_group, group):
+            device = place.key.device
+            return {key: _copied(x, None if key in moving.ON_HOST else device) for key, x in saved.items()}
+        fitted = self._entries(place, storage.codes_apart(saved), group)
+        if fitted and not self._complete(place, fitted, saved_group, group):
             return {}
+        if fitted:
+            self._convert(place, fitted, saved_group, group)
         return fitted
+
+    def _entries(self, place: matching.Place, saved: Dict, group: Dict) -> Dict:
+        """Copies of the entries that the optimizer has a use for."""
+        fitted: Dict = {}
+        beside = storage.beside_parameter(place.key, group)
+        scales = {f"{key}_scale": key for key in self.slots}
+        for key, value in saved.items():
+            slot_key = key.removesuffix("_codes")
+            if key == "step":
+                fitted[key] = self._count(place, value)
+            elif key in storage.EXTRA_KEYS:
+                if key in (beside, storage.SLOT_KEY):
+                    fitted[key] = self._stored(place, key, value)
+                else:
+                    self.unexpected.append(f"{place.label}: {key}")
+            elif key in scales:
+                if self.slots[scales[key]].exists(group):
+                    fitted[key] = self._stored(place, key, value)
+            elif self._keeps(place, slot_key, group):
+                slot = self.slots[slot_key]
+                fitted[slot.key if key == slot_key else key] = self._slot(place, slot, value, key != slot_key)
+                if key != slot_key and f"{slot_key}_scale" not in saved:
+                    problem = f"'{key}' of {place.shown} stands without '{slot_key}_scale'"
+                    raise errors.checkpoint(self.who, problem)
+        return fitted
+
+    def _convert(self, place: matching.Place, state: Dict, saved_group: Dict, group: Dict) -> None:
+        """Bring the slots to how the optimizer keeps them, and complete what is kept beside them."""
+        param: Tensor = place.key
+        before = len(self.converted)
+        for slot in self.slots.values():
+            change = restored.convert(slot, param, state, saved_group, group)
+            if change is not None:
+                self.converted.append(Change(f"{place.label}: {slot.key}", *change))
+                self._check_range(place, slot.key, state)
+        if storage.SLOT_KEY in state and not storage.rounds_slots(state, group):
+            del state[storage.SLOT_KEY]
+            if len(self.converted) == before:
+                self.unexpected.append(f"{place.label}: {storage.SLOT_KEY}")
+        state |= storage.create_for_parameter(param, group, state, self.optimizer.place_of(param))
 
     def _keeps(self, place: matching.Place, key: str, group: Dict) -> bool:
         """Whether the optimizer has this slot. One that an option has switched off is left out."""
@@ -220,6 +258,10 @@ class _States:
             "rounding_key": ((), torch.int64),
             storage.SLOT_KEY: ((), torch.int64),
         }
+        if key.endswith("rounding_key") and isinstance(value, Tensor) and value.is_floating_point():
+            # torch.optim has loaded it and cast it to the parameter's dtype. Any key will do.
+            self.converted.append(Change(f"{place.label}: {key}", value.dtype, torch.int64))
+            return torch.tensor(int(value.nan_to_num().abs() % 2**32), device="cpu")
         shape, dtype = wanted.get(key, ((-(-param.numel() // storage.BLOCK),), torch.float32))
         if not isinstance(value, Tensor) or (tuple(value.shape), value.dtype) != (shape, dtype):
             problem = f"'{key}' of {place.shown} is {_described(value)}, must be {dtype} of shape {shape}"
@@ -279,7 +321,7 @@ class _States:
             # torch's SGD keeps no count, yet its buffer says that the first step is over.
             fitted["step"] = torch.ones((), dtype=scalar_dtype())
         for slot in self.slots.values():
-            if slot.key in fitted or not slot.exists(group) or slot.shape_for(place.key) is None:
+            if storage.holds(fitted, slot.key) or not slot.exists(group) or slot.shape_for(place.key) is None:
                 continue
             if slot.when is None or saved_group.get(slot.when):
                 lacking.append(slot.key)
@@ -290,6 +332,17 @@ class _States:
             raise errors.checkpoint(self.who, problem, "strict=False starts that parameter's state anew.")
         self.missing += [f"{place.label}: {key}" for key in lacking]
         return not lacking
+
+    def _check_range(self, place: matching.Place, key: str, state: Dict) -> None:
+        """Refuse elements that only became infinite by what they are now kept in."""
+        value: Tensor = state[storage.entry_of(state, key)]
+        label = f"{place.label}: {key}"
+        if _is_finite(state.get(f"{key}_scale", value)) or label in self.nonfinite:
+            return
+        if self.strict:
+            problem = f"'{key}' of {place.shown} has elements that are too large for {value.dtype}"
+            raise errors.checkpoint(self.who, problem, "Use state_dtype='bf16' or 'fp32'.")
+        self.nonfinite.append(label)
 
     def _check_finite(self, place: matching.Place, key: str, value: Any) -> None:
         if all(map(_is_finite, _tensors_in(value))):

@@ -212,7 +212,8 @@ class Plan:
             return True
 
     def _slots(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        return {slot.key: state[slot.key] for slot in self.program.slots.values()}
+        keys = [storage.entry_of(state, slot.key) for slot in self.program.slots.values()]
+        return {key: state[key] for key in keys}
 
 
 def _run_of(everything: Sequence[Any], part: Sequence[Any]) -> slice | None:
@@ -263,7 +264,8 @@ class Batch:
         self.places = places
         self.states: list[dict[str, Any]] = [states[i] for i in places]
         self.params: list[Tensor] = [group["params"][i] for i in places]
-        self.keys = {letter: slot.key for letter, slot in program.slots.items()}
+        slots = program.slots.items()
+        self.keys = {letter: storage.entry_of(self.states[0], slot.key) for letter, slot in slots}
         self.keys |= _beside(program, self.states[0])
         self.rounding = storage.Keys(self.states, self.params[0].device)
         self.columns = {"p": self.params}

@@ -68,7 +68,8 @@ def saved_places(groups: list[dict[str, Any]], state: Mapping[Any, Any], slots: 
             shape = shapes[i] if shapes else None
             if shape is None and names:
                 saved = state.get(key, {})
-                found = {tuple(saved[x].shape) for x in whole if isinstance(saved.get(x), Tensor)}
+                slots = [saved.get(x) for key in whole for x in (key, f"{key}_codes")]
+                found = {tuple(x.shape) for x in slots if isinstance(x, Tensor)}
                 shape = found.pop() if len(found) == 1 else None
             places.append(Place(index, label, shape, key))
     return places

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from steprule.engine import foreach, runners, storage
-from steprule.engine.fields import Slot, scalar_dtype
+from steprule.engine.fields import Slot
+from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.reference import compute_dtype
 from steprule.engine.rule import RuleOptimizer
 
@@ -27,12 +30,15 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes of state per entry and group, and the most that a step needs besides; prints as a table."""
+    """Bytes of state per entry and group, and the most that a step needs besides; prints as a table.
+
+    transient_bytes: None if that is not known, as for a step written by hand.
+    """
 
     rows: tuple[MemoryRow, ...]
     parameter_bytes: int
     parameters: int
-    transient_bytes: int
+    transient_bytes: int | None
 
     @property
     def state_bytes(self) -> int:
@@ -53,23 +59,27 @@ class MemoryReport:
         per_number = self.state_bytes / max(1, self.parameters)
         lines.append(f"{'':>5}  {'state':<42}{self.state_bytes:>16,}{self.torch_state_bytes:>16,}")
         lines.append(f"{'':>5}  {'parameters':<42}{self.parameter_bytes:>16,}")
-        lines.append(f"{'':>5}  {'a step needs besides, at most':<42}{self.transient_bytes:>16,}")
+        transient = "unknown" if self.transient_bytes is None else f"{self.transient_bytes:,}"
+        lines.append(f"{'':>5}  {'a step needs besides, at most':<42}{transient:>16}")
         lines.append(f"{per_number:.3f} bytes of state per parameter")
         return "\n".join(lines)
 
 
-def memory_report(optimizer: RuleOptimizer) -> MemoryReport:
-    """What the state of every trainable parameter takes, whether or not it exists yet, against torch's.
+def memory_report(optimizer: CheckedOptimizer) -> MemoryReport:
+    """What the state of every trainable parameter takes, against torch's.
 
-    When: before a run, to see what `state_dtype` and `low_precision` save.
+    Tensors that exist are counted as they are. What the first step will add to them is counted too, so the
+    report can be read before a run, to see what `state_dtype` and `low_precision` save. Of a DTensor, the
+    part in this process counts.
     """
     rows: list[MemoryRow] = []
-    numbers = parameter_bytes = transient = 0
+    numbers = parameter_bytes = 0
+    transient: list[int | None] = []
     for index, group in enumerate(optimizer.param_groups):
-        params: list[Tensor] = [p for p in group["params"] if p.requires_grad]
-        numbers += sum(p.numel() for p in params)
-        parameter_bytes += sum(p.numel() * p.element_size() for p in params)
-        transient = max(transient, _transient(optimizer, group, params))
+        params: list[Tensor] = [p for p in group["params"] if p.requires_grad or p in optimizer.state]
+        numbers += sum(_local(p).numel() for p in params)
+        parameter_bytes += sum(_size(p) for p in params)
+        transient.append(_transient(optimizer, group, params) if isinstance(optimizer, RuleOptimizer) else None)
         sizes: dict[tuple[str, str], list[int]] = {}
         for param in params:
             for entry, kept_as, size, torch_size in _entries(optimizer, param, group):
@@ -77,35 +87,62 @@ def memory_report(optimizer: RuleOptimizer) -> MemoryReport:
                 total[0] += size
                 total[1] += torch_size
         rows += [MemoryRow(index, *names, *total) for names, total in sizes.items()]
-    return MemoryReport(tuple(rows), parameter_bytes, numbers, transient)
+        rows += _history_to_come(optimizer, index, params, rows)
+    most = None if None in transient else max(filter(None, transient), default=0)
+    return MemoryReport(tuple(rows), parameter_bytes, numbers, most)
 
 
-def _entries(optimizer: RuleOptimizer, param: Tensor, group: dict[str, Any]) -> list[tuple[str, str, int, int]]:
-    """(entry, dtype, bytes, bytes as torch) of one parameter, from its shape alone."""
-    shadow = torch.empty_like(param, device="meta")
-    found: list[tuple[str, str, int, int]] = []
-    state: dict[str, Any] = {}
-    if optimizer.counts(group):
-        size = scalar_dtype().itemsize
-        found.append(("step", str(scalar_dtype()), size, size))
-    for slot in optimizer.slots.values():
-        if not slot.exists(group):
-            continue
-        made = storage.create(slot, shadow, group)
-        state |= made
-        found += [(k, str(v.dtype), _size(v), _torch_size(slot, k, v, shadow)) for k, v in made.items()]
-    extra = storage.create_for_parameter(shadow, group, state, 0)
-    return found + [(k, str(v.dtype), _size(v), 0) for k, v in extra.items()]
+def _entries(
+    optimizer: CheckedOptimizer, param: Tensor, group: dict[str, Any]
+) -> Iterator[tuple[str, str, int, int]]:
+    """(entry, dtype, bytes, bytes as torch) of one parameter: what exists, then what its first step adds."""
+    there: dict[str, Any] = dict(optimizer.state.get(param, {}))
+    slots = {slot.key: slot for slot in optimizer.slots.values()}
+    shadow = torch.empty_like(_local(param), device="meta")
+    new: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # written by hand, it may ask for what a shadow does not have
+        new = optimizer.state_to_come(shadow, group, there, 0)
+    for key, value in (there | new).items():
+        for tensor in _tensors_in(value):
+            size = _size(tensor)
+            yield key, str(tensor.dtype), size, _torch_size(slots, key, tensor, param) if slots else size
+
+
+def _history_to_come(
+    optimizer: CheckedOptimizer, index: int, params: list[Tensor], rows: list[MemoryRow]
+) -> list[MemoryRow]:
+    """What a history over all parameters may still grow to."""
+    each = optimizer.numbers_beside_slots(optimizer.param_groups[index])
+    kept = sum(row.bytes for row in rows if row.group == index)
+    missing = int(each * sum(_size(p) for p in params)) - kept
+    if missing <= 0:
+        return []
+    return [MemoryRow(index, "history to come (most)", str(params[0].dtype), missing, missing)]
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for entry in cast("list[Any]", value):
+            yield from _tensors_in(entry)
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local() if storage.sharded(tensor) else tensor
 
 
 def _size(tensor: Tensor) -> int:
+    tensor = _local(tensor)
     return tensor.numel() * tensor.element_size()
 
 
-def _torch_size(slot: Slot, key: str, kept: Tensor, param: Tensor) -> int:
-    if key != slot.key:
-        return 0
-    return _size(kept) if slot.per_tensor else kept.numel() * param.element_size()
+def _torch_size(slots: dict[str, Slot], key: str, kept: Tensor, param: Tensor) -> int:
+    """What torch keeps in place of this entry of a declared rule."""
+    slot = slots.get(key.removesuffix("_codes"))
+    if slot is None:
+        return _size(kept) if key == "step" else 0
+    return _size(kept) if slot.per_tensor else _local(kept).numel() * param.element_size()
 
 
 def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Tensor]) -> int:

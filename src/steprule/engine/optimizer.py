@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, ClassVar, cast
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -195,6 +196,17 @@ class CheckedOptimizer(torch.optim.Optimizer):
             place += len(group["params"])
         return "a parameter of another optimizer"
 
+    _places: Mapping[int, tuple[ReferenceType[Tensor], int]] = {}
+
+    def place_of(self, param: Tensor) -> int:
+        """The parameter's position among all parameters, in the order of the groups."""
+        there, place = self._places.get(id(param), (None, 0))
+        if there is None or there() is not param:
+            everything = [p for group in self.param_groups for p in group["params"]]
+            self._places = {id(p): (ReferenceType(p), place) for place, p in enumerate(everything)}
+            place = self._places[id(param)][1] if id(param) in self._places else len(everything)
+        return place
+
     # Stepping
 
     @_never_traced
@@ -243,6 +255,15 @@ class CheckedOptimizer(torch.optim.Optimizer):
         """Switch to evaluation weights. Only averaging optimizers do anything here."""
         return self
 
+    def state_to_come(
+        self, param: Tensor, group: dict[str, Any], there: Mapping[str, Any], place: int
+    ) -> dict[str, Any]:
+        """The state entries that the next step creates for a parameter.
+
+        there: those that it has. place: the parameter's position (see `place_of`).
+        """
+        return {}
+
     # Checkpoints
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -284,7 +305,9 @@ class CheckedOptimizer(torch.optim.Optimizer):
         strict: refuse added, removed and reshaped parameters, missing slots, NaN and unknown keys. False
         loads what fits, leaves the rest as it is, and reports it.
         hyperparams: "saved" takes those of the checkpoint, "current" keeps those of the groups; a dict says
-        which for single ones, as in {"lr": "current"}, and means "saved" for others.
+        which for single ones, as in {"lr": "current"}, and means "saved" for others. How the state is stored
+        (state_dtype, low_precision) is decided by the groups, and the state is converted to it;
+        {"state_dtype": "saved"} takes over how it was stored.
 
         Raises: ValueError or TypeError that names what does not fit; then nothing is changed.
         """

@@ -187,7 +187,7 @@ def run(
         rule.fields,
         {k: as_plain(group[k], machine, live) for k, f in rule.fields.items() if k in group and not f.free},
     )
-    slots: dict[str, Slot] = {k: v for k, v in rule.slots.items() if v.key in state}
+    slots: dict[str, Slot] = {k: v for k, v in rule.slots.items() if storage.holds(state, v.key)}
 
     def load(tensor: Tensor) -> Number:
         return Number(machine, real(tensor).to(dtype))
@@ -236,14 +236,15 @@ def _store_state(
             value = value.handle
             value = value.clone() if id(value) in given else value
         if not slot.per_tensor:
-            value = _fitted(machine, f"slot '{letter}'", value, real(state[slot.key]))
+            value = _fitted(machine, f"slot '{letter}'", value, real(state[storage.entry_of(state, slot.key)]))
         values[slot.key] = value
     for key, value in values.items():
+        entry = storage.entry_of(state, key)
         if not isinstance(value, Tensor):
             state[key].fill_(value)
-        elif live and not state[key].is_complex():
+        elif live and entry == key and not state[key].is_complex():
             state[key] = value.to(state[key].dtype)
-        elif state[key].is_complex():
+        elif state[entry].is_complex():
             real(state[key]).copy_(value)
         else:
             storage.store(state, key, value)

@@ -28,6 +28,8 @@ FOLLOWS = {
     "weight_decay_mode": ("weight_decay",),
     "decoupled_weight_decay": ("weight_decay",),
 }
+# How the state is stored: decided by the optimizer that loads, unless "saved" is asked for by name.
+STORAGE = ("state_dtype", "low_precision")
 _ABSENT = object()
 
 
@@ -40,7 +42,7 @@ def chooser(who: str, hyperparams: Any, known: set[str]) -> Callable[[str], str]
     if not isinstance(hyperparams, Mapping):
         if hyperparams not in CHOICES:
             raise errors.out_of_range(f"{who}.load_state_dict", "hyperparams", hyperparams, allowed)
-        return lambda key: hyperparams
+        return lambda key: "current" if key in STORAGE else hyperparams
     asked = cast("Mapping[str, str]", hyperparams)
     for name, choice in asked.items():
         if name not in known | FOREIGN_KEYS:
@@ -50,7 +52,7 @@ def chooser(who: str, hyperparams: Any, known: set[str]) -> Callable[[str], str]
 
     def choose(key: str) -> str:
         leaders = [name for name in (key, *FOLLOWS.get(key, ())) if name in asked]
-        return asked[leaders[0]] if leaders else "saved"
+        return asked[leaders[0]] if leaders else "current" if key in STORAGE else "saved"
 
     return choose
 
@@ -117,6 +119,9 @@ class Resumed:
             value = self._value(key, values, index)
             if value is not _ABSENT:
                 fitted[key] = deepcopy(value)
+        for key in STORAGE:
+            if key in fitted and self.choose(key) == "saved" and not any(key in x for x in sources):
+                self.differences.append(Change(f"{key} (group {index})", None, fitted.pop(key)))
         if len(sources) == 1:
             names = {"param_names": names_of(sources[0]), "name": sources[0].get("name")}
             fitted |= {k: deepcopy(v) for k, v in names.items() if v is not None and k not in fitted}
@@ -140,7 +145,10 @@ class Resumed:
             return current
         choice, settled = self.choose(key), self._settled(key, saved, index)
         if current is _ABSENT:
-            return saved[0] if choice == "saved" and settled else _ABSENT
+            taken = "saved" if choice == "saved" and settled else "current"
+            if key in STORAGE:
+                self.differences.append(Change(f"{key} (group {index})", differing[0], None, taken))
+            return saved[0] if taken == "saved" else _ABSENT
         if choice == "saved" and not settled:
             if self.strict:
                 values = ", ".join(dict.fromkeys(plain(value) for value in differing))

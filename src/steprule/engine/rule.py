@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
@@ -111,16 +112,28 @@ class RuleOptimizer(CheckedOptimizer):
     def state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a parameter; what is missing is created at its start."""
         state = self.state[param]
-        if "step" not in state and self.counts(group):
+        state.update(self.state_to_come(param, group, state, self.place_of(param)))
+        return state
+
+    def state_to_come(
+        self, param: Tensor, group: dict[str, Any], there: Mapping[str, Any], place: int
+    ) -> dict[str, Any]:
+        """The state entries that the next step creates for a parameter."""
+        new: dict[str, Any] = {}
+        if "step" not in there and self.counts(group):
             # torch counts SparseAdam's steps in a plain int, and cannot go on from a tensor bit for bit.
             device = param.device if runners.counts_on_device(group) else "cpu"
-            state["step"] = 0 if self.gradients == "rows only" else make_step_counter(device)
+            new["step"] = 0 if self.gradients == "rows only" else make_step_counter(device)
         for slot in self.slots.values():
-            if slot.key not in state and slot.exists(group):
-                state.update(storage.create(slot, param, group))
+            if not storage.holds(there, slot.key) and slot.exists(group):
+                new |= storage.create(slot, param, group)
         if group.get("low_precision") or group.get("state_dtype"):
-            state.update(storage.create_for_parameter(param, group, state, len(self.state)))
-        return state
+            new |= storage.create_for_parameter(param, group, {**there, **new}, place)
+        return new
+
+    def slot_elements(self, state: Mapping[str, Any], key: str) -> Tensor:
+        """The elements of a slot, decoded if it is kept in 8 bits."""
+        return storage.load(state, key)
 
     def init_state(self) -> None:
         """Create the state of every trainable parameter, without a step."""
@@ -237,7 +250,7 @@ class RuleOptimizer(CheckedOptimizer):
         """Whether numbers of the parameter's state share scales: as asked, or as loaded."""
         state = self.state.get(param, {})
         return any(
-            storage.kind_of(x, group) == "int8" or f"{x.key}_scale" in state for x in self.slots.values()
+            storage.kind_of(x, group) == "int8" or f"{x.key}_codes" in state for x in self.slots.values()
         )
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:

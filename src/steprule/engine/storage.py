@@ -5,9 +5,9 @@ Everything here is seen by its state alone, so a checkpoint says how it is to be
 | state entry          | meaning                                                                             |
 |----------------------|-------------------------------------------------------------------------------------|
 | a slot in bf16, fp16 | the number, rounded to nearest even                                                 |
-| a slot in int8       | a small float with a sign, 4 bits of exponent and 3 of mantissa, times a power of   |
+| `<key>_codes`, int8  | a small float with a sign, 4 bits of exponent and 3 of mantissa, times a power of   |
 |                      | two that 256 neighbours share (`<key>_scale`)                                       |
-| a slot in uint8      | the same for slots that are never negative, with 5 bits of exponent; 0 is only 0    |
+| `<key>_codes`, uint8 | the same for slots that are never negative, with 5 bits of exponent; 0 is only 0    |
 | `slot_rounding_key`  | codes and bf16 are rounded up or down at random, by a hash of this and of the place |
 | `compensation`       | what the parameter's 16 bits leave out, itself in 16 bits (Kahan)                   |
 | `low_bits`           | the lower half of the parameter in fp32; the parameter holds the upper half         |
@@ -15,12 +15,13 @@ Everything here is seen by its state alone, so a checkpoint says how it is to be
 
 Floats, because a block's small numbers count as much as its large one; random rounding, because a slow average
 moves by less than a code per step (0.999·v is v again in bf16), and because it has no bias. Neighbours are
-neighbours in the tensor's own order of dimensions, places are places in memory.
+neighbours in the tensor's own order of dimensions, places are places in memory. Codes have a key of their
+own, so that an optimizer of torch that loads them stops instead of taking them for the slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -49,7 +50,11 @@ HEADROOM = 16 / 15 * (1 + 2.0**-22)
 # The bits of 1.0 and of infinity.
 ONE, INFINITE = 0x3F800000, 0x7F800000
 SLOT_KEY = "slot_rounding_key"
-EXTRA_KEYS = ("compensation", "low_bits", "rounding_key", SLOT_KEY)
+# The number of bits.
+MARK = 8
+# What each `low_precision` keeps beside a parameter.
+BESIDE = {"kahan": "compensation", "master": "low_bits", "stochastic": "rounding_key"}
+EXTRA_KEYS = (*BESIDE.values(), SLOT_KEY)
 HALF = (torch.bfloat16, torch.float16)
 GOLDEN = 0x9E3779B9
 _UINT32 = 0xFFFFFFFF
@@ -113,21 +118,56 @@ def kind_of(slot: Slot, group: dict[str, Any]) -> str | None:
     return cast(dict[str, str], wanted).get(slot.key) if isinstance(wanted, dict) else wanted
 
 
-def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    """The state entries of a slot at its start; small tensors are not worth eight bits."""
+def kind_for(slot: Slot, param: Tensor, group: dict[str, Any]) -> str | None:
+    """The same for one parameter, where it has an effect; small tensors are not worth eight bits."""
     kind = None if param.is_complex() else kind_of(slot, group)
-    if kind == "int8" and param.numel() < SMALLEST:
-        kind = None
+    return None if kind == "int8" and param.numel() < SMALLEST else kind
+
+
+def dtype_for(slot: Slot, param: Tensor, kind: str | None) -> torch.dtype:
+    """The dtype of a slot, or of its codes."""
+    if kind == "int8":
+        return torch.uint8 if slot.never_negative else torch.int8
+    return DTYPES.get(kind or "", param.dtype)
+
+
+def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """The state entries of a slot at its start."""
+    kind = kind_for(slot, param, group)
     start = slot.create(param, group, torch.float32 if kind == "int8" else DTYPES.get(kind or ""))
     if start is None:
         return {}
-    if kind == "int8":
-        dtype = torch.uint8 if slot.never_negative else torch.int8
-        codes = torch.empty_like(start, dtype=dtype)
-        scale = start.new_empty(-(-start.numel() // BLOCK), dtype=torch.float32)
-        _encode(start, start.new_full((), 1 << (MANTISSA - 1), dtype=torch.int32), codes, scale)
-        return {slot.key: codes, f"{slot.key}_scale": scale}
-    return {slot.key: start}
+    return _codes(slot, start) if kind == "int8" else {slot.key: start}
+
+
+def _codes(slot: Slot, value: Tensor) -> dict[str, Tensor]:
+    """The entries of a slot in codes, rounded to nearest."""
+    codes = torch.empty_like(value, dtype=torch.uint8 if slot.never_negative else torch.int8)
+    scale = value.new_empty(-(-value.numel() // BLOCK), dtype=torch.float32)
+    _encode(value, value.new_full((), 1 << (MANTISSA - 1), dtype=torch.int32), codes, scale)
+    return {f"{slot.key}_codes": codes, f"{slot.key}_scale": scale}
+
+
+def recode(state: dict[str, Any], slot: Slot, dtype: torch.dtype) -> None:
+    """Keep a slot in this dtype from now on, rounded to nearest. An integer is that of codes."""
+    stored: Tensor = state[entry_of(state, slot.key)]
+    into = torch.float32 if dtype in CODES else dtype
+    value = torch.empty_like(stored, dtype=into).copy_(load(state, slot.key))
+    for key in (slot.key, f"{slot.key}_codes", f"{slot.key}_scale"):
+        state.pop(key, None)
+    state.update(_codes(slot, value) if dtype in CODES else {slot.key: value})
+
+
+def rounds_slots(state: dict[str, Any], group: Mapping[str, Any]) -> bool:
+    """Whether the group asks for slots that are rounded at random, and the state has such ones."""
+    asked: Any = group.get("state_dtype")
+    kinds: set[Any] = set(cast(dict[str, str], asked).values()) if isinstance(asked, dict) else {asked}
+    return bool(kinds & {"int8", "bf16"} and rounded_at_random(state | {SLOT_KEY: None}))
+
+
+def beside_parameter(param: Tensor, group: Mapping[str, Any]) -> str | None:
+    """The entry that `low_precision` keeps for this parameter."""
+    return BESIDE.get(group.get("low_precision") or "") if param.dtype in HALF else None
 
 
 def create_for_parameter(
@@ -135,24 +175,21 @@ def create_for_parameter(
 ) -> dict[str, Tensor]:
     """The state entries that a parameter needs besides its rule's slots.
 
-    place: a number of its own, so that no two parameters round alike. The first keys come from
-    torch.manual_seed; from then on they are in the state.
+    place: its position among all parameters of the optimizer, from which its first keys are made, so that no
+    two parameters round alike and all processes that train copies of a model round the same way. From then on
+    the keys are in the state.
     """
-    low = group.get("low_precision") if param.dtype in HALF else None
-    key = mix(torch.initial_seed() * GOLDEN + place)
+    beside = beside_parameter(param, group)
+    key = mix(GOLDEN + place)
     entries: dict[str, Tensor] = {}
-    asked: Any = group.get("state_dtype")
-    kinds: set[Any] = set(cast(dict[str, str], asked).values()) if isinstance(asked, dict) else {asked}
-    if kinds & {"int8", "bf16"} and SLOT_KEY not in state and rounded_at_random(state | {SLOT_KEY: key}):
-        entries[SLOT_KEY] = torch.tensor(key)
-    if low == "stochastic" and "rounding_key" not in state:
-        entries["rounding_key"] = torch.tensor(mix(key ^ GOLDEN))
-    if low == "kahan" and "compensation" not in state:
-        entries["compensation"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-    if low == "master" and "low_bits" not in state:
-        bits = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
-        entries["low_bits"] = bits
-    return entries
+    if SLOT_KEY not in state and rounds_slots(state, group):
+        entries[SLOT_KEY] = torch.tensor(key, device="cpu")
+    if beside is None or beside in state:
+        return entries
+    if beside == "rounding_key":
+        return entries | {beside: torch.tensor(mix(key ^ GOLDEN), device="cpu")}
+    dtype = param.dtype if beside == "compensation" else torch.int16
+    return entries | {beside: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
 
 
 def keeps_more(state: Mapping[str, Any]) -> bool:
@@ -163,10 +200,42 @@ def keeps_more(state: Mapping[str, Any]) -> bool:
 # Slots
 
 
-def load(state: dict[str, Any], key: str) -> Tensor:
-    """A slot as numbers, in whatever floating dtype it is kept."""
-    stored: Tensor = state[key]
-    if stored.dtype not in (torch.int8, torch.uint8):
+def entry_of(state: Mapping[str, Any], key: str) -> str:
+    """The key of the state entry that holds a slot: its own, or that of its codes."""
+    return key if key in state or f"{key}_codes" not in state else f"{key}_codes"
+
+
+def codes_apart(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a saved state, with codes under a key of their own.
+
+    Older checkpoints have them under the slot's key; newer ones may have `MARK` there.
+    """
+    entries: dict[str, Any] = {}
+    for key, value in saved.items():
+        if f"{key}_scale" in saved and isinstance(value, Tensor) and value.dtype in CODES:
+            entries[f"{key}_codes"] = value
+        elif f"{key}_codes" not in saved or isinstance(value, Tensor):
+            entries[key] = value
+    return entries
+
+
+def marks(state: Mapping[str, Any], slots: Iterable[Slot]) -> dict[str, int]:
+    """What stands under the keys of slots in codes, for an optimizer that would take no slot for a first step.
+
+    torch's SGD and Muon begin a momentum buffer that is not there. On a number they stop.
+    """
+    return {slot.key: MARK for slot in slots if f"{slot.key}_codes" in state}
+
+
+def holds(state: Mapping[str, Any], key: str) -> bool:
+    """Whether the state has this slot, as elements or as codes."""
+    return key in state or f"{key}_codes" in state
+
+
+def load(state: Mapping[str, Any], key: str) -> Tensor:
+    """A slot's elements, in whatever floating dtype they are kept."""
+    stored: Tensor = state[entry_of(state, key)]
+    if stored.dtype not in CODES:
         return stored
     code, zero = _blocks(stored.reshape(-1).to(torch.int32)), CODE_0[stored.dtype]
     bits = ((code & (CODES[stored.dtype] - 1)) << MANTISSA) + bits_of(zero)
@@ -177,8 +246,8 @@ def load(state: dict[str, Any], key: str) -> Tensor:
 
 def store(state: dict[str, Any], key: str, value: Tensor) -> None:
     """Keep the numbers of a slot, rounded once to what it is kept in."""
-    stored: Tensor = state[key]
-    if f"{key}_scale" in state:
+    stored: Tensor = state[entry_of(state, key)]
+    if stored.dtype in CODES:
         noise = noise_for(int(state[SLOT_KEY]) ^ salt_of(rounded_at_random(state).index(key)), stored)
         _encode(value.float(), noise >> (32 - MANTISSA), stored, state[f"{key}_scale"])
     elif stored.dtype == torch.bfloat16 and SLOT_KEY in state:
@@ -193,7 +262,8 @@ def rounded_at_random(state: dict[str, Any]) -> list[str]:
     if SLOT_KEY not in state:
         return []
     slots = {key: x for key, x in state.items() if isinstance(x, Tensor) and key not in EXTRA_KEYS}
-    return sorted(key for key, x in slots.items() if x.dtype == torch.bfloat16 or f"{key}_scale" in state)
+    rounded = (key for key, x in slots.items() if x.dtype in (torch.bfloat16, *CODES))
+    return sorted(key.removesuffix("_codes") for key in rounded)
 
 
 def salt_of(place: int) -> int:
@@ -246,7 +316,7 @@ def next_keys(state: dict[str, Any]) -> None:
     """New keys for the random roundings of the next step."""
     for key in (SLOT_KEY, "rounding_key"):
         if key in state:
-            state[key].copy_(torch.tensor(mix(int(state[key]) + 1)))
+            state[key].fill_(mix(int(state[key]) + 1))
 
 
 class Keys:

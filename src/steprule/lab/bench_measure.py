@@ -277,9 +277,10 @@ def _columns(optimizer: Optimizer, group: dict[str, Any]) -> tuple[set[str], set
 
 
 def _with_what_is_beside(keys: set[str], sizes: Mapping[str, int]) -> set[str]:
-    """The keys, and those of what is read or written with them: scales of codes, further bits of 'p'."""
-    beside = {f"{key}_scale" for key in keys} | ({"compensation", "low_bits"} if "p" in keys else set[str]())
-    return keys | (beside & sizes.keys())
+    """The keys of what is read or written: codes and their scales in place of slots, further bits of 'p'."""
+    beside = {f"{key}_{what}" for key in keys for what in ("codes", "scale")}
+    beside |= {"compensation", "low_bits"} if "p" in keys else set[str]()
+    return (keys | beside) & sizes.keys()
 
 
 def _sizes(optimizer: Optimizer, param: Tensor) -> dict[str, int]:
