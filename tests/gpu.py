@@ -88,7 +88,7 @@ class Kernels:
         self.program = optimizer.program(self.group)
         self.columns = {"p": self.params, "g": [p.grad for p in self.params]}
         for letter, declared in self.program.slots.items():
-            self.columns[letter] = [state[declared.key] for state in self.states]
+            self.columns[letter] = [state[storage.entry_of(state, declared.key)] for state in self.states]
         self.keys = storage.Keys(self.states, DEVICE)
         for name, key in fused._beside(self.program, self.states[0]).items():
             self.columns[name] = [state[key] for state in self.states]

@@ -59,7 +59,7 @@ def test_codes_of_extreme_numbers_are_the_loops(rule: Any, size: float) -> None:
         loop.step()
     (one,), (other,) = flat(given), flat(loop)
     for slot in rule.slots.values():
-        if slot.key in loop.state[other] and not slot.per_tensor:
+        if storage.holds(loop.state[other], slot.key) and not slot.per_tensor:
             pair = [storage.load(o.state[p], slot.key).cpu() for o, p in ((given, one), (loop, other))]
             assert torch.equal(*(x.isfinite() for x in pair))
             assert torch.equal(*(torch.where(x.isfinite(), x, 0.0) for x in pair))
@@ -90,7 +90,7 @@ def test_nothing_behind_a_tensor_is_touched() -> None:
     give(optimizer, 0)
     optimizer.init_state()
     state, wide = optimizer.state[param], {}
-    for key in ("exp_avg", "exp_avg_sq", "exp_avg_scale", "exp_avg_sq_scale"):
+    for key in ("exp_avg_codes", "exp_avg_sq_codes", "exp_avg_scale", "exp_avg_sq_scale"):
         wide[key] = torch.full((state[key].numel() + 300,), 7, dtype=state[key].dtype, device=DEVICE)
         state[key] = wide[key][: state[key].numel()].copy_(state[key])
     Kernels(optimizer).step()

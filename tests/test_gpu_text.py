@@ -65,7 +65,8 @@ def sources(name: str) -> list[Any]:
     program = optimizer.program(optimizer.param_groups[0])
     optimizer.init_state()
     (state,) = optimizer.state.values()
-    keys = {letter: slot.key for letter, slot in program.slots.items()} | fused._beside(program, state)
+    keys = {letter: storage.entry_of(state, slot.key) for letter, slot in program.slots.items()}
+    keys |= fused._beside(program, state)
     dtypes = {"p": dtype, "g": dtype} | {name: state[key].dtype for name, key in keys.items()}
     return gpu_kernel.sources(program, dtypes)
 
