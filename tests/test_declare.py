@@ -111,8 +111,10 @@ def test_a_wrong_update_is_refused_when_the_optimizer_is_made(rule: Any) -> None
 def test_a_misspelt_word_is_refused_at_its_import() -> None:
     with pytest.raises(ImportError, match=r"steprule\.words has no word 'emma'\. Did you mean 'ema'\?"):
         exec("from steprule.words import emma")
-    with pytest.raises(ImportError, match="qqq"):
-        exec("from steprule.words import qqq")
+    with pytest.raises(ImportError, match=r"no word 'maximum'. Write larger\(x, y\)"):
+        exec("from steprule.words import maximum")
+    with pytest.raises(ImportError, match=r"no word 'tanh'\. A rule is written with .*\bsqrt\b"):
+        exec("from steprule.words import tanh")
 
 
 # What is wrong in the class

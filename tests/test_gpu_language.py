@@ -35,9 +35,10 @@ def cut_up_small() -> Iterator[None]:
         yield
 
 
-def test_what_a_formula_comes_to() -> None:
+@pytest.mark.parametrize("counts", ["host", "device"])
+def test_what_a_formula_comes_to(counts: str) -> None:
     optimizer = rule_of_all()([parameter_of_all(torch.float32, DEVICE)])
-    assert_all_right(optimizer, lambda: Kernels(optimizer).step())
+    assert_all_right(optimizer, lambda: Kernels(optimizer, counts).step())
 
 
 @settings(max_examples=6)

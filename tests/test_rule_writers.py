@@ -73,6 +73,9 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "another method": ("return g.tanh()  # here", ("'.tanh'", "steprule.words")),
     "in place": ("g.add_(p)  # here\nreturn g", ("'.add_'", "in place", "Write x + y")),
     "an attribute": ("return g / g.shape[0]  # here", ("'.shape'", "steprule.words")),
+    "a handle": ("return g / p.handle.shape[0]  # here", ("'shape'", "rules on whole matrices only")),
+    "h called": ("return -h.lr() * g  # here", ("callable", "steprule.words")),
+    "in a helper": ("def half(x):\n    return float(x) / 2\nreturn half(g)  # here", ("steprule.words",)),
     "item": ("return g * s.m.item()  # here", ("'.item'",)),
     "an attribute set": ("g.data = p  # here\nreturn g", ("data", "steprule.words")),
     "misspelt h": ("return -h.lrr * g  # here", ("no hyper-parameter 'h.lrr'", "Did you mean 'lr'?")),
@@ -166,6 +169,14 @@ def test_a_number_that_cannot_be_computed_names_the_rule(runner: dict[str, Any],
     optimizer.step()
     with pytest.raises(ZeroDivisionError, match=r"^Mine\.update: .*zero.*line \d+ of .*mine\.py"):
         optimizer.step()
+
+
+def test_a_new_group_is_checked_before_it_is_added(tmp_path: Path) -> None:
+    text = HEAD + "        if h.centered:\n            return s.centre\n        return g\n"
+    optimizer = module_of(text, tmp_path).Mine([nn.Parameter(torch.ones(2))])
+    with pytest.raises(AttributeError, match=r"^Mine\.update: no slot 'centre'"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "centered": True})
+    assert len(optimizer.param_groups) == 1
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from steprule.errors import nearest
+from steprule.errors import close, nearest
 
 
 def no_such_slot(rule: str, name: str, slots: Iterable[str]):
@@ -177,6 +177,13 @@ def language(words: Sequence[str]) -> str:
     return f"{text}: {', '.join(small)}."
 
 
+def no_such_word(name: str, words: Sequence[str]):
+    """`from steprule.words import tanh`."""
+    near = close(name, words)
+    hint = f"Did you mean '{near}'?" if near else instead_of(name, words)
+    return ImportError(f"steprule.words has no word '{name}'. {hint or language(words)}")
+
+
 def no_such_method(rule: str, name: str, words: Sequence[str]):
     """`x.sqrt()` or `g.add_(p)` in a rule."""
     return AttributeError(
@@ -255,6 +262,7 @@ def wrong_shape(rule: str, what: str, given: tuple[int, ...], wanted: tuple[int,
 VALUES = {
     "Number": "(A Number is a value per element: p, g, a slot, and what is made of them.)",
     "Symbol": "(A Symbol is a plain number not known yet: h.lr, t, and what is made of them.)",
+    "Register": "(p.handle is a tensor in rules on whole matrices only.)",
     "Hyper": "Write h.name for a hyper-parameter.",
     "Slots": "Write s.name for a slot.",
 }

@@ -54,7 +54,7 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
         eps: float = 1e-8,
     ):
         if type(self).step_param is GenericAdaptiveOptimizer.step_param:
-            methods = [name for name, value in vars(type(self)).items() if callable(value)]
+            methods = [x for x, value in vars(type(self)).items() if callable(value) and x != "step_param"]
             raise rule_errors.no_step_param(type(self).__name__, errors.close("step_param", methods))
         super().__init__(params, {**(defaults or {}), "lr": lr, "betas": betas, "eps": eps})
 

@@ -17,7 +17,6 @@ Those are the roundings of torch's own operations, which is what makes the numbe
 
 from __future__ import annotations
 
-import difflib
 import math
 import struct
 from collections.abc import Callable
@@ -461,10 +460,7 @@ def becomes(value: Number | float) -> Becomes:
 
 
 def __getattr__(name: str) -> NoReturn:
-    if name.startswith("__"):
+    if name.startswith("_"):
         raise AttributeError(name)
-    near = difflib.get_close_matches(name, __all__, 1)
-    if not near:
-        raise AttributeError(f"steprule.words has no word '{name}'. The words are {', '.join(__all__)}.")
     # Not AttributeError, whose text `from steprule.words import …` throws away.
-    raise ImportError(f"steprule.words has no word '{name}'. Did you mean '{near[0]}'?")
+    raise rule_errors.no_such_word(name, __all__)

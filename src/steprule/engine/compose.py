@@ -188,7 +188,7 @@ def name_in(error: Exception, who: str, written: Any) -> None:
 
 def _place_of(error: Exception, written: Any) -> tuple[str, int]:
     """Where in the method the error was raised, or else where the method begins."""
-    code = getattr(inspect.unwrap(written), "__code__", None)
+    code = getattr(inspect.unwrap(getattr(written, "func", written)), "__code__", None)
     if code is None:
         return "", 0
     lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code is code]

@@ -48,9 +48,6 @@ class RuleOptimizer(CheckedOptimizer):
             if flag not in self.torch_flags and defaults.get(flag) in ABSENT:
                 defaults.pop(flag, None)
         super().__init__(params, {**defaults, **self.fixed})
-        if self.traced:
-            for group in self.param_groups:
-                self.program(group)
 
     def _known_keys(self) -> set[str]:
         return set(self.fields) | set(self.fixed)
@@ -84,6 +81,8 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
         storage.check_parameters(type(self).__name__, self.slots, group, index)
+        if self.traced:
+            self.program(group)
 
     # What the rule wears
 
