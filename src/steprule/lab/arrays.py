@@ -112,7 +112,7 @@ def _numbers(value: Any) -> Any:
         _refuse_what_is_no_number(numbers)
     elif kind in "SU":
         raise LabError(
-            f"{numbers.reshape(-1)[0]!r} is a text. Give classes as numbers: "
+            f"{str(numbers.reshape(-1)[0])!r} is a text. Give classes as numbers: "
             "numpy.unique(texts, return_inverse=True)[1]."
         )
     elif kind not in "biufc":

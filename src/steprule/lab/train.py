@@ -190,7 +190,9 @@ class Training:
                     judge(self.task, self.model, (batch[0][row : row + 1], batch[1][row : row + 1]))
                 except LabError:
                     failed.append(row)
-        return f"{named(index[failed] if 0 < len(failed) < len(index) else index)} of {split}"
+        place = f"{named(index[failed] if 0 < len(failed) < len(index) else index)} of {split}"
+        found = not_finite(batch)
+        return place if found is None else f"{place} (item {int(index[found[0]])} has {found[1]})"
 
     def _check_loss(self, split: str, loss: float, batch: Batch, index: Tensor) -> None:
         if math.isfinite(loss):
