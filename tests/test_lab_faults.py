@@ -1,4 +1,4 @@
-"""What a user's own code or data do wrong, at any moment, ends in one line that says where; the run can go on."""
+"""What a user's own code or data do wrong, at any moment, ends in one line that says where; runs can go on."""
 
 from __future__ import annotations
 
@@ -128,6 +128,7 @@ def test_a_fault_from_the_start_is_told_before_there_is_a_folder(
     [
         ("forward", 0, "step 1, items "),
         ("forward", 5, "item 5 of validation: the model failed"),
+        ("forward", 11, "item 5 of validation: the model failed"),
         ("backward", 6, "step 7, items "),
         ("train", 27, " of train cannot be read"),
         ("validation", 3, "item 3 of validation cannot be read"),
@@ -160,6 +161,22 @@ def test_a_fault_in_the_middle_keeps_what_was_done_and_the_run_goes_on(
     monkeypatch.setenv("FAULT", "")
     assert run(capsys, "train", "--resume", "--out", "one").code == 0
     assert run(capsys, *OWN[:-1], "whole").code == 0
+    assert results_in(folder / "one") == results_in(folder / "whole")
+
+
+def test_an_epoch_whose_validation_fails_need_not_be_trained_again(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAISES", "1 / 0")
+    monkeypatch.setenv("FAULT", "validation")
+    monkeypatch.setenv("ONCE_BEGUN", "1")
+    refused = run(capsys, *OWN, "--epochs", "1")
+    assert_refused(refused, "item 0 of validation cannot be read", "Go on from there with")
+    assert torch.load(folder / "one/checkpoint.pt", weights_only=True)["step"] == 4
+    monkeypatch.setenv("FAULT", "train")
+    assert run(capsys, "train", "--resume", "--out", "one").code == 0
+    monkeypatch.setenv("FAULT", "")
+    assert run(capsys, *OWN[:-1], "whole", "--epochs", "1").code == 0
     assert results_in(folder / "one") == results_in(folder / "whole")
 
 

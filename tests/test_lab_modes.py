@@ -1,4 +1,4 @@
-"""Every part of a model is in the mode that its user left it in, at the first step and after every evaluation."""
+"""Every part of a model is in the mode its user left it in, at the first step and after every evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stream cannot take never ends a command: other encodings, closed pipes, full disks. Logs and options."""
+"""What a stream cannot take ends no command: other encodings, closed pipes, full disks. Logs and options."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ class EpochLines:
         self._steps, self._epochs = training.steps, training.config.epochs
         self._losses: list[float] = []
         self._began, self._first = time.perf_counter(), training.step
-        self._shown, self._step, self._epoch = self._began, training.step, 0
+        self._shown, self._step = self._began, training.step
+        self._epoch = training.step // training.steps_per_epoch
 
     def step(self, step: int, epoch: int, loss: float) -> None:
         """Take the step in; print a line if the last is a minute old."""
@@ -41,10 +42,12 @@ class EpochLines:
 
     def _print(self, more: str) -> None:
         self._shown = time.perf_counter()
-        left = (self._shown - self._began) / (self._step - self._first) * (self._steps - self._step)
-        loss = loss_text(sum(self._losses) / len(self._losses))
+        # Nothing was trained yet if a resumed run begins with the validation that stopped it.
+        steps = max(1, self._step - self._first)
+        left = (self._shown - self._began) / steps * (self._steps - self._step)
+        loss = f"loss {loss_text(sum(self._losses) / len(self._losses))}  " if self._losses else ""
         self._console.print(
-            f"epoch {self._epoch}/{self._epochs}  loss {loss}  {more}  ETA {clock(left)}",
+            f"epoch {self._epoch}/{self._epochs}  {loss}{more}  ETA {clock(left)}",
             highlight=False,
             soft_wrap=True,
         )

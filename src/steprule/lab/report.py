@@ -86,6 +86,8 @@ def _extras(config: RunConfig) -> str:
 
 def print_results(console: Console, training: Training, lines: Sequence[Line], folder: RunFolder) -> None:
     """The final table: loss and score on each part of the data, time, and what was written."""
+    if not lines:
+        return
     score = training.task.score
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("", "items", "loss", *([score.label] if score else [])):

@@ -21,7 +21,7 @@ from steprule.lab.optimizers import SCHEDULES, parse_settings
 from steprule.lab.progress import progress_on
 from steprule.lab.randomness import seed_everything
 from steprule.lab.rehearsal import rehearse
-from steprule.lab.report import Line, open_console, print_header, print_results
+from steprule.lab.report import open_console, print_header, print_results
 from steprule.lab.run_folder import RunConfig, RunFolder, find_run, new_run_folder
 from steprule.lab.tasks import BUILT_IN, load_task
 from steprule.lab.train import Training
@@ -173,29 +173,29 @@ def _carry_out(training: Training, folder: RunFolder) -> None:
     print_header(console, training, folder)
     failures: list[LabError] = []
 
-    def attempt(action: Callable[[], None]) -> None:
+    def succeeds(action: Callable[[], object]) -> bool:
         try:
             action()
         except LabError as error:
             failures.append(error)
+        return not failures
 
     try:
-        attempt(lambda: _train_and_test(console, training, folder))
-        lines = folder.read_metrics()
-        if lines:
-            attempt(lambda: _draw(training, lines, folder))
-        if training.step == training.steps:
-            attempt(lambda: _finish(training, folder))
-        if lines:
-            print_results(console, training, lines, folder)
+        complete = succeeds(lambda: _train(console, training, folder))
+        if complete:
+            succeeds(lambda: _test(training, folder))
+        succeeds(lambda: _draw(training, folder))
+        if complete:
+            succeeds(lambda: _finish(training, folder))
+        succeeds(lambda: print_results(console, training, folder.read_metrics(), folder))
     except KeyboardInterrupt:
         raise Stopped(f"stopped. Go on from the last checkpoint: {_resume_command(folder)}") from None
     if failures:
-        raise _with_what_remains(failures[0], training, folder) from failures[0]
+        raise _with_what_remains(failures[0], complete, folder) from failures[0]
 
 
-def _with_what_remains(error: LabError, training: Training, folder: RunFolder) -> LabError:
-    if training.step == training.steps:
+def _with_what_remains(error: LabError, complete: bool, folder: RunFolder) -> LabError:
+    if complete:
         return LabError(f"the run is complete, but {error}")
     if isinstance(error, Diverged):
         return error
@@ -206,16 +206,21 @@ def _resume_command(folder: RunFolder) -> str:
     return f"steprule train --resume --out {shlex.quote(str(folder.path))}"
 
 
-def _train_and_test(console: Console, training: Training, folder: RunFolder) -> None:
+def _train(console: Console, training: Training, folder: RunFolder) -> None:
     with progress_on(console, training) as screen:
         training.run(folder, screen)
+
+
+def _test(training: Training, folder: RunFolder) -> None:
     if training.test is not None:
         folder.add_metrics(training.measure("test", training.test))
 
 
-def _draw(training: Training, lines: Sequence[Line], folder: RunFolder) -> None:
-    with failing("drawing the curves"):
-        folder.write("curves.svg", lambda stream: draw_curves(stream, training, lines))
+def _draw(training: Training, folder: RunFolder) -> None:
+    lines = folder.read_metrics()
+    if lines:
+        with failing("drawing the curves"):
+            folder.write("curves.svg", lambda stream: draw_curves(stream, training, lines))
 
 
 def _finish(training: Training, folder: RunFolder) -> None:

@@ -66,6 +66,7 @@ class Training:
         self.config = replace(config, hyperparameters=hyperparameters_of(self.optimizer))
         self.schedule = build_schedule(config.schedule, self.optimizer, self.steps)
         self.step = 0
+        self.validated_epochs = 0
         self.seconds = 0.0
 
     def _batches(self, name: str, data: Data) -> Batches:
@@ -88,6 +89,7 @@ class Training:
             model = self.model.state_dict()
         return {
             "step": self.step,
+            "validated_epochs": self.validated_epochs,
             "seconds": self.seconds,
             "model": model,
             "optimizer": self.optimizer.state_dict(),
@@ -104,6 +106,7 @@ class Training:
             if self.schedule is not None:
                 self.schedule.load_state_dict(state["schedule"])
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.validated_epochs = int(state.get("validated_epochs", self.step // self.steps_per_epoch))
             set_random_state(state["random"])
             set_device_random_state(self.device, state.get("device_random"))
         except Exception as error:  # a user's own load_state_dict may fail in any way
@@ -113,6 +116,8 @@ class Training:
         """Train to the last step, writing metrics and checkpoints into the folder."""
         started = time.perf_counter() - self.seconds
         saved_at, pause = time.perf_counter(), CHECKPOINT_SECONDS
+        if self.validated_epochs < self.step // self.steps_per_epoch:  # it failed when the run was stopped
+            self._validate(folder, screen)
         while self.step < self.steps:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             order = order_of_epoch(len(self.train), self.config.seed, epoch)
@@ -123,15 +128,29 @@ class Training:
                 folder.add_metrics({**line, "seconds": round(self.seconds, 3)})
                 screen.step(self.step, epoch + 1, line["loss"])
                 if self.step % self.steps_per_epoch == 0:
-                    line = self.measure("validation", self.validation)
-                    folder.add_metrics(line)
-                    screen.validated(shown(line, self.task.score))
+                    self._validate(folder, screen)
                 now = time.perf_counter()
                 self.seconds = now - started
                 if now - saved_at > pause or self.step == self.steps:
                     self.save(folder)
                     saved_at = time.perf_counter()
                     pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved_at - now))
+
+    def _validate(self, folder: RunFolder, screen: Screen) -> None:
+        """Measure the validation data. If that fails, the epoch that was trained is in the checkpoint."""
+        random, device_random = random_state(), device_random_state(self.device)
+        try:
+            line = self.measure("validation", self.validation)
+        except Diverged:
+            raise
+        except LabError:
+            set_random_state(random)
+            set_device_random_state(self.device, device_random)
+            self.save(folder)
+            raise
+        folder.add_metrics(line)
+        self.validated_epochs += 1
+        screen.validated(shown(line, self.task.score))
 
     def save(self, folder: RunFolder) -> None:
         """Write a checkpoint, unless a parameter is NaN or infinite: then keep the last one."""
