@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import re
 import threading
@@ -393,13 +394,14 @@ def test_no_gradient_is_kept_alive() -> None:
 
 
 def test_the_number_of_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
     library = cpu_threads.openmp()
     if library is None:
         pytest.skip("no OpenMP library shared with torch")
 
     def parallel(kernel: int, job: int, number: int, flags: int) -> None:
-        asked.append(number)
+        place = 8 * cpu_threads.JOB.index("shares")
+        asked.append((number, ctypes.c_int64.from_address(job + place).value))
         library.parallel(kernel, job, number, flags)
 
     monkeypatch.setattr(cpu_threads, "openmp", lambda: library._replace(parallel=parallel))
@@ -413,7 +415,7 @@ def test_the_number_of_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> Non
             optimizer.step()
     finally:
         torch.set_num_threads(before)
-    assert asked == [2, 3, 4]
+    assert asked == [(2, 2), (3, 3), (4, 4)], "as many shares of the work as threads"
     assert (param == -1).all()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +183,29 @@ def test_every_module_that_a_kernel_imports_is_in_its_name() -> None:
     text = (Path(kernel_compiler.__file__).parent / "cpu_words.py").read_text(encoding="utf-8")
     imported = re.findall(r"^(?:from|import) steprule\S*(?: import (\w+))?", text, re.MULTILINE)
     assert set(imported) <= {"storage", "JOB"}, "`kernel_compiler.surroundings` and CHANGES need the new one"
+
+
+def test_threads_that_want_one_kernel_get_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were it made twice, the memory of the first would be freed while somebody runs it."""
+    real, begun, twice = kernel_cache._obtain, [], threading.Event()
+
+    def obtain(name: str, text: str) -> Any:
+        begun.append(name)
+        if len(begun) == 2:
+            twice.set()
+        twice.wait(0.5)  # time for the other thread to come in here too, if nothing stops it
+        return real(name, text)
+
+    monkeypatch.setattr(kernel_cache, "_obtain", obtain)
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(kernel_cache.address_of("k", TEXT))) for _ in "12"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert begun == ["k"]
+    assert len(found) == 2
+    assert len(set(found)) == 1
 
 
 def test_processes_that_compile_at_once(tmp_path: Path) -> None:
