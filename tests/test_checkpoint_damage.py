@@ -92,7 +92,7 @@ DAMAGE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a negative lr": (group(lr=-1.0), "lr = -1.0"),
     "an lr of text": (group(lr="0.1"), "lr = '0.1'"),
     "betas of text": (group(betas="fast"), "betas = 'fast'"),
-    "an unknown key": (group(momentum=0.9), "no hyper-parameter 'momentum' .*group 0"),
+    "a misspelt key": (group(wieght_decay=0.9), "no hyper-parameter 'wieght_decay' .*group 0.*'weight_decay'"),
     "an impossible option": (group(nonfinite="hope"), "nonfinite = 'hope'"),
     "skipped steps of text": (group(nonfinite="skip", skipped_steps="1"), "skipped_steps = '1'"),
 }
@@ -161,10 +161,10 @@ def test_strict_false_drops_what_is_foreign_and_says_so() -> None:
     saved = copy.deepcopy(optimizer.state_dict())
     saved["state"][1]["slow"] = torch.zeros(2, 3)
     saved["state"][7] = {}
-    saved["param_groups"][0]["layer_scale"] = 2.0
+    saved["param_groups"][0]["wieght_decay"] = 2.0
     report = optimizer.load_state_dict(saved, strict=False)
-    assert report.unexpected == ("parameter 7", "head.weight: slow", "hyper-parameter 'layer_scale' (group 0)")
-    assert "layer_scale" not in optimizer.param_groups[0]
+    assert report.unexpected == ("parameter 7", "head.weight: slow", "hyper-parameter 'wieght_decay' (group 0)")
+    assert "wieght_decay" not in optimizer.param_groups[0]
     assert "slow" not in optimizer.state[optimizer.param_groups[0]["params"][1]]
 
 

@@ -7,6 +7,7 @@ import inspect
 import io
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -92,7 +93,10 @@ def values(optimizer: Any) -> list[Tensor]:
 def assert_equal(ours: Any, theirs: Any) -> None:
     """Parameters, state and groups, key for key and bit for bit."""
     assert_same(values(ours), values(theirs), "parameters")
-    assert_same(ours.state_dict(), theirs.state_dict(), "checkpoint")
+    saved = ours.state_dict()
+    if "maximize" not in theirs.param_groups[0]:
+        assert saved["param_groups"][0].pop("maximize") is False
+    assert_same(saved, theirs.state_dict(), "checkpoint")
 
 
 def through_a_file(saved: Any) -> Any:
@@ -176,12 +180,82 @@ def test_sparse_and_missing_gradients_equal_torch(options: dict[str, Any]) -> No
 
 def test_signature_and_groups_are_torchs() -> None:
     ours, theirs = (inspect.signature(c).parameters for c in (LBFGS, torch.optim.LBFGS))
-    assert [(p.name, p.kind, p.default) for p in ours.values()] == [
-        (p.name, p.kind, p.default) for p in theirs.values()
-    ]
+    newest = [(p.name, p.kind, p.default) for p in theirs.values()]
+    if "maximize" not in theirs:
+        newest.append(("maximize", inspect.Parameter.KEYWORD_ONLY, False))
+    assert [(p.name, p.kind, p.default) for p in ours.values()] == newest
     assert {f.name: f.default for f in LBFGS.fields.values()} == {
         name: p.default for name, p in ours.items() if name != "params"
     }
+
+
+# Climbing
+
+
+@pytest.mark.parametrize("problem", [network, valley])
+@BOTH
+def test_maximize_goes_up_the_hill_as_down_the_valley(problem: Any, options: dict[str, Any]) -> None:
+    """Bit for bit, since a sign rounds nothing; the loss that is returned keeps its own."""
+    (params, loss), (others, negated) = problem(), problem()
+    climbing, descending = LBFGS(params, maximize=True, **options), LBFGS(others, **options)
+    for _ in range(4):
+        assert advance(climbing, lambda: -loss()) == [-x for x in advance(descending, negated)]
+        assert_same(values(climbing), values(descending))
+        assert_same(climbing.state_dict()["state"], descending.state_dict()["state"])
+
+
+@pytest.mark.skipif("maximize" not in inspect.signature(torch.optim.LBFGS).parameters, reason="torch < 2.14")
+@BOTH
+def test_maximize_equals_torch(options: dict[str, Any]) -> None:
+    (ours, our_loss), (theirs, their_loss) = pair(network, torch.float32, {**options, "maximize": True})
+    for _ in range(4):
+        assert advance(ours, lambda: -our_loss()) == advance(theirs, lambda: -their_loss())
+        assert_equal(ours, theirs)
+
+
+@BOTH
+def test_maximize_turns_back_from_nan_too(options: dict[str, Any]) -> None:
+    params, loss = one_number(0.5, lambda p: torch.log(p) - p**2)
+    optimizer = LBFGS(params, lr=4.0, maximize=True, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        advance(optimizer, loss)
+    assert params[0].isfinite()
+    assert loss().isfinite()
+
+
+def test_maximize_is_asked_for_by_name_and_saved() -> None:
+    params, loss = valley()
+    with pytest.raises(TypeError):
+        LBFGS(params, 1, 20, None, 1e-7, 1e-9, 100, None, True)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="LBFGS: maximize = 'no', must be True or False"):
+        LBFGS(params, maximize="no")  # type: ignore[arg-type]
+    climbing, loaded = LBFGS(params, maximize=True), LBFGS(params)
+    advance(climbing, lambda: -loss())
+    loaded.load_state_dict(climbing.state_dict())
+    assert loaded.param_groups[0]["maximize"] is True
+    del (saved := climbing.state_dict())["param_groups"][0]["maximize"]  # as torch 2.13 writes it
+    plain = LBFGS(params)
+    plain.load_state_dict(saved)
+    assert plain.param_groups[0]["maximize"] is False
+
+
+@BOTH
+def test_without_parameters_the_closure_is_called_once(options: dict[str, Any]) -> None:
+    optimizer = LBFGS([{"params": []}], **options)
+    calls: list[bool] = []
+
+    def closure() -> float:
+        calls.append(torch.is_grad_enabled())
+        return 2.5
+
+    with torch.no_grad():
+        assert optimizer.step(closure) == 2.5
+    assert calls == [True]
+    optimizer.init_state()
+    assert "0 parameters" in optimizer.explain()
+    assert optimizer.load_state_dict(optimizer.state_dict()).matched == ()
+    assert not optimizer.state
 
 
 # Where torch's own fails
@@ -422,12 +496,16 @@ def test_the_closure_must_return_a_number(returned: Any) -> None:
         ({"history_size": 0}, "history_size = 0, must be at least 1"),
         ({"tolerance_grad": -1.0}, "tolerance_grad = -1.0, must be at least 0"),
         ({"tolerance_change": math.nan}, "tolerance_change = nan, must be at least 0"),
-        ({"line_search_fn": "wolfe"}, "line_search_fn = 'wolfe', must be one of None, 'strong_wolfe'"),
     ],
 )
 def test_ranges(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"LBFGS: {message}"):
         LBFGS(valley()[0], **options)
+
+
+def test_an_unknown_search_gets_torchs_error() -> None:
+    with pytest.raises(RuntimeError, match="line_search_fn = 'wolfe', must be one of None, 'strong_wolfe'"):
+        LBFGS(valley()[0], line_search_fn="wolfe")
 
 
 def test_whole_numbers() -> None:

@@ -205,6 +205,8 @@ def test_defaults_are_torchs(paper):
         muon: {"maximize": False},
     }
     rule = torch.optim.LBFGS if paper is lbfgs else TORCH_RULES[paper]
+    if paper is lbfgs and not CLIMBS:
+        beyond_torch[lbfgs] = {"maximize": False}
     assert paper.step.__kwdefaults__ == torch_defaults(rule) | beyond_torch.get(paper, {})
 
 
@@ -275,6 +277,7 @@ MUON_CASES = [
     {"lr": 0.05, "nesterov": False, "weight_decay": 0.3},
     {"momentum": 0.5, "adjust_lr_fn": "original"},
     {"lr": 0.05, "adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.0},
+    *[{"lr": 0.05, "adjust_lr_fn": "spectral_unclamped"}] * ("unclamped" in str(torch.optim.Muon.__doc__)),
     {"lr": 0.05, "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 3, "eps": 30.0},
 ]
 
@@ -392,6 +395,7 @@ def lbfgs_equals_torch(
 
 WOLFE = {"line_search_fn": "strong_wolfe"}
 ANYWHERE = np.random.default_rng(4).normal(size=6)
+CLIMBS = "maximize" in inspect.signature(torch.optim.LBFGS).parameters  # from torch 2.14 on
 LBFGS_CASES = [
     (softplus_sum, ANYWHERE, 4, {"max_iter": 4}),
     (softplus_sum, ANYWHERE, 2, {"max_iter": 6, "lr": 0.3, "history_size": 3}),
@@ -419,6 +423,15 @@ LBFGS_CASES = [
     (dip, np.zeros(1), 1, {"max_iter": 1, "max_eval": 9, "lr": 3.02591, **WOLFE}),
     (dip, np.zeros(1), 1, {"max_iter": 1, "max_eval": 9, "lr": 3.02590, **WOLFE}),
 ]
+
+
+def hill(x: torch.Tensor) -> torch.Tensor:
+    """The highest point of the valley turned upside down."""
+    return -rosenbrock(x)
+
+
+if CLIMBS:
+    LBFGS_CASES += [(hill, ANYWHERE, 3, {"maximize": True, "max_iter": 4, **more}) for more in ({}, WOLFE)]
 
 
 @pytest.mark.parametrize(("function", "start", "steps", "options"), LBFGS_CASES)

@@ -35,7 +35,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "Adafactor": [{"d": 1.5, "beta2_decay": -1.0, "eps": (1e-8, 1e-2)}],
     "Adagrad": [{"lr_decay": 0.1, "initial_accumulator_value": 0.2}],
     "ASGD": [{"lambd": 0.1, "t0": 10}],
-    "Muon": [{"nesterov": False}, {"adjust_lr_fn": "match_rms_adamw"}],
+    "Muon": [
+        {"nesterov": False},
+        {"adjust_lr_fn": "match_rms_adamw"},
+        {"adjust_lr_fn": "spectral_unclamped"},
+    ],
     "RAdam": [{"degenerate_to_sgd": False}, {"decoupled_weight_decay": True, "weight_decay": 0.1}],
     "RMSprop": [{"centered": True}, {"momentum": 0.9}, {"momentum": 0.9, "centered": True}],
     "SGD": [
@@ -89,13 +93,15 @@ def feed(optimizer: Any, param: torch.Tensor, gradient: np.ndarray, name: str) -
 @pytest.mark.parametrize("runner", ["reference", "foreach", "fused"])
 @pytest.mark.parametrize(("name", "options"), cases())
 def test_equals_its_paper_in_double_precision(name: str, options: dict[str, Any], runner: str) -> None:
+    # A wide matrix, where the ways to scale Muon's lr differ.
+    shape = (5, 9) if "adjust_lr_fn" in options else (7, 5)
     rule = steprule.catalogue()[name]
     if runner != "reference" and (not rule.traced or name == "SparseAdam"):
         pytest.skip(f"{name} has only the reference runner")
     flags = {"reference": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
     module, fixed = transcription(name)
     random = np.random.default_rng(5)
-    theta = random.standard_normal((7, 5))
+    theta = random.standard_normal(shape)
     param = torch.nn.Parameter(torch.from_numpy(theta.copy()))
     optimizer = rule([param], **ours(options), **flags[runner])
     given = fixed | options

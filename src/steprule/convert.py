@@ -106,7 +106,7 @@ def convert_state(
     everything = dict.fromkeys(key for saved in states.values() for key in saved)
     present = [key.removesuffix("_codes") for key in everything if not _beside(key, old)]
     wanted = [slot.key for slot in new.slots.values() if slot.when is None]
-    wanted += ["step"] * (new.counts_steps is True)
+    wanted += ["step"] * _counts(new)
     report = ConversionReport(
         from_=old.__name__,
         to=new.__name__,
@@ -140,12 +140,17 @@ def _sources(old: Any, new: Any) -> dict[str, str]:
             sources[key] = source
     if not sources or any(key not in sources for key in DIVIDES.get(new.__name__, ())):
         return {}
-    counted = old.counts_steps is True and new.counts_steps is True
+    counted = _counts(old) and _counts(new)
     return {"step": "step", **sources} if counted else sources
 
 
 def _keys(rule: Any) -> list[str]:
-    return [*["step"] * bool(rule.counts_steps), *(slot.key for slot in rule.slots.values())]
+    counted = ["step"] * bool(getattr(rule, "counts_steps", False))
+    return [*counted, *(slot.key for slot in rule.slots.values()), *sorted(rule.further_state)]
+
+
+def _counts(rule: Any) -> bool:
+    return getattr(rule, "counts_steps", False) is True
 
 
 def _beside(key: str, rule: Any) -> bool:
@@ -180,7 +185,7 @@ def _converted(saved: Mapping[str, Any], sources: Mapping[str, str], new: Any) -
     whole = [value for key, value in found.items() if key not in beside and isinstance(value, Tensor)]
     if not whole or any(not storage.holds(found, key) for key in DIVIDES.get(new.__name__, ())):
         return {}
-    if new.counts_steps is True and "step" not in found:
+    if _counts(new) and "step" not in found:
         found["step"] = torch.zeros(())
     for slot in new.slots.values():
         if not storage.holds(found, slot.key) and slot.when is None:

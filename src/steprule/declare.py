@@ -32,9 +32,9 @@ from typing import Any, ClassVar, cast, dataclass_transform
 from steprule import errors, rule_errors
 from steprule.engine import docstrings, statement
 from steprule.engine.compose import decay as decay_mode
-from steprule.engine.fields import Field, Shape, Slot
+from steprule.engine.fields import FLAGS, OPTIONS, Field, Shape, Slot
 from steprule.engine.optimizer import WeightDecay
-from steprule.engine.rule import FLAGS, OPTIONS, RuleOptimizer, run_on_slots
+from steprule.engine.rule import RuleOptimizer, run_on_slots
 from steprule.words import Number
 
 __all__ = [

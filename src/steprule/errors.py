@@ -34,6 +34,22 @@ def unknown_hyperparameter(who: str, name: str, allowed: Iterable[str], group: i
     return error(f"{who} has no hyper-parameter '{name}'{in_group(group)}. {nearest(name, allowed)}".rstrip())
 
 
+def misspelt_key(who: str, key: str, meant: str, group: int | None):
+    """A group key that is nearly a hyper-parameter."""
+    return ValueError(
+        f"{who} has no hyper-parameter '{key}'{in_group(group)}. Did you mean '{meant}'? If it is a note of "
+        "your own, give it another name."
+    )
+
+
+def no_weight_decay(who: str, given: object, group: int):
+    """A weight decay in a group of a rule that has none."""
+    return ValueError(
+        f"{who} has no weight decay: weight_decay = {given!r} would do nothing{in_group(group)}. Set it to 0, "
+        "or use a rule that decays weights."
+    )
+
+
 def out_of_range(who: str, what: str, given: object, allowed: str, group: int | None = None):
     """A hyper-parameter outside its range."""
     return ValueError(f"{who}: {what} = {given!r}, must be {allowed}{in_group(group)}.")
@@ -218,6 +234,34 @@ def checkpoint(who: str, problem: str, fix: str = ""):
     return ValueError(f"{who}.load_state_dict: {problem}. {fix}".rstrip())
 
 
+def checkpoint_of_another_rule(who: str, writers: list[str], told: str):
+    """A checkpoint that this rule did not write."""
+    writer = " or ".join(sorted(writers))
+    return checkpoint(
+        who,
+        f"this is a checkpoint of {writer}, not of {who}: {told}",
+        "steprule.convert_state(state_dict, "
+        f"from_='{min(writers)}', to='{who}') converts what both keep; it returns the new state and a report.",
+    )
+
+
+def option_of_another_version(who: str, key: str, given: object, group: int):
+    """An option of a newer torch in a checkpoint, switched on."""
+    return checkpoint(
+        who,
+        f"{key} = {given!r} is an option of torch's {who} that this version does not have{in_group(group)}",
+        "strict=False loads the rest and leaves it out.",
+    )
+
+
+def loaded_by_position(who: str, saved: str, current: str) -> str:
+    """The warning for names of which not one is on both sides."""
+    return (
+        f"{who}.load_state_dict: no parameter name in the checkpoint is a name here (the first one there is "
+        f"'{saved}', here '{current}'). Number and shapes agree, so the parameters were matched by position."
+    )
+
+
 def not_a_state_dict(who: str, kind: str):
     """Something else in place of a state dict."""
     return TypeError(f"{who}.load_state_dict takes the dict that optimizer.state_dict() returned, got {kind}.")
@@ -305,10 +349,10 @@ def sophia_without_hessian(name: str) -> str:
     )
 
 
-def not_a_matrix(who: str, name: str, shape: tuple[int, ...], group: int):
+def not_a_matrix(who: str, name: str, shape: tuple[int, ...], group: int | None):
     """A vector or a higher-dimensional tensor for a rule on matrices."""
     return ValueError(
-        f"{who} only supports 2D parameters, but {name} has shape {shape} (parameter group {group}). Give "
+        f"{who} only supports 2D parameters, but {name} has shape {shape}{in_group(group)}. Give "
         "vectors and embeddings to AdamW, and reshape convolutions to matrices."
     )
 
@@ -322,6 +366,12 @@ def closure_without_loss(who: str, given: str):
         f"{who}.step: the closure returned {given}, must return the loss as one number. "
         "End it with `return loss`."
     )
+
+
+def unknown_line_search(who: str, given: object, allowed: Iterable[object], group: int | None):
+    """A line search that does not exist; torch's error for it is of this type, too."""
+    listed_ones = ", ".join(map(repr, allowed))
+    return RuntimeError(f"{who}: line_search_fn = {given!r}, must be one of {listed_ones}{in_group(group)}.")
 
 
 def one_group_only(who: str):

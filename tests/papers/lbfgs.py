@@ -7,7 +7,7 @@
 
 One call of `step` makes up to max_iter such iterations and max_eval evaluations, and stops early
 when max|g| ≤ tolerance_grad, g·d > -tolerance_change, max|t·d| ≤ tolerance_change or the loss
-changed by less than tolerance_change.
+changed by less than tolerance_change. `maximize` minimizes the negative function.
 
 The search finds t with  f(t) ≤ f(0) + c1·t·f'(0)  and  |f'(t)| ≤ c2·|f'(0)|,  c1 = 1e-4, c2 = 0.9.
 Its choices where the book leaves them open (how far to extrapolate, when to leave the cubic's
@@ -67,14 +67,16 @@ def step(
     tolerance_change: float = 1e-9,
     history_size: int = 100,
     line_search_fn: str | None = None,
+    maximize: bool = False,
 ) -> np.ndarray:
+    sign = -1.0 if maximize else 1.0
     max_eval = max_iter * 5 // 4 if max_eval is None else max_eval
     x = theta.ravel()
 
     def evaluate(place: np.ndarray) -> tuple[float, np.ndarray]:
         state["func_evals"] += 1
         shaped = place.reshape(theta.shape)
-        return float(function(shaped)), gradient(shaped).ravel()
+        return sign * float(function(shaped)), sign * gradient(shaped).ravel()
 
     evaluated_before = state["func_evals"]
     value, g = evaluate(x)

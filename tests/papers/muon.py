@@ -6,11 +6,13 @@
     ns_steps times:  A = X·Xᵀ,  X ← a·X + (b·A + c·A²)·X
     θ ← θ·(1 - lr·λ) - lr·scale·X
 
-scale: "original" (or None) √max(1, rows/columns); "match_rms_adamw" 0.2·√max(rows, columns).
+scale: "original" (or None) √max(1, rows/columns); "match_rms_adamw" 0.2·√max(rows, columns);
+"spectral_unclamped" √(rows/columns).
 The decay uses lr without scale. torch computes X in bfloat16, here it is float64.
 Source: Jordan, Jin, Boza, You, Cesista, Newhouse & Bernstein 2024,
 https://kellerjordan.github.io/posts/muon/; match_rms_adamw: Liu, Su et al. 2025, sec. 2.2,
-https://arxiv.org/abs/2502.16982; form as torch.optim.Muon
+https://arxiv.org/abs/2502.16982; spectral_unclamped: Bernstein 2025, "Deriving Muon",
+https://jeremybernste.in/writing/deriving-muon; form as torch.optim.Muon
 """
 
 from typing import Any
@@ -61,6 +63,8 @@ def step(
     rows, columns = theta.shape
     if adjust_lr_fn == "match_rms_adamw":
         scale = 0.2 * np.sqrt(max(rows, columns))
+    elif adjust_lr_fn == "spectral_unclamped":
+        scale = np.sqrt(rows / columns)
     else:
         scale = np.sqrt(max(1, rows / columns))
     return theta - lr * scale * x

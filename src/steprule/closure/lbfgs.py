@@ -18,6 +18,7 @@ from steprule.engine.fields import Field
 from steprule.engine.optimizer import CheckedOptimizer
 
 SMALLEST_CURVATURE = 1e-10
+LINE_SEARCHES = (None, "strong_wolfe")
 
 P = ParamSpec("P")
 
@@ -58,7 +59,8 @@ class LBFGS(CheckedOptimizer):
 
     All parameters are one vector: there is one parameter group, on one device, and a gradient of None
     counts as zeros. The state belongs to that vector; it is kept with the first parameter, its history in
-    lists, because checkpoints of torch.optim.LBFGS keep it so.
+    lists, because checkpoints of torch.optim.LBFGS keep it so. With `maximize` the loss and its gradient are
+    negated wherever they are evaluated; the closure's own loss is returned.
 
     When the loss or its gradient is NaN or infinite, the search turns back from there. Where that does not
     help, the parameters go back to where the iteration began, the history is emptied, the step ends, and
@@ -66,6 +68,10 @@ class LBFGS(CheckedOptimizer):
     """
 
     one_vector = True
+    further_state = frozenset(
+        {"func_evals", "n_iter", "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "al"}
+        | {"prev_flat_grad", "prev_loss"}
+    )
 
     fields: ClassVar[dict[str, Field]] = {
         field.name: field
@@ -86,9 +92,10 @@ class LBFGS(CheckedOptimizer):
                 None,
                 "line_search_fn",
                 "str | None",
-                choices=(None, "strong_wolfe"),
+                choices=LINE_SEARCHES,
                 meaning="how t is searched; None: not at all",
             ),
+            Field(False, "maximize", "bool", positional=False, meaning="climb instead of descend"),
         )
     }
 
@@ -108,6 +115,8 @@ class LBFGS(CheckedOptimizer):
         tolerance_change: float = 1e-9,
         history_size: int = 100,
         line_search_fn: str | None = None,
+        *,
+        maximize: bool = False,
     ):
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -117,10 +126,14 @@ class LBFGS(CheckedOptimizer):
             "tolerance_change": tolerance_change,
             "history_size": history_size,
             "line_search_fn": line_search_fn,
+            "maximize": maximize,
         }
         super().__init__(params, defaults)
 
     def _normalize(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
+        search = group.get("line_search_fn")
+        if search not in LINE_SEARCHES:
+            raise errors.unknown_line_search(type(self).__name__, search, LINE_SEARCHES, index)
         group = super()._normalize(group, index)
         if group["max_eval"] is None:
             group["max_eval"] = group["max_iter"] * 5 // 4
@@ -139,6 +152,8 @@ class LBFGS(CheckedOptimizer):
     def _check_loaded(self, state: Mapping[Tensor, Any]) -> None:
         who = type(self).__name__
         params: list[Tensor] = self.param_groups[0]["params"]
+        if not params:
+            return
         numbers = sum(2 * p.numel() if p.is_complex() else p.numel() for p in params)
         for param, saved in state.items():
             if saved and param is not params[0]:
@@ -151,7 +166,10 @@ class LBFGS(CheckedOptimizer):
     def init_state(self) -> None:
         """Create the counts, without a step. The history comes with the first iteration."""
         # torch.optim keeps the state of the whole vector with the first parameter.
-        state = self.state[self.param_groups[0]["params"][0]]
+        params: list[Tensor] = self.param_groups[0]["params"]
+        if not params:
+            return
+        state = self.state[params[0]]
         state.setdefault("func_evals", 0)
         state.setdefault("n_iter", 0)
 
@@ -161,15 +179,20 @@ class LBFGS(CheckedOptimizer):
         closure: clears the gradients, computes the loss and its gradients, and returns the loss. It is
         called many times, with gradients enabled. The value of its first call is returned.
 
-        Raises: TypeError without a closure, or when the closure does not return a number.
+        Without any parameter it is called once. Raises: TypeError without a closure, or when the closure does
+        not return a number.
         """
         who = type(self).__name__
         if closure is None:
             raise errors.closure_missing(who)
-        self.init_state()
+        self._check_new_keys()
         group = self.param_groups[0]
+        if not group["params"]:
+            with torch.enable_grad():
+                return closure()
+        self.init_state()
         state = self.state[group["params"][0]]
-        loss = _Loss(who, closure, group["params"])
+        loss = _Loss(who, closure, group["params"], bool(group.get("maximize")))
         try:
             with torch.no_grad():
                 trouble = _minimize(loss, group, state)
@@ -183,7 +206,8 @@ class LBFGS(CheckedOptimizer):
         return loss.first
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
-        state = self.state.get(group["params"][0], {})
+        first: list[Tensor] = group["params"][:1]
+        state: dict[str, Any] = self.state.get(first[0], {}) if first else {}
         kept, search = len(state.get("old_dirs", [])), group["line_search_fn"] or "none"
         return [f"runner: reference; direction: {kept} of {group['history_size']} pairs kept; search: {search}"]
 
@@ -353,10 +377,13 @@ def follow(gradient: Tensor, state: dict[str, Any]) -> None:
 
 
 class _Loss:
-    """The closure as a function of where the parameters are: its value and the flat gradient."""
+    """The closure as a function of where the parameters are: its value and the flat gradient.
 
-    def __init__(self, who: str, closure: Callable[[], Any], params: list[Tensor]):
-        self.who, self.closure, self.params = who, closure, params
+    maximize: of both the negative, whose minimum is the closure's maximum.
+    """
+
+    def __init__(self, who: str, closure: Callable[[], Any], params: list[Tensor], maximize: bool):
+        self.who, self.closure, self.params, self.maximize = who, closure, params, maximize
         self.first: Any = None
         self.evaluations = 0
         self.failures = 0
@@ -369,6 +396,9 @@ class _Loss:
             self.first = returned
         self.evaluations += 1
         value, gradient = self._as_number(returned), flat_gradient(self.params)
+        if self.maximize:
+            value = -value
+            gradient.neg_()
         if not math.isfinite(value) or (gradient.numel() and not largest(gradient).isfinite()):
             self.failures += 1
             value = math.inf

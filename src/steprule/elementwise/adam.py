@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.words import Number, ema, ema_sq, larger, sqrt
 
@@ -21,6 +23,8 @@ class Adam(Elementwise):
     (the optimized update), https://arxiv.org/abs/1412.6980; Reddi, Kale, Kumar 2018, "On the Convergence of
     Adam and Beyond" (amsgrad), https://arxiv.org/abs/1904.09237
     """
+
+    lists_take_tensors: ClassVar[bool] = False
 
     lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine import matching, moving, restored, storage
+from steprule.engine import matching, moving, origin, restored, storage
 from steprule.engine.fields import Slot, scalar_dtype
 from steprule.engine.load_report import Change, LoadReport
 from steprule.engine.nonfinite import all_finite
@@ -62,6 +62,8 @@ def fit(
     """
     who = type(optimizer).__name__
     groups, state = _read(who, state_dict)
+    if strict:
+        origin.refuse_another_rule(optimizer, groups, state)
     slots = {slot.key: slot for slot in optimizer.slots.values()}
     saved = matching.saved_places(groups, state, slots.values())
     match = matching.match(
@@ -80,11 +82,13 @@ def fit(
         matching.refuse_differences(who, match)
         for key in in_no_group:
             raise errors.checkpoint(who, f"it holds state for parameter {key!r}, which is in no group")
-    choose = chooser(who, hyperparams, optimizer._known_keys())
+    everywhere = (*groups, *optimizer.param_groups)
+    choose = chooser(who, hyperparams, optimizer._known_keys(), everywhere)
     resumed = Resumed(optimizer, groups, match, choose, strict)
     fitted = _States(optimizer, slots, strict)
     loaded = fitted.all(match, state, groups, resumed.groups)
     optimizer._check_loaded(loaded)
+    strangers = match.pairs if match.strangers else []
     report = LoadReport(
         rule=who,
         matched_by=match.by,
@@ -100,6 +104,8 @@ def fit(
         moved=tuple(resumed.moved(match)),
         converted=tuple(fitted.converted),
         nonfinite=tuple(fitted.nonfinite),
+        notes=tuple(resumed.notes),
+        renamed=tuple(Change(here.label, there.label, here.label) for there, here in strangers),
         hyperparameters=tuple(resumed.differences),
     )
     return {"state": loaded, "param_groups": resumed.groups}, report
@@ -181,7 +187,11 @@ class _States:
         return state
 
     def _one(self, place: matching.Place, saved: Dict, saved_group: Dict, group: Dict) -> Dict:
-        saved = {key: value for key, value in saved.items() if value is not None}
+        told = {key for key, value in saved.items() if value is not None}
+        if self.slots:
+            silent = saved.keys() - told - self.slots.keys() - {"step"}
+            self.unexpected += [f"{place.label}: {key}" for key in sorted(silent)]
+        saved = {key: saved[key] for key in saved if key in told}
         if not self.slots:
             for key, value in saved.items():
                 self._check_finite(place, key, value)
@@ -211,7 +221,7 @@ class _States:
             elif key in scales:
                 if self.slots[scales[key]].exists(group):
                     fitted[key] = self._stored(place, key, value)
-            elif self._keeps(place, slot_key, group):
+            elif self._keeps(place, slot_key, value, group):
                 slot = self.slots[slot_key]
                 fitted[slot.key if key == slot_key else key] = self._slot(place, slot, value, key != slot_key)
                 if key != slot_key and f"{slot_key}_scale" not in saved:
@@ -234,15 +244,15 @@ class _States:
                 self.unexpected.append(f"{place.label}: {storage.SLOT_KEY}")
         state |= storage.create_for_parameter(param, group, state, self.optimizer.place_of(param))
 
-    def _keeps(self, place: matching.Place, key: str, group: Dict) -> bool:
+    def _keeps(self, place: matching.Place, key: str, value: Any, group: Dict) -> bool:
         """Whether the optimizer has this slot. One that an option has switched off is left out."""
         if key not in self.slots:
-            if self.strict:
+            if self.strict and value is not False:
                 raise errors.checkpoint(
                     self.who,
                     f"the state of {place.shown} has '{key}', but {self.who} keeps "
                     f"{', '.join(sorted(self.slots)) or 'nothing'}",
-                    "Was it written by another optimizer? Between some, steprule.convert_state translates.",
+                    "Was it written by another optimizer or a newer version? strict=False leaves it out.",
                 )
         elif self.slots[key].exists(group):
             return True
@@ -275,6 +285,11 @@ class _States:
             number = torch.tensor(float(value), dtype=scalar_dtype())
             self.converted.append(Change(f"{place.label}: {slot.key}", type(value).__name__, number.dtype))
             value = number
+        may_be_sparse = self.optimizer.gradients == "rows"
+        if may_be_sparse and isinstance(value, Tensor) and value.layout == torch.sparse_coo:
+            # torch's SGD keeps the momentum of sparse gradients sparse.
+            self.converted.append(Change(f"{place.label}: {slot.key}", value.layout, torch.strided))
+            value = value.to_dense()
         if not isinstance(value, Tensor):
             problem = f"'{slot.key}' of {place.shown} is {_described(value)}, must be a tensor"
             raise errors.checkpoint(self.who, problem)

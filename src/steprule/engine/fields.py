@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any, cast
 
 import torch
@@ -14,11 +15,15 @@ from steprule.words import SCALAR_WORDS
 
 # Where a group with nonfinite="skip" counts the steps that were passed over.
 SKIPPED_STEPS = "skipped_steps"
-# Keys that schedulers, trainers and users put into groups; everything else must be a hyper-parameter.
-FOREIGN_KEYS = frozenset(
+# Keys that schedulers and this library put into groups; no hyper-parameter may have such a name.
+TAKEN_KEYS = frozenset(
     {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum"}
     | {"max_momentum", "swa_lr", "weight_decay_mode", "param_shapes", SKIPPED_STEPS}
 )
+# torch's switches. Not every rule of torch has each of them; groups hold the same keys as torch's.
+FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
+# Options that no rule of torch has: they stand in a group only where they were given.
+OPTIONS = ("state_dtype", "low_precision", "nonfinite")
 
 Shape = Callable[[torch.Size], tuple[int, ...] | None]
 
@@ -86,13 +91,12 @@ class Field:
     def _check_tuple(self, who: str, value: Any, group: int | None) -> Any:
         defaults = cast(tuple[Any, ...], self.default)
         length = len(defaults)
-        entries = cast(tuple[Any, ...], value)
-        if not isinstance(entries, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if type(value) in (str, bytes, dict) or not hasattr(value, "__getitem__"):
             raise errors.wrong_type(who, self.name, value, f"{length} numbers", group)
+        # Configurations bring lists of their own kinds, and arrays.
+        entries = tuple(cast("Iterable[Any]", value))
         if len(entries) != length:
             raise errors.out_of_range(who, self.name, value, f"{length} numbers", group)
-        if len({isinstance(entry, torch.Tensor) for entry in entries}) > 1:
-            raise errors.mixed_betas(who, group)
         return tuple(
             entry
             if entry is None and default is None
@@ -129,6 +133,8 @@ class Field:
         try:
             if isinstance(value, (bool, str, bytes)):
                 raise TypeError
+            if "int" in self.type and type(value) is not int and hasattr(value, "__index__"):
+                return index(value)
             return float(value)
         except (TypeError, ValueError):
             raise errors.wrong_type(who, what, value, "a number", group) from None

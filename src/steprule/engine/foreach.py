@@ -209,7 +209,7 @@ def step(rule: Any, program: Program, group: dict[str, Any], work: list[Any]) ->
             known[seen] = program.scalars(group, t, numbers)
         updated = known[seen][1]
         for letter, value in zip(program.scalar_outputs, updated, strict=True):
-            state[program.scalar_slots[letter].key].fill_(value)
+            state[program.scalar_slots[letter].key].fill_(float(value))
         dtypes = tuple(state[slot.key].dtype for slot in program.slots.values())
         key = (seen, param.dtype, param.device, gradient.dtype, dtypes)
         columns = together.setdefault(key, defaultdict(list))

@@ -32,6 +32,8 @@ class LoadReport:
     reshaped: parameters of another shape, which keep the state they have.
     moved: parameters that were in another group. converted: values that have another type now.
     nonfinite: state that is NaN or infinite.
+    notes: keys of the checkpoint's groups that are no hyper-parameters here, taken over as they are.
+    renamed: where no name matched and the place decided, the names that are not the same.
     hyperparameters: those that differ, and whether the "saved" or the "current" value was taken.
     """
 
@@ -44,6 +46,8 @@ class LoadReport:
     moved: tuple[Change, ...] = ()
     converted: tuple[Change, ...] = ()
     nonfinite: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    renamed: tuple[Change, ...] = ()
     hyperparameters: tuple[Change, ...] = ()
 
     def __str__(self) -> str:
@@ -60,6 +64,9 @@ class LoadReport:
             yield "moved", change.what, f"from group {change.saved} to group {change.current}"
         for change in self.converted:
             yield "converted", change.what, f"from {change.saved} to {change.current}"
+        for change in self.renamed:
+            yield "by position", change.what, f"'{change.saved}' in the checkpoint"
+        yield from (("note", text, "no hyper-parameter, kept") for text in self.notes)
         yield from (("not finite", name, "NaN or infinite in the checkpoint") for name in self.nonfinite)
         for change in self.hyperparameters:
             saved, current = plain(change.saved), plain(change.current)

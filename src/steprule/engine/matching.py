@@ -1,7 +1,8 @@
 """Who is who: the parameters of a checkpoint, and those of the optimizer that loads it.
 
-Where both sides have names, the names decide. Without, the places do, and then everything must agree:
-the number of groups, their sizes and every shape that is known.
+Where both sides have names, the names decide; what wrappers put before and between them does not count.
+Without names, or where not one name is on both sides, the places decide, and then everything must agree: the
+number of groups, their sizes and every shape that is known.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ from steprule import errors
 from steprule.engine.load_report import quoted
 
 SHAPES = "param_shapes"
+# What wrapped modules call the module inside: DataParallel, DDP, DeepSpeed and averaged models, torch.compile,
+# FSDP (and fairscale's and XLA's), checkpointed activations, Lightning, Opacus, ONNX Runtime, TorchRec.
+WRAPPERS = frozenset(
+    {"module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"}
+    | {"_forward_module", "_original_module", "_module", "_torch_module", "_dmp_wrapped_module"}
+)
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Match:
-    """Which saved parameter is which of the optimizer's, as pairs (saved, own)."""
+    """Which saved parameter is which of the optimizer's, as pairs (saved, own).
+
+    strangers: both sides have names, but not one in common, so the places decided.
+    """
 
     by: str
     pairs: list[tuple[Place, Place]]
     missing: list[Place]
     unexpected: list[Place]
     reshaped: list[tuple[Place, Place]]
+    strangers: bool = False
 
 
 def own_places(groups: list[dict[str, Any]]) -> list[Place]:
@@ -80,6 +91,12 @@ def names_of(group: Mapping[str, Any]) -> list[str] | None:
     return _one_each(group, "param_names", _is_name)
 
 
+def _without_wrappers(places: list[Place]) -> list[str]:
+    """The names of parameters in the bare module."""
+    split = (place.label.split(".") for place in places)
+    return [".".join([*(part for part in parts[:-1] if part not in WRAPPERS), parts[-1]]) for parts in split]
+
+
 def _is_name(name: Any) -> bool:
     return isinstance(name, str)
 
@@ -115,26 +132,57 @@ def match(
     order. Raises: ValueError if there are no names to go by and the places do not agree.
     """
     named = all(names_of(g) is not None for g in (*saved_groups, *own_groups) if g["params"])
-    by_name = {place.label: place for place in saved}
-    if not (named and len(by_name) == len(saved) and len({place.label for place in own}) == len(own)):
+    there, here = _without_wrappers(saved), _without_wrappers(own)
+    if not (_unique(there) and _unique(here)):
+        there, here = [place.label for place in saved], [place.label for place in own]
+    there, here = _without_prefix(there, here)
+    if not (named and _unique(there) and _unique(here)):
         return _by_position(who, saved_groups, own_groups, saved, own)
-    if in_order and [place.label for place in saved] != [place.label for place in own]:
+    if not set(there) & set(here) and _places_agree(saved_groups, own_groups, saved, own):
+        return Match("position", list(zip(saved, own, strict=True)), [], [], [], strangers=True)
+    if in_order and there != here:
         raise errors.checkpoint(
             who,
             "it keeps one history for all parameters together, and in the checkpoint they are others, or in "
             "another order",
             "Build it from the same parameters in the same order.",
         )
-    labels = {place.label for place in own}
-    pairs = [(by_name[place.label], place) for place in own if place.label in by_name]
+    by_name = dict(zip(there, saved, strict=True))
+    pairs = [(by_name[name], place) for name, place in zip(here, own, strict=True) if name in by_name]
     reshaped = [(a, b) for a, b in pairs if a.shape not in (None, b.shape)]
     return Match(
         by="name",
         pairs=[pair for pair in pairs if pair not in reshaped],
-        missing=[place for place in own if place.label not in by_name],
-        unexpected=[place for place in saved if place.label not in labels],
+        missing=[place for name, place in zip(here, own, strict=True) if name not in by_name],
+        unexpected=[place for name, place in by_name.items() if name not in set(here)],
         reshaped=reshaped,
     )
+
+
+def _without_prefix(there: list[str], here: list[str]) -> tuple[list[str], list[str]]:
+    """The names without a prefix that is before every name of one side, if then both sides have the same."""
+    for longer, shorter in ((there, here), (here, there)):
+        prefix = longer[0].partition(".")[0] + "." if longer else ""
+        if prefix and {prefix + name for name in shorter} == set(longer):
+            bare = [name.removeprefix(prefix) for name in longer]
+            return (bare, here) if longer is there else (there, bare)
+    return there, here
+
+
+def _unique(names: list[str]) -> bool:
+    return len(set(names)) == len(names)
+
+
+def _places_agree(
+    saved_groups: list[dict[str, Any]],
+    own_groups: list[dict[str, Any]],
+    saved: list[Place],
+    own: list[Place],
+) -> bool:
+    """Whether the parameters could be the same ones, in the same order and groups."""
+    there, here = ([len(group["params"]) for group in groups] for groups in (saved_groups, own_groups))
+    shapes = zip((place.shape for place in saved), (place.shape for place in own), strict=False)
+    return there == here and bool(saved) and all(one in (None, other) for one, other in shapes)
 
 
 def _by_position(
@@ -184,24 +232,8 @@ def refuse_differences(who: str, match: Match) -> None:
         for there, here in match.reshaped[:3]
     ]
     if problems:
-        fix = _prefix_hint(match) or (
+        fix = (
             "load_state_dict(…, strict=False) loads what fits, leaves the rest as it is, and returns a "
             "report of it."
         )
         raise errors.checkpoint(who, "; ".join(problems), fix)
-
-
-def _prefix_hint(match: Match) -> str | None:
-    """Wrapping a model (DataParallel, torch.compile) puts a prefix before every name."""
-    if match.pairs or match.reshaped:
-        return None
-    there = [place.label for place in match.unexpected]
-    here = [place.label for place in match.missing]
-    for longer, shorter, side in ((there, here, "in the checkpoint"), (here, there, "in the optimizer")):
-        prefix = longer[0].partition(".")[0] + "." if longer else ""
-        if prefix and {prefix + name for name in shorter} == set(longer):
-            return (
-                f"Every name {side} begins with '{prefix}': rename state_dict['param_groups'][i]"
-                "['param_names'], or build the optimizer from the same (wrapped or bare) module."
-            )
-    return None

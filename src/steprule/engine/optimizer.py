@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from steprule import errors
-from steprule.engine import checkpoint, moving, nonfinite, plans
-from steprule.engine.fields import FOREIGN_KEYS, SKIPPED_STEPS, Field, Slot, scalar_dtype
+from steprule.engine import checkpoint, group_keys, moving, nonfinite, plans
+from steprule.engine.fields import SKIPPED_STEPS, Field, Slot, scalar_dtype
 from steprule.engine.load_report import LoadReport
 
 DECAY_MODES = ("l2", "decoupled", "absolute")
@@ -100,6 +100,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
     fields: ClassVar[dict[str, Field]] = {}
     slots: ClassVar[dict[str, Slot]] = {}
     decay_default: ClassVar[str | None] = None
+    # Group keys that torch's rule of this name holds at one value.
+    fixed: ClassVar[dict[str, Any]] = {}
+    # What is kept for a parameter besides slots.
+    further_state: ClassVar[frozenset[str]] = frozenset()
     # One state for all parameters together, kept with the first, whose vectors hold them in their order.
     one_vector: ClassVar[bool] = False
 
@@ -159,9 +163,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         tensors, names = _tensors_and_names(who, group["params"], index)
         if names:
             group["param_names"] = names
-        for key in group:
-            if key not in FOREIGN_KEYS and key not in self._known_keys():
-                raise errors.unknown_hyperparameter(who, key, self._known_keys(), index)
+        group_keys.check(who, group, self._known_keys(), index)
         group = self._normalize({**self.defaults, **group}, index)
         differentiable = bool(group.get("differentiable"))
         for place, tensor in enumerate(tensors):
@@ -223,6 +225,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         if self._state_is_away:
             self.reload_state()
+        self._check_new_keys()
         for group in self.param_groups:
             self._check_group(group)
         if not self._may_step():
@@ -231,6 +234,16 @@ class CheckedOptimizer(torch.optim.Optimizer):
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 self._step_group(group)
         return loss
+
+    _keys_checked: int = 0
+
+    def _check_new_keys(self) -> None:
+        """Look for misspelt keys once more, if keys were put into groups since the last step."""
+        keys = sum(map(len, self.param_groups))
+        if keys != self._keys_checked:
+            for index, group in enumerate(self.param_groups):
+                group_keys.check(type(self).__name__, group, self._known_keys(), index)
+            self._keys_checked = keys
 
     def _may_step(self, count: bool = True) -> bool:
         """Whether the gradients are finite, in groups that ask; else count a step that is passed over."""
@@ -298,9 +311,11 @@ class CheckedOptimizer(torch.optim.Optimizer):
     ) -> LoadReport:
         """Load a checkpoint of this optimizer, or of the torch.optim class of the same name.
 
-        Parameters are matched by name if both sides have names, whatever their order and groups; else by
-        position, if numbers and shapes agree. Tensors are copied, follow their parameter's device and keep
-        their dtype and layout; numbers kept per tensor, such as step counts, stay where they are.
+        Parameters are matched by name if both sides have names, whatever their order, their groups and the
+        wrappers around the module; else by position, if numbers and shapes agree. Where both sides have names
+        and no name matches, the position decides too, and a warning says so. Tensors are copied, follow their
+        parameter's device and keep their dtype and layout; numbers kept per tensor, such as step counts, stay
+        where they are.
 
         strict: refuse added, removed and reshaped parameters, missing slots, NaN and unknown keys. False
         loads what fits, leaves the rest as it is, and reports it.
@@ -317,6 +332,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         loaded, report = checkpoint.fit(self, state_dict, strict, hyperparams)
+        if report.renamed:
+            first = report.renamed[0]
+            message = errors.loaded_by_position(type(self).__name__, first.saved, first.current)
+            warnings.warn(message, stacklevel=2)
         self.__setstate__(loaded)
         plans.forget(self)
         self._state_is_away = False

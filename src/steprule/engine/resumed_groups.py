@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import Any, cast
 
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine.fields import FOREIGN_KEYS, SKIPPED_STEPS
+from steprule.engine import group_keys
+from steprule.engine.fields import SKIPPED_STEPS
 from steprule.engine.load_report import Change, plain
 from steprule.engine.matching import SHAPES, Match, names_of
+from steprule.engine.origin import hyperparameters_of_torch
 
 CHOICES = ("saved", "current")
 # Keys that belong to the parameters or to the group itself, not to its settings.
@@ -33,8 +35,12 @@ STORAGE = ("state_dtype", "low_precision")
 _ABSENT = object()
 
 
-def chooser(who: str, hyperparams: Any, known: set[str]) -> Callable[[str], str]:
+def chooser(
+    who: str, hyperparams: Any, known: set[str], groups: Iterable[Mapping[str, Any]]
+) -> Callable[[str], str]:
     """'saved' or 'current' for every key, from what the user asked for.
+
+    known: the rule's hyper-parameters. Keys of the groups may be named as well.
 
     Raises: ValueError for a choice or a hyper-parameter that does not exist.
     """
@@ -45,7 +51,7 @@ def chooser(who: str, hyperparams: Any, known: set[str]) -> Callable[[str], str]
         return lambda key: "current" if key in STORAGE else hyperparams
     asked = cast("Mapping[str, str]", hyperparams)
     for name, choice in asked.items():
-        if name not in known | FOREIGN_KEYS:
+        if name not in known.union(FOLLOWS, *groups):
             raise errors.unknown_hyperparameter(who, name, known)
         if choice not in CHOICES:
             raise errors.out_of_range(f"{who}.load_state_dict", f"hyperparams['{name}']", choice, allowed)
@@ -75,6 +81,7 @@ class Resumed:
         self.strict = strict
         self.differences: list[Change] = []
         self.unexpected: list[str] = []
+        self.notes: list[str] = []
         own: list[dict[str, Any]] = optimizer.param_groups
         pairs = match.pairs + match.reshaped
         if match.by == "position":
@@ -112,8 +119,7 @@ class Resumed:
         for key in dict.fromkeys(key for source in sources for key in source):
             if key in OWN:
                 continue
-            if key not in fitted and key not in FOREIGN_KEYS | self.optimizer._known_keys():
-                self._unknown(key, index)
+            if key not in fitted and not self._takes(key, sources, index):
                 continue
             values = [source.get(key, _ABSENT) for source in sources]
             value = self._value(key, values, index)
@@ -131,11 +137,32 @@ class Resumed:
         fitted |= {SKIPPED_STEPS: max(counts)} if counts else {}
         return {"params": own["params"], **self.optimizer._normalize(fitted, index)}
 
-    def _unknown(self, key: str, index: int) -> None:
+    def _takes(self, key: str, sources: list[dict[str, Any]], index: int) -> bool:
+        """Whether the group takes over a key that it does not have yet."""
         known = self.optimizer._known_keys()
+        if key in known or key in FOLLOWS:
+            return True
+        values = [source[key] for source in sources if key in source]
+        problem = self._not_a_note(key, values, known, index)
+        if problem is None:
+            self.notes += [f"{key} = {plain(values[0])} (group {index})"]
+            return True
         if self.strict:
-            raise errors.unknown_hyperparameter(self.who, key, known, index)
+            raise problem
         self.unexpected.append(f"hyper-parameter '{key}' (group {index})")
+        return False
+
+    def _not_a_note(self, key: str, values: list[Any], known: set[str], index: int) -> Exception | None:
+        """What is wrong with taking this key for the user's own, if anything."""
+        if key in (theirs := hyperparameters_of_torch(cast(object, type(self.optimizer)))):
+            neutral = all(value is None or value is False or same(value, theirs[key]) for value in values)
+            return None if neutral else errors.option_of_another_version(self.who, key, values[0], index)
+        try:
+            for value in values:
+                group_keys.check(self.who, {key: value}, known, index)
+        except ValueError as problem:
+            return problem
+        return None
 
     def _value(self, key: str, saved: list[Any], index: int) -> Any:
         """What the group gets for one key; differences are noted."""
@@ -144,13 +171,14 @@ class Resumed:
         if not differing:
             return current
         choice, settled = self.choose(key), self._settled(key, saved, index)
+        choice = "current" if key in self.optimizer.fixed else choice
         if current is _ABSENT:
             taken = "saved" if choice == "saved" and settled else "current"
             if key in STORAGE:
                 self.differences.append(Change(f"{key} (group {index})", differing[0], None, taken))
             return saved[0] if taken == "saved" else _ABSENT
         if choice == "saved" and not settled:
-            if self.strict:
+            if self.strict and key in self.optimizer._known_keys():
                 values = ", ".join(dict.fromkeys(plain(value) for value in differing))
                 problem = (
                     f"parameter group {index} has {key} = {plain(current)} and its parameters come from "
@@ -186,7 +214,10 @@ def same(one: Any, other: Any) -> bool:
             return False
         return one.shape == other.shape and bool((one.cpu() == other.cpu()).all())
     alike = type(one) is type(other) or _both_numbers(one, other)  # pyright: ignore[reportUnknownArgumentType]
-    return alike and bool(one == other)
+    try:
+        return alike and bool(one == other)
+    except (TypeError, ValueError, RuntimeError):
+        return False  # a note may be anything, such as an array
 
 
 def _both_numbers(one: Any, other: Any) -> bool:

@@ -12,11 +12,9 @@ from torch import Tensor
 from steprule import errors, rule_errors
 from steprule.engine import foreach, program, reference, runners, sparse, storage
 from steprule.engine.compose import Update, Worn
+from steprule.engine.fields import FLAGS, OPTIONS
 from steprule.engine.optimizer import CheckedOptimizer, make_step_counter
 
-FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
-# Options that no rule of torch has: they stand in a group only where they were given.
-OPTIONS = ("state_dtype", "low_precision", "nonfinite")
 ABSENT = (None, False, "ignore")
 
 
@@ -32,8 +30,8 @@ class RuleOptimizer(CheckedOptimizer):
     gradients: ClassVar[str] = "dense"
     complex_error: ClassVar[type[Exception] | None] = None
     torch_flags: ClassVar[tuple[str, ...]] = FLAGS
-    # Group keys that torch's rule of this name holds at one value.
-    fixed: ClassVar[dict[str, Any]] = {}
+    # Whether torch's lists of tensors take an lr or betas that are tensors.
+    lists_take_tensors: ClassVar[bool] = True
     traced: ClassVar[bool] = True
     _watched_rounding: bool = False
     # Whether `update` sees the parameter after a decoupled decay, or as it was.
@@ -67,17 +65,25 @@ class RuleOptimizer(CheckedOptimizer):
         if group.get("fused") and group.get("foreach"):
             fix = "`fused` and `foreach` cannot be `True` together."
             raise errors.contradiction(who, "`fused`", "`foreach`", fix, RuntimeError)
-        if group.get("foreach") and not group.get("capturable"):
-            for name in ("lr", "betas"):
-                value: Any = group.get(name)
-                entries = cast(tuple[Any, ...], value if isinstance(value, tuple) else (value,))
-                if any(isinstance(entry, Tensor) for entry in entries):
-                    raise errors.contradiction(
-                        who,
-                        f"{name} as a Tensor",
-                        "capturable=False and foreach=True",
-                        f"Give {name} as a float, or leave foreach out.",
-                    )
+        if not self.lists_take_tensors:
+            self._check_tensors(group, index)
+
+    def _check_tensors(self, group: dict[str, Any], index: int | None) -> None:
+        """Refuse tensors as hyper-parameters where torch's rule does."""
+        who = type(self).__name__
+        for name in ("lr", "betas"):
+            value: Any = group.get(name)
+            entries = cast(tuple[Any, ...], value if isinstance(value, tuple) else (value,))
+            tensors = [isinstance(entry, Tensor) for entry in entries]
+            if any(tensors) and not all(tensors):
+                raise errors.mixed_betas(who, index)
+            if any(tensors) and group.get("foreach") and not group.get("capturable"):
+                raise errors.contradiction(
+                    who,
+                    f"{name} as a Tensor",
+                    "capturable=False and foreach=True",
+                    f"Give {name} as a float, or leave foreach out.",
+                )
 
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
         storage.check_parameters(type(self).__name__, self.slots, group, index)

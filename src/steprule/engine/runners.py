@@ -42,7 +42,7 @@ def choose(rule: Any, group: dict[str, Any]) -> Choice:
     ):
         flag = "fused" if runner == kernel else "foreach"
         other = "foreach" if runner == kernel else "fused"
-        if asked and reason is not None:
+        if asked and reason is not None and not _is_only_a_hint(rule, flag):
             raise errors.runner_unavailable(rule.__name__, f"{flag}=True", reason)
         if asked is False:
             reason = f"{flag}=False"
@@ -54,6 +54,11 @@ def choose(rule: Any, group: dict[str, Any]) -> Choice:
             return Choice(runner, passed)
         passed[runner] = reason
     return Choice("reference", passed)
+
+
+def _is_only_a_hint(rule: Any, flag: str) -> bool:
+    """Whether torch's rule on matrices has this switch; ours steps one matrix after the other all the same."""
+    return not rule.traced and flag in rule.torch_flags
 
 
 def kernel_for(device: torch.device) -> str:

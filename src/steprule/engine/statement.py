@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from steprule import errors, rule_errors
-from steprule.engine.fields import FOREIGN_KEYS, Field, Slot
-from steprule.engine.rule import FLAGS, OPTIONS, RuleOptimizer
+from steprule.engine.fields import FLAGS, OPTIONS, TAKEN_KEYS, Field, Slot
+from steprule.engine.rule import RuleOptimizer
 from steprule.engine.storage import EXTRA_KEYS
 
 ARGUMENTS = ["h", "p", "g", "s", "t"]
@@ -24,7 +24,7 @@ def check(rule: type[RuleOptimizer], body: Mapping[str, Any]) -> None:
     who = rule.__name__
     own = [x for x, value in body.items() if isinstance(value, (Field, Slot))]
     for name in own:
-        if name in _OF_INSTANCES or name in FOREIGN_KEYS or hasattr(RuleOptimizer, name):
+        if name in _OF_INSTANCES or name in TAKEN_KEYS or hasattr(RuleOptimizer, name):
             raise rule_errors.bad_statement(
                 who, f"the name '{name}' is taken by every optimizer", "Use another one."
             )

@@ -17,11 +17,14 @@ class Muon(Matrix, flags=""):
 
         M ← μ·M + (1-μ)·G           U = (1-μ)·G + μ·M with Nesterov, else M
         θ ← θ·(1 - lr·λ) - lr·s·orthogonalize(U)
-        s = √max(1, rows/columns), or 0.2·√max(rows, columns) with adjust_lr_fn="match_rms_adamw"
+        s = √max(1, rows/columns), or with adjust_lr_fn:
+            "match_rms_adamw"     0.2·√max(rows, columns)
+            "spectral_unclamped"  √(rows/columns)
 
     State: 1 number per parameter (momentum_buffer). Parameters must be matrices.
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, "Muon is
-    Scalable for LLM Training", §2.2 (match_rms_adamw).
+    Scalable for LLM Training", §2.2 (match_rms_adamw); Bernstein 2025, "Deriving Muon",
+    https://jeremybernste.in/writing/deriving-muon (spectral_unclamped).
     """
 
     counts_steps = False
@@ -37,7 +40,9 @@ class Muon(Matrix, flags=""):
     eps: float = hyper(default=1e-7, at_least=0, meaning="ε, smallest norm to divide by")
     ns_steps: int = hyper(default=5, at_least=0, below=100, meaning="how often to iterate")
     adjust_lr_fn: str | None = hyper(
-        default=None, choices=(None, "original", "match_rms_adamw"), meaning="how lr depends on the shape"
+        default=None,
+        choices=(None, "original", "match_rms_adamw", "spectral_unclamped"),
+        meaning="how lr depends on the shape",
     )
 
     m = slot("momentum_buffer")
@@ -50,6 +55,8 @@ class Muon(Matrix, flags=""):
         scale = math.sqrt(max(1, rows / columns))
         if h.adjust_lr_fn == "match_rms_adamw":
             scale = 0.2 * math.sqrt(max(rows, columns))
+        elif h.adjust_lr_fn == "spectral_unclamped":
+            scale = math.sqrt(rows / columns)
         return -(h.lr * scale) * orthogonalize(u, h.ns_coefficients, h.ns_steps, h.eps)
 
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
@@ -59,3 +66,9 @@ class Muon(Matrix, flags=""):
             if param.ndim != 2:
                 name = f"'{names[place]}'" if names else f"parameter {place}"
                 raise errors.not_a_matrix("Muon", name, tuple(param.shape), index)
+
+    def check_gradient(self, param: Any, gradient: Any, group: dict[str, Any]) -> None:
+        """Refuse a parameter that is no matrix any more: some trainers put one flat vector in place of all."""
+        super().check_gradient(param, gradient, group)
+        if param.ndim != 2:
+            raise errors.not_a_matrix("Muon", self.name_of(param), tuple(param.shape), None)

@@ -1,0 +1,105 @@
+"""Which rule wrote a checkpoint, as its groups and its state show it.
+
+torch writes no name of a rule into its checkpoints. What shows the rule is which hyper-parameters the groups
+have, and which keys the state has. Adam and AdamW have the same ones: each loads the other's checkpoints, as
+in torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, cast
+
+import torch
+
+from steprule import errors
+from steprule.engine import storage
+from steprule.engine.fields import FLAGS, OPTIONS
+
+
+def refuse_another_rule(optimizer: Any, groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> None:
+    """Raise ValueError if it was another rule of this library or of torch that wrote the checkpoint."""
+    rule: Any = cast(object, type(optimizer))
+    known: set[str] = optimizer._known_keys()
+    entries = [cast("Mapping[str, Any]", entry) for entry in state.values() if isinstance(entry, Mapping)]
+    kept = {key for entry in entries for key in _telling(entry)}
+    foreign = kept - state_keys(rule) if state_keys(rule) else set[str]()
+    written = {key for group in groups for key in group} & set[str]().union(*map(_signs, _rules()))
+    # Trainers put a weight decay of zero into the groups of every rule.
+    if not foreign and _needed(rule, written) <= written <= known | {"weight_decay"}:
+        return
+    others = [x for x in _rules() if not (issubclass(x, rule) or issubclass(rule, x)) and kept <= state_keys(x)]
+    # Else notes may have the names of another rule's hyper-parameters; then the switches must be its own, too.
+    every_key = {key for group in groups for key in group}
+    switches = every_key & {*FLAGS} if _needed(rule, written) <= written and not foreign else None
+    writers = [x for x in others if written and _wrote(x, written, switches)]
+    if foreign and not writers:
+        writers = [x for x in others if {slot.key for slot in x.slots.values() if slot.when is None} <= kept]
+    if writers:
+        told = f"its state has '{min(foreign)}'" if foreign else f"its groups have {', '.join(sorted(written))}"
+        raise errors.checkpoint_of_another_rule(rule.__name__, [x.__name__ for x in writers], told)
+
+
+def hyperparameters_of_torch(rule: Any) -> Mapping[str, Any]:
+    """Those of torch's class of the same name, in the torch that runs, with their defaults."""
+    for base in cast("tuple[type, ...]", rule.__mro__):
+        theirs = vars(torch.optim).get(base.__name__)
+        if isinstance(theirs, type) and theirs is not torch.optim.Optimizer:
+            return _arguments(theirs)
+    return {}
+
+
+@cache
+def _arguments(theirs: type) -> Mapping[str, Any]:
+    arguments = inspect.signature(theirs).parameters
+    return {name: argument.default for name, argument in arguments.items() if name != "params"}
+
+
+def state_keys(rule: Any) -> set[str]:
+    """What the rule may keep for a parameter, apart from how it is stored."""
+    counted = {"step"} if getattr(rule, "counts_steps", False) else set[str]()
+    return {slot.key for slot in rule.slots.values()} | counted | rule.further_state
+
+
+def _telling(entry: Mapping[str, Any]) -> Iterator[str]:
+    """The keys that show the rule: those with a value, and none that shows how slots are stored."""
+    for key, value in entry.items():
+        slot = key.removesuffix("_scale")
+        scale = slot != key and (slot in entry or f"{slot}_codes" in entry)
+        if not (value is None or value is False or scale or key in storage.EXTRA_KEYS):
+            yield key.removesuffix("_codes")
+
+
+def _rules() -> Iterator[Any]:
+    """The rules of this library."""
+    waiting: list[Any] = torch.optim.Optimizer.__subclasses__()
+    while waiting:
+        rule = waiting.pop()
+        waiting += rule.__subclasses__()
+        if rule.__module__.startswith("steprule.") and state_keys(rule):
+            yield rule
+
+
+def _signs(rule: Any) -> set[str]:
+    """The hyper-parameters that show the rule; not the switches that most have."""
+    return set(rule.fields) - {*FLAGS, *OPTIONS}
+
+
+def _wrote(rule: Any, written: set[str], switches: set[str] | None) -> bool:
+    """Whether groups of this rule, here or in torch, have exactly these signs and, if given, these switches."""
+    theirs, fixed = set(hyperparameters_of_torch(rule)), set(rule.fixed)
+    own_switches = set(getattr(rule, "torch_flags", FLAGS)) & set(rule.fields)
+    for signs, flags in ((_signs(rule), own_switches), (theirs - {*FLAGS}, theirs & {*FLAGS})):
+        if written - fixed == signs - fixed and switches in (None, flags):
+            return True
+    return False
+
+
+def _needed(rule: Any, written: set[str]) -> set[str]:
+    """The signs that a checkpoint of this rule has; torch's older ones lack what is given by keyword."""
+    theirs = hyperparameters_of_torch(rule)
+    if not theirs or not written <= {*theirs, *rule.fixed}:
+        return _signs(rule)
+    return {name for name in _signs(rule) if name in theirs and rule.fields[name].positional}
