@@ -119,7 +119,7 @@ def test_every_command_is_understood(
     import typer
 
     from steprule.lab.commands import app
-    from steprule.lab.rules import find_rule
+    from steprule.lab.optimizer_classes import optimizer_name
 
     monkeypatch.chdir(tmp_path)
     carry_out(page, tmp_path, blocks_of(page, "python"))
@@ -129,7 +129,7 @@ def test_every_command_is_understood(
         assert command is not None, words
         context = command.make_context(words[0], words[1:])
         if (rule := context.params.get("optimizer")) is not None:
-            find_rule(rule)
+            optimizer_name(rule)
         saved = any((tmp_path / word.partition(":")[0]).is_file() for word in words)
         if words[0] in ("list", "show") or saved:
             short = ["--epochs", "1"] if words[0] == "train" else []
