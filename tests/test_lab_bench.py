@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import runpy
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lab import assert_refused, everything_in, run
+from lab import SOURCE, assert_refused, everything_in, run
+from rich.console import Console
 
 import steprule
-from steprule.lab import bench, bench_machine, bench_measure, bench_models
+from steprule.lab import (
+    bench,
+    bench_chart,
+    bench_estimate,
+    bench_machine,
+    bench_measure,
+    bench_models,
+    bench_report,
+    picture,
+)
 from steprule.lab.bench_measure import OURS, STATES, Mover, Timing, entrants, peak_bytes, ratio, samples_of
 from steprule.lab.errors import LabError
 
@@ -376,7 +389,7 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_model_that_does_not_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_machine, "available_bytes", lambda _: 8 << 30)
-    answer = run(capsys, "bench", "--optimizers", "adamw")
+    answer = run(capsys, "bench", "--model", "gpt2", "--optimizers", "adamw")
     assert_refused(answer, "AdamW on gpt2 needs about 10.7 GiB of memory, 8.0 GiB are free")
 
 
@@ -390,6 +403,131 @@ def test_ctrl_c_leaves_nothing(
     answer = run(capsys, *BENCH, "--optimizers", "sgd", "--out", "one.json")
     assert (answer.code, answer.err) == (130, "steprule: stopped; nothing was kept.\n")
     assert not list(small_and_quick.glob("one*"))
+
+
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; 2 of 3 rules are done and kept in one.json."),
+        (LabError("it failed."), 2, "it failed. 2 of 3 rules are done and kept in one.json."),
+    ],
+)
+def test_what_is_done_when_it_ends_early_is_shown_and_kept(
+    small_and_quick: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    told: str,
+) -> None:
+    def stop_at_sgd(rule: Any, *rest: Any) -> Any:
+        if rule is steprule.SGD:
+            raise error
+        return bench_measure.iterations(rule, *rest)
+
+    monkeypatch.setattr(bench, "iterations", stop_at_sgd)
+    answer = run(capsys, *BENCH, "--optimizers", "adamw,lion,sgd", "--out", "one.json")
+    assert (answer.code, answer.err) == (code, f"steprule: {told}\n")
+    kept = json.loads((small_and_quick / "one.json").read_text())
+    assert [rule["rule"] for rule in kept["rules"]] == ["AdamW", "Lion"]
+    assert kept["import"] == {"torch": 1000.0, "steprule": 20.0}
+    assert (small_and_quick / "one.svg").is_file()
+    rows = [line.split()[0] for line in answer.out.splitlines() if line.strip()]
+    assert rows.count("AdamW") >= 3
+    assert "SGD" not in rows
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_it_says_how_long_it_will_take_before_it_begins(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure_nothing(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "entrants", measure_nothing)
+    answer = run(capsys, *BENCH, "--optimizers", "sgd")
+    assert re.search(
+        r"^time +about 10 seconds; Ctrl-C keeps the rules that are done$", answer.out, re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(3, "10 seconds"), (74, "70 seconds"), (100, "2 minutes"), (9000, "2.5 hours")]
+)
+def test_how_an_estimate_is_said(seconds: float, said: str) -> None:
+    screen = io.StringIO()
+    bench_report.print_estimate(Console(file=screen, width=80), seconds)
+    assert f"about {said};" in screen.getvalue()
+
+
+def test_the_estimate_counts_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_machine, "fresh_process", lambda *_: time.sleep(0.5))
+    monkeypatch.setattr(bench_measure, "SAMPLE_SECONDS", 0.02)
+    params = make_params((8, 8))
+    estimates = [
+        bench_estimate.estimate(rules, params, repeats)
+        for rules, repeats in (([steprule.AdamW], 10), ([steprule.AdamW] * 3, 10), ([steprule.AdamW], 100))
+    ]
+    count = len(entrants(steprule.AdamW, params).optimizers) + 3
+    assert estimates[0] > 2 * 0.5 + 10 * count * 0.02
+    assert estimates[1] > 2 * estimates[0]
+    assert estimates[2] - estimates[0] > 80 * count * 0.02
+
+
+def test_a_rule_measured_on_a_busy_machine_is_marked() -> None:
+    results = json.loads((SOURCE.parent / "benchmarks/results/epyc-2-cores/other-rules/gpt2.json").read_text())
+    results["rules"] = results["rules"][:2]
+    for rule, unsteady in zip(results["rules"], (True, False), strict=True):
+        rule["unsteady"] = unsteady
+    for width in (40, 60, 80, 160):
+        screen = io.StringIO()
+        bench_report.print_tables(Console(file=screen, width=width), results)
+        lines = screen.getvalue().splitlines()
+        first, second = (rule["rule"] for rule in results["rules"])
+        assert [line for line in lines if line.startswith(f"{first} *")]
+        assert not [line for line in lines if line.startswith(f"{second} *")]
+        assert "* the machine was busy" in screen.getvalue()
+        assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.5])
+def test_samples_that_differ_are_called_unsteady(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
+    def samples(actions: Any, *_: object) -> dict[str, list[float]]:
+        return {name: [1 - spread, 1.0, 1.0, 1.0, 1 + spread, 1 + spread] for name in actions}
+
+    monkeypatch.setattr(bench, "samples_of", samples)
+    plan = bench.Plan(bench_models.load_model("own.py:shapes"), [steprule.Lion], torch.float32, CPU, 5)
+    measured = bench._measure_steps(plan, steprule.Lion, make_params((4, 4)), lambda _: None)
+    assert measured["unsteady"] == (spread > 0.1)
+
+
+def test_labels_of_the_chart_stay_right_of_the_floor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    results = json.loads((SOURCE.parent / "benchmarks/results/epyc-2-cores/other-rules/gpt2.json").read_text())
+    figures: list[Any] = []
+    pyplot = picture.import_pyplot()
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    for slowest in (None, 100.0):
+        for number, rule in enumerate(results["rules"]):
+            rule["step"][OURS]["times_floor"] = 0.4 + 0.1 * number
+            if slowest is not None:
+                rule["step"][OURS]["times_floor"] *= slowest if number == 0 else 1
+        bench_chart.draw_chart(tmp_path / "chart.png", {**results, "model": "a_very_long_name-" * 8})
+    for figure in figures:
+        (axis,) = figure.axes
+        renderer = figure.canvas.get_renderer()
+        floor = axis.transData.transform((1, 0))[0]
+        right = figure.get_window_extent(renderer).x1
+        assert len(axis.texts) >= len(results["rules"])
+        for label in axis.texts:
+            assert floor < label.get_window_extent(renderer).x0
+            assert label.get_window_extent(renderer).x1 <= right
+        for line in figure.texts:
+            assert line.get_window_extent(renderer).x1 <= right
+            assert line.get_window_extent(renderer).y0 >= axis.get_window_extent(renderer).y1
+    assert [figure.axes[0].get_xscale() for figure in figures] == ["linear", "log"]
+    monkeypatch.undo()
+    pyplot.close("all")
 
 
 # The README's table

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
 import steprule
@@ -20,6 +21,7 @@ from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.rule import RuleOptimizer
 from steprule.lab import bench_machine, bench_report
 from steprule.lab.bench_chart import draw_chart
+from steprule.lab.bench_estimate import candidates, estimate
 from steprule.lab.bench_measure import (
     OURS,
     STATES,
@@ -35,6 +37,7 @@ from steprule.lab.bench_measure import (
     samples_of,
 )
 from steprule.lab.bench_models import BenchModel, load_model
+from steprule.lab.devices import find_device
 from steprule.lab.errors import LabError, Stopped, did_you_mean
 from steprule.lab.optimizer_classes import find_rule
 from steprule.lab.report import open_console
@@ -44,6 +47,8 @@ __all__ = ["Asked", "bench"]
 FOLDER = Path("runs")
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("cpu", "cuda")
+# Half the distance between the quartiles, as a share of the median; a quiet machine stays below.
+UNSTEADY = 0.1
 
 Advance = Callable[[str], None]
 
@@ -78,37 +83,64 @@ class Plan:
 def bench(asked: Asked, out: Path | None) -> None:
     """Measure, and leave a table on the screen, the numbers in a JSON file and a chart beside it.
 
-    Raises `LabError` before anything is measured or written if what was asked for does not exist here.
+    Rules that are done when it is stopped are shown and kept. Raises `LabError` before anything is measured
+    or written if what was asked for does not exist here.
     """
     plan = _plan(asked)
     for rule in plan.rules:
         rehearse(rule, plan.model.shapes, plan.dtype, plan.device)
     file = _reserve(out, plan.model.name)
+    console = open_console()
+    rules: list[dict[str, Any]] = []
+    imports: list[dict[str, float]] = []
+    result: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **bench_machine.facts(plan.device),
+        "model": plan.model.name,
+        "tensors": len(plan.model.shapes),
+        "numbers": plan.model.numbers,
+        "dtype": asked.dtype,
+        "repeats": plan.repeats,
+    }
+    ended: KeyboardInterrupt | LabError | None = None
     try:
-        console = open_console()
-        result: dict[str, Any] = {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **bench_machine.facts(plan.device),
-            "model": plan.model.name,
-            "tensors": len(plan.model.shapes),
-            "numbers": plan.model.numbers,
-            "dtype": asked.dtype,
-            "repeats": plan.repeats,
-        }
         bench_report.print_header(console, result, file)
+        params = _make_params(plan)
+        with console.status("trying everything once …"):
+            seconds = estimate(plan.rules, params, plan.repeats)
+        bench_report.print_estimate(console, seconds)
         with bench_report.progress(console, plan.parts) as advance:
-            result |= _measure(plan, advance)
+            for rule in plan.rules:
+                measured = _measure(plan, rule, params, imports, advance)
+                rules.append(measured)
+    except (KeyboardInterrupt, LabError) as error:
+        ended = error
+    finally:
+        if not rules:
+            file.unlink()
+    if rules:
+        result |= {"import": _medians(imports), "rules": rules}
+        _show_and_keep(console, result, file)
+    if ended is not None:
+        raise _ending(ended, len(rules), len(plan.rules), file) from None
+
+
+def _show_and_keep(console: Console, result: dict[str, Any], file: Path) -> None:
+    bench_report.print_tables(console, result)
+    try:
         file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         draw_chart(file.with_suffix(".svg"), result)
-    except BaseException as error:
-        file.unlink()
-        if isinstance(error, KeyboardInterrupt):
-            raise Stopped("stopped; nothing was kept.") from None
-        if isinstance(error, OSError):
-            raise LabError(f"cannot write {error.filename}: {error.strerror}.") from error
-        raise
-    bench_report.print_tables(console, result)
-    console.print(f"\nin {file} and {file.with_suffix('.svg')}")
+    except OSError as error:
+        raise LabError(f"cannot write {error.filename or file}: {error.strerror}.") from error
+    console.print(f"\nin {file} and {file.with_suffix('.svg')}", soft_wrap=True)
+
+
+def _ending(error: KeyboardInterrupt | LabError, done: int, of: int, file: Path) -> LabError:
+    """What is said of a measurement that was stopped or failed."""
+    kept = f"{done} of {of} rules are done and kept in {file}." if done else "nothing was kept."
+    if isinstance(error, LabError):
+        return LabError(f"{error} {kept.capitalize()}")
+    return Stopped(f"stopped; {kept}")
 
 
 # What was asked for
@@ -117,12 +149,10 @@ def bench(asked: Asked, out: Path | None) -> None:
 def _plan(asked: Asked) -> Plan:
     if asked.dtype not in DTYPES:
         raise LabError(f"no dtype '{asked.dtype}'. {did_you_mean(asked.dtype, DTYPES)}")
-    if asked.device not in DEVICES:
-        raise LabError(f"no device '{asked.device}'. {did_you_mean(asked.device, DEVICES)}")
-    if asked.device == "cuda" and not torch.cuda.is_available():
-        raise LabError("--device cuda: torch finds no such device here. Measure with --device cpu.")
+    device = find_device(asked.device)
+    if device.type not in DEVICES:
+        raise LabError(f"--device {asked.device} cannot be measured. Measure with --device cpu or cuda.")
     rules = _rules(asked.optimizers)
-    device = torch.device(asked.device)
     plan = Plan(load_model(asked.model), rules, DTYPES[asked.dtype], device, asked.repeats)
     _check_memory(plan)
     return plan
@@ -146,9 +176,8 @@ def _check_memory(plan: Plan) -> None:
     size = plan.model.numbers * plan.dtype.itemsize
     for rule in plan.rules:
         slots = steprule.describe(rule).numbers_per_parameter
-        candidates = 7 if hasattr(torch.optim, rule.__name__) else 4
         # Parameters and gradients; everyone's slots; the floor's buffers; the for-loop's and foreach's own.
-        needed = round(size * (2 + candidates * slots + (2 + slots) + 3))
+        needed = round(size * (2 + candidates(rule) * slots + (2 + slots) + 3))
         if available is not None and needed > available:
             raise LabError(
                 f"{rule.__name__} on {plan.model.name} needs about {needed / 2**30:.1f} GiB of memory, "
@@ -183,27 +212,37 @@ def _reserve(out: Path | None, model: str) -> Path:
 # What is measured
 
 
-def _measure(plan: Plan, advance: Advance) -> dict[str, Any]:
+def _make_params(plan: Plan) -> list[nn.Parameter]:
     params = [nn.Parameter(torch.empty(x, dtype=plan.dtype, device=plan.device)) for x in plan.model.shapes]
     for param in params:
         param.grad = torch.empty_like(param)
-    rules: list[dict[str, Any]] = []
-    imports: list[dict[str, float]] = []
-    for rule in plan.rules:
-        _fill(params)
-        steps = _measure_steps(plan, rule, params, advance)
-        rules.append({"rule": rule.__name__, **steps, "iteration": _measure_iterations(plan, rule, advance)})
-        cold, warm = bench_machine.first_step(rule.__name__, plan.dtype, plan.device)
-        rules[-1]["first_step"] = {"cold": _rounded(cold["first_step"]), "warm": _rounded(warm["first_step"])}
-        imports += [cold, warm]
-        advance(f"{rule.__name__}: first step")
-        gc.collect()
+    _fill(params)
+    return params
+
+
+def _measure(
+    plan: Plan,
+    rule: type[CheckedOptimizer],
+    params: list[nn.Parameter],
+    imports: list[dict[str, float]],
+    advance: Advance,
+) -> dict[str, Any]:
+    """All about one rule; what importing took goes into `imports`."""
+    _fill(params)
+    steps = _measure_steps(plan, rule, params, advance)
+    measured = {"rule": rule.__name__, **steps, "iteration": _measure_iterations(plan, rule, advance)}
+    cold, warm = bench_machine.first_step(rule.__name__, plan.dtype, plan.device)
+    measured["first_step"] = {"cold": _rounded(cold["first_step"]), "warm": _rounded(warm["first_step"])}
+    imports += [cold, warm]
+    advance(f"{rule.__name__}: first step")
+    gc.collect()
+    return measured
+
+
+def _medians(imports: list[dict[str, float]]) -> dict[str, float]:
     return {
-        "import": {
-            name: _rounded(statistics.median(x[f"import_{name}"] for x in imports))
-            for name in ("torch", "steprule")
-        },
-        "rules": rules,
+        name: _rounded(statistics.median(x[f"import_{name}"] for x in imports))
+        for name in ("torch", "steprule")
     }
 
 
@@ -239,8 +278,10 @@ def _measure_steps(
             "transient_bytes": peak_bytes(optimizer.step, plan.device),
         }
     advance(f"{who}: memory")
+    times = [_timing(floor), *(step["ms"] for name, step in steps.items() if name == OURS or "torch" in name)]
     return {
         "runner": runner_of(own),
+        "unsteady": any(x["high"] - x["low"] > 2 * UNSTEADY * x["median"] for x in times),
         "bytes": move.bytes,
         "bandwidth": _rounded(move.bytes / 1e6 / statistics.median(floor)),
         "floor": _timing(floor),

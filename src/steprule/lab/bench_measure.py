@@ -41,6 +41,7 @@ __all__ = [
     "ratio",
     "rehearse",
     "runner_of",
+    "sample_seconds",
     "samples_of",
 ]
 
@@ -195,6 +196,12 @@ def samples_of(
             samples[name].append(_seconds(actions[name], calls[name], device) * 1000)
         after_round()
     return samples
+
+
+def sample_seconds(action: Action, device: torch.device) -> float:
+    """About how long a sample of this action takes."""
+    once = _seconds(action, 1, device)
+    return max(once, SAMPLE_SECONDS + once)
 
 
 def _calls(action: Action, device: torch.device) -> int:

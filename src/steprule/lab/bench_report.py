@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["number", "print_header", "print_tables", "progress"]
+__all__ = ["number", "print_estimate", "print_header", "print_tables", "progress"]
 
 LINE_SECONDS = 3.0
 STEPS = ("steprule", "steprule foreach", "steprule reference", "torch for-loop", "torch foreach", "torch fused")
@@ -41,12 +41,26 @@ def print_header(console: Console, result: Result, file: Path) -> None:
         "machine": kind if result["device"] == "cpu" else f"{result['device']}; {kind}",
         "versions": f"steprule {result['steprule']}, torch {result['torch']}, "
         f"numba {result['numba'] or 'not installed'}",
-        "load": f"{result['load']}: other work is measured with it" if _busy(result) else "",
+        "load": f"{result['load']}: other work is running and will make the times longer"
+        if _busy(result)
+        else "",
         "file": str(file),
     }.items():
         if text:
             grid.add_row(Text(name, style="dim"), Text(text))
     console.print(grid)
+
+
+def print_estimate(console: Console, seconds: float) -> None:
+    """Say how long it will take."""
+    if seconds < 90:
+        about = f"{max(10, 10 * round(seconds / 10))} seconds"
+    else:
+        minutes = round(seconds / 60)
+        about = f"{minutes} minutes" if minutes < 90 else f"{seconds / 3600:.1f} hours"
+    console.print(
+        Text.assemble(("time        ", "dim"), f"about {about}; Ctrl-C keeps the rules that are done")
+    )
 
 
 def _busy(result: Result) -> bool:
@@ -83,25 +97,25 @@ def print_tables(console: Console, result: Result) -> None:
         console,
         "A step in ms, ± half the distance between the quartiles",
         [*STEPS, "floor", "× floor", "torch\u00a0÷ steprule"],
-        {x["rule"]: _steps(x) for x in rules},
+        {_name(x): _steps(x) for x in rules},
     )
     _print(
         console,
         "The same with state in fewer bits, beside its own floor",
         [*(name for kind in STATES for name in (f"{kind} state", "× floor", "torch\u00a0÷ this"))],
-        {x["rule"]: _states(x) for x in rules if any(f"steprule {kind} state" in x["step"] for kind in STATES)},
+        {_name(x): _states(x) for x in rules if any(f"steprule {kind} state" in x["step"] for kind in STATES)},
     )
     _print(
         console,
         "Memory that a step takes and gives back",
         ["runner", *STEPS],
-        {x["rule"]: [x["runner"], *_over(STEPS, x["step"], _memory)] for x in rules},
+        {_name(x): [x["runner"], *_over(STEPS, x["step"], _memory)] for x in rules},
     )
     _print(
         console,
         "Training iteration of a small network, and first step of a new process, in ms",
         [*(f"iteration {name}" for name in ITERATIONS), "first step cold", "first step cached"],
-        {x["rule"]: _others(x) for x in rules},
+        {_name(x): _others(x) for x in rules},
     )
     console.print()
     for line in _notes(result):
@@ -115,10 +129,21 @@ def _notes(result: Result) -> Iterable[str]:
         "floor: the bytes that a step must read and write, at the read-write bandwidth measured beside it "
         f"({number(min(speeds))} to {number(max(speeds))} GB/s)"
     )
+    if any(x["unsteady"] for x in rules):
+        yield (
+            "* the machine was busy: samples of the same step differ by 10 % and more. Measure again when "
+            "it is quiet."
+        )
+    if _busy(result):
+        yield f"the load was {result['load']} on {result['cores']} cores at the start: other work was running"
     yield "torch ÷ steprule: the fastest of torch's, in times of steprule's default"
     for name, own in result["import"].items():
         over = " over import torch" if name == "steprule" else ""
         yield f"import {name}: {number(own)} ms{over}"
+
+
+def _name(rule: Result) -> str:
+    return f"{rule['rule']} *" if rule["unsteady"] else rule["rule"]
 
 
 def _steps(rule: Result) -> list[Cell]:
@@ -160,13 +185,29 @@ def _memory(step: Result) -> str:
 
 
 def _print(console: Console, title: str, headings: list[str], rows: Mapping[str, list[Cell]]) -> None:
+    """A table, in as many parts as it takes for every part to fit the console."""
+    console.print(f"\n{title}")
+    endless = console.options.update(max_width=10_000)
+    first = 0
+    while first < len(headings):
+        parts = [_table(console, headings, rows, first, after) for after in range(first + 1, len(headings) + 1)]
+        fitting = [x for x in parts if console.measure(x, options=endless).maximum <= console.width] or parts[
+            :1
+        ]
+        console.print()
+        console.print(fitting[-1])
+        first += len(fitting)
+
+
+def _table(
+    console: Console, headings: list[str], rows: Mapping[str, list[Cell]], first: int, after: int
+) -> Table:
     between = 2 if console.width >= ROOMY else 1
     table = Table(box=None, padding=(0, between, 0, 0), header_style="dim")
-    table.add_column("")
-    for heading in headings:
+    table.add_column("", no_wrap=True)
+    for heading in headings[first:after]:
         # Lines of one word are narrow, and a number cut short would be another number.
         table.add_column(heading.replace(" ", "\n"), justify="right", overflow="fold")
     for name, cells in rows.items():
-        table.add_row(Text(name, style="bold"), *cells)
-    console.print(f"\n{title}\n")
-    console.print(table)
+        table.add_row(Text(name, style="bold"), *cells[first:after])
+    return table

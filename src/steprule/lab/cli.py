@@ -47,6 +47,8 @@ def _run(arguments: list[str]) -> int:
     except LabError as error:
         _show_traceback_if_asked(error)
         _refuse(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):  # before there was anything to keep
+        _refuse("stopped.", 130)
     except Exception as error:  # whatever no one foresaw is a line all the same
         _show_traceback_if_asked(error)
         _refuse(f"{told(error)}. Set {_TRACEBACK}=1 to see where it came from.")

@@ -192,14 +192,25 @@ def show(
 def bench(
     model: Annotated[
         str,
-        _option("--model", "NAME", "gpt2, resnet18, many-small, mlp, or FILE.py:FUNCTION for your own"),
-    ] = "gpt2",
+        _option(
+            "--model",
+            "NAME",
+            "gpt2, resnet18, many-small, mlp, or FILE.py:FUNCTION for your own (default: resnet18)",
+        ),
+    ] = "resnet18",
     optimizers: Annotated[
-        str, _option("--optimizers", "NAMES", "rules of `steprule list` with commas between, or all")
-    ] = "adamw,rmsprop,nadam,adabelief",
+        str,
+        _option(
+            "--optimizers",
+            "NAMES",
+            "rules of `steprule list` with commas between, or all (default: adamw,adabelief,lion,sgd)",
+        ),
+    ] = "adamw,adabelief,lion,sgd",
     dtype: Annotated[str, _option("--dtype", "NAME", "fp32, fp64, bf16 or fp16 (default: fp32)")] = "fp32",
     device: Annotated[str, _option("--device", "NAME", "cpu, cuda, cuda:1 … (default: cpu)")] = "cpu",
-    repeats: Annotated[int, _option("--repeats", "NUMBER", "samples of each time", _samples)] = 15,
+    repeats: Annotated[
+        int, _option("--repeats", "NUMBER", "samples of each time (default: 15)", _samples)
+    ] = 15,
     out: Annotated[
         Path | None,
         _option(

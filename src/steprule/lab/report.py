@@ -20,6 +20,7 @@ from steprule.lab.train import Training
 
 __all__ = [
     "Line",
+    "extras_text",
     "final_lines",
     "hyperparameter_text",
     "open_console",
@@ -62,7 +63,7 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
         "task": f"{config.task_label}, {count:,} parameters; items: {sizes}",
         "optimizer": ", ".join(filter(None, (optimizer_label(config.optimizer), hyperparameter_text(config)))),
         "length": f"{config.epochs} × {training.steps_per_epoch} steps on {config.batch_size} items each, "
-        f"schedule {config.schedule}, seed {config.seed}{_extras(config)}",
+        f"schedule {config.schedule}, seed {config.seed}{extras_text(config)}",
         "folder": f"{folder.path}/",
     }
     still = parts_in_eval_mode(training.model)
@@ -79,7 +80,8 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
     console.print(grid)
 
 
-def _extras(config: RunConfig) -> str:
+def extras_text(config: RunConfig) -> str:
+    """Clipping and device, if they are not the usual ones, to be added to a list."""
     clip = "" if config.clip_norm is None else f", gradients clipped to norm {config.clip_norm:g}"
     return clip if config.device == "cpu" else f"{clip}, on {config.device}"
 

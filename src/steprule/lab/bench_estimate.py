@@ -1,0 +1,52 @@
+"""How long a measurement will take, from trying its parts once."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import steprule
+from steprule.engine.optimizer import CheckedOptimizer
+from steprule.lab import bench_machine, bench_measure
+
+__all__ = ["candidates", "estimate"]
+
+
+def candidates(rule: type[CheckedOptimizer]) -> int:
+    """How many optimizers with a state of their own take part for a rule, at most."""
+    return 7 if hasattr(torch.optim, rule.__name__) else 4
+
+
+def estimate(rules: Sequence[type[CheckedOptimizer]], params: list[nn.Parameter], repeats: int) -> float:
+    """Seconds that it will take to measure these rules.
+
+    Every part is tried once with the first rule; the others are taken to need time by the bytes they move.
+    """
+    first, device, dtype = rules[0], params[0].device, params[0].dtype
+    started = time.perf_counter()
+    steps = [optimizer.step for optimizer in bench_measure.entrants(first, params).optimizers.values()]
+    trained = bench_measure.iterations(first, dtype, device)
+    once = time.perf_counter() - started
+    sample = sum(bench_measure.sample_seconds(action, device) for action in [*steps, *trained.values()])
+    # The last is a for-loop: it has the longest list of what it did to read.
+    once += len(steps) * _seconds(lambda: bench_measure.peak_bytes(steps[-1], device)) / 2
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = _seconds(lambda: bench_machine.fresh_process(first.__name__, dtype, device, Path(folder)))
+    # Samples are also taken to find out how many calls they need.
+    shares = [_work(rule) / _work(first) for rule in rules]
+    return sum((once + (repeats + 1) * sample) * share + 2 * fresh for share in shares)
+
+
+def _work(rule: type[CheckedOptimizer]) -> float:
+    return candidates(rule) * (3 + 2 * steprule.describe(rule).numbers_per_parameter)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
