@@ -317,7 +317,7 @@ def test_what_a_run_leaves(small_and_quick: Path, capsys: pytest.CaptureFixture[
         assert 0 < step["ms"]["low"] <= step["ms"]["median"] <= step["ms"]["high"]
         assert step["times_floor"] > 0
     assert adamw["first_step"] == {"cold": 70.0, "warm": 70.0}
-    for part in ("own-shapes, 3 tensors, 73 numbers", "AdamW", "Lion", "GB/s", "results/one.json"):
+    for part in ("own-shapes, 3 tensors, 73 elements", "AdamW", "Lion", "GB/s", "results/one.json"):
         assert part in answer.out, answer.out
 
 

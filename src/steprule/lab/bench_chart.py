@@ -88,7 +88,7 @@ def _draw_legend(figure: Any, axis: Any, rows: list[list[str]]) -> None:
 
 def _heading(result: Mapping[str, Any]) -> tuple[str, str]:
     title = (
-        f"One step of {result['model']}: {result['numbers']:,} numbers in {result['tensors']} tensors, "
+        f"One step of {result['model']}: {result['numbers']:,} elements in {result['tensors']} tensors, "
         f"{result['dtype']}"
     )
     where = result["processor"] if result["device"] == "cpu" else result["device"]

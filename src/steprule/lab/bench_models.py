@@ -27,11 +27,11 @@ class BenchModel:
 
     @property
     def numbers(self) -> int:
-        """How many numbers the parameters hold together."""
+        """How many elements the parameters have together."""
         return sum(map(prod, self.shapes))
 
     def __str__(self) -> str:
-        return f"{self.name}, {len(self.shapes)} tensors, {self.numbers:,} numbers"
+        return f"{self.name}, {len(self.shapes)} tensors, {self.numbers:,} elements"
 
 
 def gpt2() -> list[Shape]:

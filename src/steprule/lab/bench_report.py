@@ -36,7 +36,7 @@ def print_header(console: Console, result: Result, file: Path) -> None:
     grid = Table.grid(padding=(0, 2))
     kind = f"{result['processor']}, {result['cores']} cores, {result['threads']} threads"
     for name, text in {
-        "parameters": f"{result['model']}, {result['tensors']} tensors, {result['numbers']:,} numbers, "
+        "parameters": f"{result['model']}, {result['tensors']} tensors, {result['numbers']:,} elements, "
         f"{result['dtype']}",
         "machine": kind if result["device"] == "cpu" else f"{result['device']}; {kind}",
         "versions": f"steprule {result['steprule']}, torch {result['torch']}, "
