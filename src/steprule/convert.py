@@ -186,7 +186,7 @@ def _converted(saved: Mapping[str, Any], sources: Mapping[str, str], new: Any) -
     if not whole or any(not storage.holds(found, key) for key in DIVIDES.get(new.__name__, ())):
         return {}
     if _counts(new) and "step" not in found:
-        found["step"] = torch.zeros(())
+        found["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
     for slot in new.slots.values():
         if not storage.holds(found, slot.key) and slot.when is None:
             defaults = {name: field.default for name, field in new.fields.items()}

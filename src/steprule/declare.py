@@ -25,9 +25,11 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, cast, dataclass_transform
+from typing import Any, ClassVar, Literal, TypeAlias, cast, dataclass_transform
+
+import torch
 
 from steprule import errors, rule_errors
 from steprule.engine import docstrings, statement
@@ -51,6 +53,10 @@ __all__ = [
     "scalar_slot",
     "slot",
 ]
+
+
+Kept: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"] | torch.dtype
+StateDtype: TypeAlias = Kept | Mapping[str, Kept]
 
 
 def hyper(
@@ -85,7 +91,7 @@ def hyper(
     )
 
 
-def decay(default: float = 0.0, *, mode: str = "l2", kw_only: bool = False) -> Any:
+def decay(default: float = 0.0, *, mode: Literal["l2", "decoupled"] = "l2", kw_only: bool = False) -> Any:
     """The field for `weight_decay`: a number (decayed by `mode`) or a `WeightDecay`."""
     meanings = {
         "l2": "λ, added to the gradient as λ·θ",
@@ -239,16 +245,16 @@ class Elementwise(_Rule):
         default=None, kw_only=True, meaning="True: one fused kernel or an error; False: not that one"
     )
 
-    state_dtype: str | dict[str, str] | None = _option(
+    state_dtype: StateDtype | None = _option(
         default=None,
         kw_only=True,
-        meaning="how slots are kept: 'fp32', 'bf16', 'fp16' or 'int8', or one of them per slot",
+        meaning="how slots are kept: 'fp32', 'bf16', 'fp16' or 'int8' (or torch's dtype), or one of them per slot",
     )
-    low_precision: str | None = _option(
+    low_precision: Literal["none", "stochastic", "kahan", "master"] | None = _option(
         default=None, kw_only=True, meaning="for 16-bit parameters: 'none', 'stochastic', 'kahan' or 'master'"
     )
 
-    nonfinite: str = hyper(
+    nonfinite: Literal["ignore", "raise", "skip"] = hyper(
         default="ignore",
         choices=("ignore", "raise", "skip"),
         kw_only=True,

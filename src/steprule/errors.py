@@ -437,11 +437,41 @@ def codes_in_parts(who: str, name: str, group: int | None):
     )
 
 
+def matrix_in_parts(who: str, name: str, group: int | None):
+    """A DTensor that is split over processes, for a rule whose step needs all of it."""
+    error = RuntimeError if group is None else ValueError
+    return error(
+        f"{who}: {name}{in_group(group)} is a DTensor that is split over processes, and {who} needs the whole "
+        "tensor in each. Keep it replicated, or give it to a rule that works element by element, such as AdamW."
+    )
+
+
+def not_an_optimizer(function: str, given: str):
+    """Something else in place of an optimizer of this library."""
+    return TypeError(f"{function} takes an optimizer of steprule, got {given}.")
+
+
 def only_bfloat16(who: str, low_precision: str, name: str, group: int):
     """A float16 parameter for storage that needs the exponent of float32."""
     return ValueError(
         f"{who}: low_precision='{low_precision}' needs bfloat16 parameters, but {name} is float16 (parameter "
         f"group {group}). Use low_precision='kahan', or bfloat16."
+    )
+
+
+def state_rounds_away(who: str, key: str, name: str, dtype: object, fraction: float) -> str:
+    """The warning for state that a step divides by and that 16 bits turn into 0."""
+    return (
+        f"{who}: in the first step {fraction:.0%} of '{key}' of {name} ({dtype}) rounded to 0, and steps divide "
+        "by it. Use state_dtype='fp32' or 'bf16'."
+    )
+
+
+def older_file(path: object, reason: str):
+    """A file in the format that torch wrote before its version 1.6, with something in it that is not plain."""
+    return ValueError(
+        f"{path} is in torch's older format and could not be read safely: {reason}. Load it where it was "
+        "written, and save it again."
     )
 
 

@@ -6,7 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, ParamSpec, cast
+from typing import Any, ClassVar, Literal, ParamSpec, cast
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ class LBFGS(CheckedOptimizer):
         tolerance_grad: float = 1e-7,
         tolerance_change: float = 1e-9,
         history_size: int = 100,
-        line_search_fn: str | None = None,
+        line_search_fn: Literal["strong_wolfe"] | None = None,
         *,
         maximize: bool = False,
     ):
@@ -148,6 +148,9 @@ class LBFGS(CheckedOptimizer):
         if len(self.param_groups) > 1:
             self.param_groups.pop()
             raise errors.one_group_only(type(self).__name__)
+
+    def _check_parameters(self, group: dict[str, Any], index: int) -> None:
+        self._check_whole(group, index)
 
     def _check_loaded(self, state: Mapping[Tensor, Any]) -> None:
         who = type(self).__name__
@@ -186,6 +189,7 @@ class LBFGS(CheckedOptimizer):
         if closure is None:
             raise errors.closure_missing(who)
         self._check_new_keys()
+        self._check_whole(self.param_groups[0], None)
         group = self.param_groups[0]
         if not group["params"]:
             with torch.enable_grad():

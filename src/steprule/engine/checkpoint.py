@@ -282,7 +282,7 @@ class _States:
     def _slot(self, place: matching.Place, slot: Slot, value: Any, coded: bool) -> Tensor:
         param: Tensor = place.key
         if slot.per_tensor and isinstance(value, (int, float)) and not isinstance(value, bool):
-            number = torch.tensor(float(value), dtype=scalar_dtype())
+            number = torch.tensor(float(value), dtype=scalar_dtype(), device="cpu")
             self.converted.append(Change(f"{place.label}: {slot.key}", type(value).__name__, number.dtype))
             value = number
         may_be_sparse = self.optimizer.gradients == "rows"
@@ -322,7 +322,7 @@ class _States:
         as_int = self.optimizer.gradients == "rows only"
         if type(value) is int if as_int else isinstance(value, Tensor):
             return _copied(value, None)
-        count = int(number) if as_int else torch.tensor(number, dtype=torch.float32)
+        count = int(number) if as_int else torch.tensor(number, dtype=torch.float32, device="cpu")
         kinds = [str(x.dtype) if isinstance(x, Tensor) else type(x).__name__ for x in (value, count)]
         self.converted.append(Change(f"{place.label}: step", *kinds))
         return count
@@ -334,7 +334,7 @@ class _States:
             if self.optimizer.counts_steps is True:
                 lacking.append("step")
             # torch's SGD keeps no count, yet its buffer says that the first step is over.
-            fitted["step"] = torch.ones((), dtype=scalar_dtype())
+            fitted["step"] = torch.ones((), dtype=scalar_dtype(), device="cpu")
         for slot in self.slots.values():
             if storage.holds(fitted, slot.key) or not slot.exists(group) or slot.shape_for(place.key) is None:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import sys
 import zipfile
 from collections.abc import Callable, Generator, Mapping
@@ -16,6 +17,8 @@ import torch
 from steprule import errors
 
 TEMPORARY = ".tmp"
+# How a file begins that is no archive.
+OLDER = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 
 
 def save_checkpoint(path: str | PathLike[str], checkpoint: Mapping[str, Any]) -> None:
@@ -48,12 +51,15 @@ def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint to main memory, checking every byte and running no code that it may hold.
 
     When: always, for files of `save_checkpoint` or `torch.save`; `load_state_dict` copies the tensors to
-    where their parameters are.
+    where their parameters are. Files of torch before 1.6 are read too; they have no checksums.
 
     Raises: FileNotFoundError, or ValueError if the file is damaged, is no checkpoint, or asks for code.
     """
     file = Path(path)
     with open(file, "rb") as stream:
+        if stream.read(len(OLDER)) == OLDER:
+            return _read_older(file)
+        stream.seek(0)
         try:
             with zipfile.ZipFile(stream) as archive:
                 damaged = archive.testzip()
@@ -68,6 +74,18 @@ def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         raise errors.unsafe_file(file, sorted(unsafe))
     if not isinstance(checkpoint, dict):
         raise errors.damaged_file(file, f"it holds {type(checkpoint).__name__}, not a dict")
+    return cast("dict[str, Any]", checkpoint)
+
+
+def _read_older(file: Path) -> dict[str, Any]:
+    """Read what torch wrote before its version 1.6: no archive, and no checksums."""
+    try:
+        checkpoint: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise errors.older_file(file, reason) from error
+    if not isinstance(checkpoint, dict):
+        raise errors.older_file(file, f"it holds {type(checkpoint).__name__}, not a dict")
     return cast("dict[str, Any]", checkpoint)
 
 

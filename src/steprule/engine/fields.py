@@ -180,7 +180,7 @@ class Slot:
         given = group[self.starts] if isinstance(self.starts, str) else self.starts
         start: float = given.detach().item() if isinstance(given, torch.Tensor) else given
         if self.per_tensor:
-            state = torch.full((), start, dtype=scalar_dtype())
+            state = torch.full((), start, dtype=scalar_dtype(), device="cpu")
         elif self.shape is not None:
             state = param.new_full(shape, start)
         else:
@@ -193,7 +193,7 @@ class Slot:
 
 
 def _as_stored(x: float) -> float:
-    return torch.tensor(float(x), dtype=scalar_dtype()).item()
+    return torch.tensor(float(x), dtype=scalar_dtype(), device="cpu").item()
 
 
 SCALAR_WORDS["as_stored"] = _as_stored

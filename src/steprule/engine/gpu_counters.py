@@ -78,7 +78,7 @@ class DeviceCounters:
 
         The factor is rounded as `GradScaler.unscale_` rounds it.
         """
-        table = torch.zeros(2, device=self._device)
+        table = torch.zeros(2, dtype=torch.float32, device=self._device)
         table[0] = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float().reshape(())
         if found_inf is not None:
             table[1] = (found_inf != 0).reshape(())

@@ -139,7 +139,7 @@ class Launch:
 
     def _send(self, array: Any, dtype: torch.dtype | None = None) -> Tensor:
         """A copy of the array on the device, made without waiting for the device."""
-        host = torch.as_tensor(array).to(dtype)
+        host = torch.as_tensor(array, device="cpu").to(dtype)
         if self.device.type == "cpu":
             return host.clone()
         # Pinned memory is read later; torch does not give it to anyone else before that.

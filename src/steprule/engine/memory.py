@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from steprule import errors
 from steprule.engine import foreach, runners, storage
 from steprule.engine.fields import Slot
 from steprule.engine.optimizer import CheckedOptimizer
@@ -72,6 +73,8 @@ def memory_report(optimizer: CheckedOptimizer) -> MemoryReport:
     report can be read before a run, to see what `state_dtype` and `low_precision` save. Of a DTensor, the
     part in this process counts.
     """
+    if not isinstance(optimizer, CheckedOptimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise errors.not_an_optimizer("memory_report", type(optimizer).__name__)
     rows: list[MemoryRow] = []
     numbers = parameter_bytes = 0
     transient: list[int | None] = []

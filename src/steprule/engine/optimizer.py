@@ -6,14 +6,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
 
 from steprule import errors
-from steprule.engine import checkpoint, group_keys, moving, nonfinite, plans
+from steprule.engine import checkpoint, group_keys, moving, nonfinite, plans, storage
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot, scalar_dtype
 from steprule.engine.load_report import LoadReport
 
@@ -187,6 +187,13 @@ class CheckedOptimizer(torch.optim.Optimizer):
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
         """Refuse parameters that the rule can never step; rules add their own."""
 
+    def _check_whole(self, group: dict[str, Any], index: int | None) -> None:
+        """Refuse parameters of which no process holds all, for rules that look at all of them at once."""
+        names: list[str] = group.get("param_names", [])
+        for place, param in enumerate(group["params"]):
+            if storage.split(param):
+                raise errors.matrix_in_parts(type(self).__name__, _name(names, place), index)
+
     def name_of(self, param: Tensor) -> str:
         """How messages call a parameter: its name, or its place among all parameters."""
         place = 0
@@ -307,7 +314,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         state_dict: Mapping[str, Any],
         *,
         strict: bool = True,
-        hyperparams: str | Mapping[str, str] = "saved",
+        hyperparams: Literal["saved", "current"] | Mapping[str, Literal["saved", "current"]] = "saved",
     ) -> LoadReport:
         """Load a checkpoint of this optimizer, or of the torch.optim class of the same name.
 
@@ -406,6 +413,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
 def explain(optimizer: CheckedOptimizer) -> str:
     """What each group of the optimizer does: rule, parameters, state, runner and why."""
+    if not isinstance(optimizer, CheckedOptimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise errors.not_an_optimizer("explain", type(optimizer).__name__)
     return optimizer.explain()
 
 

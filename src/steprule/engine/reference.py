@@ -49,6 +49,8 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _largest(x: Tensor) -> Tensor:
+    if storage.sharded(x):
+        x = cast(Any, x).full_tensor()  # a process may hold no element of it
     return torch.amax(x) if x.numel() else x.new_full((), -torch.inf)
 
 

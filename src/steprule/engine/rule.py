@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors, rule_errors
-from steprule.engine import foreach, program, reference, runners, sparse, storage
+from steprule.engine import effects, first_step, foreach, program, reference, runners, sparse, storage
 from steprule.engine.compose import Update, Worn
 from steprule.engine.fields import FLAGS, OPTIONS
 from steprule.engine.optimizer import CheckedOptimizer, make_step_counter
@@ -49,6 +49,11 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _known_keys(self) -> set[str]:
         return set(self.fields) | set(self.fixed)
+
+    def _normalize(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
+        if "state_dtype" in group:
+            group["state_dtype"] = storage.named(group["state_dtype"])
+        return super()._normalize(group, index)
 
     def _check_combinations(self, group: dict[str, Any], index: int | None) -> None:
         who = type(self).__name__
@@ -89,6 +94,8 @@ class RuleOptimizer(CheckedOptimizer):
         storage.check_parameters(type(self).__name__, self.slots, group, index)
         if self.traced:
             self.program(group)
+        else:
+            self._check_whole(group, index)
 
     # What the rule wears
 
@@ -169,15 +176,12 @@ class RuleOptimizer(CheckedOptimizer):
         if self._watched_rounding:
             self._run_group(group)
             return
-        watch = storage.RoundingWatch(group)
+        watch = first_step.Watch(group)
         self._run_group(group)
-        lost = watch.lost()
-        tell = lost > watch.TOO_MANY
+        messages = watch.messages(self)
         # All groups of the first step, until one has something to tell.
-        self._watched_rounding = tell or group is self.param_groups[-1]
-        if watch.param is not None and tell:
-            name = self.name_of(watch.param)
-            message = errors.updates_round_away(type(self).__name__, name, watch.param.dtype, lost)
+        self._watched_rounding = bool(messages) or group is self.param_groups[-1]
+        for message in messages:
             warnings.warn(message, stacklevel=6)
 
     def _run_group(self, group: dict[str, Any]) -> None:
@@ -248,6 +252,8 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.codes_in_parts(who, self.name_of(param), None)
         if not gradient.is_sparse and self.gradients == "rows only":
             raise errors.dense_gradient(who, self.name_of(param))
+        if not self.traced and storage.split(param):
+            raise errors.matrix_in_parts(who, self.name_of(param), None)
         if self.complex_error is not None and param.is_complex():
             raise errors.complex_parameter(who, self.name_of(param), self.complex_error)
 
@@ -266,6 +272,7 @@ class RuleOptimizer(CheckedOptimizer):
         choice = runners.choose(type(self), group)
         lines = [f"runner: {choice.runner}; wears: {wears}"]
         lines += [f"not {runner}: {reason}" for runner, reason in choice.passed_over.items()]
+        lines += effects.without_effect(self, group)
         if choice.runner.endswith("_kernel"):
             from steprule.engine import fused
 

@@ -21,6 +21,7 @@ own, so that an optimizer of torch that loads them stops instead of taking them 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ BLOCK = 256
 SMALLEST = 4096
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = (*DTYPES, "int8")
+_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int8: "int8"}
 LOW_PRECISION = ("none", "stochastic", "kahan", "master")
 # A code is what stands above the low 20 bits of a float32 between CODE_0 and 1.875: 3 bits of mantissa under
 # the last bits of the exponent. It stands for that float less CODE_0, so that code 0 is 0 and the smallest
@@ -59,6 +61,13 @@ HALF = (torch.bfloat16, torch.float16)
 GOLDEN = 0x9E3779B9
 _UINT32 = 0xFFFFFFFF
 TOO_SMALL = "fp16 ends at 6e-8, below which it would be 0 in a divisor"
+
+
+def named(asked: Any) -> Any:
+    """What `state_dtype` asks for, with names in place of dtypes of torch."""
+    if isinstance(asked, Mapping):
+        return {key: named(value) for key, value in cast(Mapping[str, Any], asked).items()}
+    return _NAMES.get(asked, asked) if isinstance(asked, torch.dtype) else asked
 
 
 def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | None) -> None:
@@ -115,7 +124,7 @@ def kind_of(slot: Slot, group: dict[str, Any]) -> str | None:
     wanted: Any = group.get("state_dtype")
     if slot.per_tensor or slot.shape is not None:
         return None
-    return cast(dict[str, str], wanted).get(slot.key) if isinstance(wanted, dict) else wanted
+    return named(cast(dict[str, str], wanted).get(slot.key) if isinstance(wanted, dict) else wanted)
 
 
 def kind_for(slot: Slot, param: Tensor, group: dict[str, Any]) -> str | None:
@@ -296,6 +305,13 @@ def sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
+def split(tensor: Any) -> bool:
+    """Whether it is a DTensor of which no process holds all."""
+    if not sharded(tensor):
+        return False
+    return any(n > 1 and not x.is_replicate() for n, x in zip(tensor.device_mesh.shape, tensor.placements))
+
+
 def _local(tensor: Any, like: Any) -> Tensor:
     """This process's part of a tensor, where it has the part of `like`: bits can only be looked at there."""
     if not sharded(like):
@@ -366,7 +382,8 @@ def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
 
 def bits_of(x: float) -> int:
     """The bits of a number in float32."""
-    return int(torch.tensor(x).view(torch.int32))
+    (bits,) = struct.unpack("<i", struct.pack("<f", x))
+    return bits
 
 
 def _blocks(flat: Tensor) -> Tensor:
@@ -408,32 +425,6 @@ def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None
         if "compensation" in state:
             left_out = value - param.float()
             state["compensation"].copy_(torch.where(left_out.isfinite(), left_out, 0.0))
-
-
-class RoundingWatch:
-    """Measures, in the first step of an optimizer, how many updates of a 16-bit parameter round away."""
-
-    SAMPLE = 1 << 16
-    TOO_MANY = 0.5
-
-    def __init__(self, group: dict[str, Any]):
-        plain = group.get("low_precision") is None and group.get("lr", 1) != 0
-        params = [p for p in group["params"] if p.dtype in HALF and p.grad is not None] if plain else []
-        self.param: Tensor | None = max(params, key=Tensor.numel, default=None)
-        if self.param is not None and self.param.grad is not None and not self.param.grad.is_sparse:
-            self.moving = self._sample(self.param.grad) != 0
-            self.before = self._sample(self.param.detach()).clone()
-
-    def lost(self) -> float:
-        """The fraction of updates that changed nothing, after the step."""
-        if self.param is None or not hasattr(self, "moving") or not self.moving.any():
-            return 0.0
-        same = self._sample(self.param.detach()) == self.before
-        return float((same & self.moving).sum() / self.moving.sum())
-
-    def _sample(self, tensor: Tensor) -> Tensor:
-        """The first numbers; of a sharded tensor, those of this process."""
-        return _local(tensor, self.param).reshape(-1)[: self.SAMPLE]
 
 
 def _to_bfloat16(value: Tensor, noise: Tensor) -> Tensor:

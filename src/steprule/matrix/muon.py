@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from steprule.declare import Matrix, WeightDecay, decay, errors, hyper, slot
 from steprule.matrix.words import orthogonalize
@@ -39,7 +39,7 @@ class Muon(Matrix, flags=""):
     )
     eps: float = hyper(default=1e-7, at_least=0, meaning="ε, smallest norm to divide by")
     ns_steps: int = hyper(default=5, at_least=0, below=100, meaning="how often to iterate")
-    adjust_lr_fn: str | None = hyper(
+    adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] | None = hyper(
         default=None,
         choices=(None, "original", "match_rms_adamw", "spectral_unclamped"),
         meaning="how lr depends on the shape",

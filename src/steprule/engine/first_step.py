@@ -1,0 +1,72 @@
+"""What the first step of an optimizer shows about parameters of 16 bits: updates and state that round to nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steprule import errors
+from steprule.engine import storage
+
+SAMPLE = 1 << 16
+TOO_MANY = 0.5
+
+
+class Watch:
+    """Looks at the first elements of a group's largest parameter of 16 bits, before and after a step."""
+
+    def __init__(self, group: dict[str, Any]):
+        self.group = group
+        half = [p for p in group["params"] if p.dtype in storage.HALF and _has_dense(p)]
+        self.param: Tensor | None = max(half, key=Tensor.numel, default=None)
+        self.narrow: Tensor | None = max(
+            (p for p in half if p.dtype == torch.float16), key=Tensor.numel, default=None
+        )
+        if self.param is not None:
+            self.before = _sample(self.param.detach()).clone()
+            self.moving = _sample(self.param.grad) != 0
+        if self.narrow is not None:
+            self.sloped = _sample(self.narrow.grad) != 0
+
+    def messages(self, optimizer: Any) -> list[str]:
+        """The warnings, after the step."""
+        who, found = type(optimizer).__name__, list[str]()
+        plain = self.group.get("low_precision") is None and self.group.get("lr", 1) != 0
+        if self.param is not None and plain:
+            lost = _fraction(_sample(self.param.detach()) == self.before, self.moving)
+            if lost > TOO_MANY:
+                name = optimizer.name_of(self.param)
+                found.append(errors.updates_round_away(who, name, self.param.dtype, lost))
+        if self.narrow is not None:
+            for key, slot in _divisors(optimizer, self.group, self.narrow):
+                lost = _fraction(_sample(slot) == 0, self.sloped)
+                if lost > TOO_MANY:
+                    name = optimizer.name_of(self.narrow)
+                    found.append(errors.state_rounds_away(who, key, name, slot.dtype, lost))
+        return found
+
+
+def _divisors(optimizer: Any, group: dict[str, Any], param: Tensor) -> list[tuple[str, Tensor]]:
+    """The slots in fp16 that a step writes and divides by."""
+    state = optimizer.state.get(param, {})
+    written = optimizer.program(group).outputs if optimizer.traced else optimizer.slots
+    slots = [optimizer.slots[letter].key for letter in written if letter in optimizer.slots]
+    never_negative = {slot.key for slot in optimizer.slots.values() if slot.never_negative}
+    kept = [(key, state[key]) for key in slots if key in never_negative and key in state]
+    return [(key, x) for key, x in kept if x.dtype == torch.float16 and x.shape == param.shape]
+
+
+def _has_dense(param: Tensor) -> bool:
+    return param.grad is not None and not param.grad.is_sparse
+
+
+def _fraction(which: Tensor, of: Tensor) -> float:
+    return float((which & of).sum() / of.sum()) if of.any() else 0.0
+
+
+def _sample(tensor: Any) -> Tensor:
+    """The first elements; of a sharded tensor, those of this process."""
+    local: Tensor = tensor.to_local() if storage.sharded(tensor) else tensor
+    return local.reshape(-1)[:SAMPLE]
