@@ -16,6 +16,9 @@ from test_storage_runners import STORAGES, can_keep
 from torch import nn
 
 import steprule
+from steprule.declare import Matrix
+from steprule.engine import storage
+from steprule.words import largest, mean, norm
 
 # Parts of unequal size, parts that end within a block, and one of which the second process has nothing.
 SHAPES = ((101, 64), (7,), (1, 5))
@@ -72,16 +75,108 @@ def part_of(whole: torch.Tensor, rank: int) -> torch.Tensor:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_every_rule_in_every_storage_on_shards(tmp_path: Path) -> None:
+    in_two_processes("compare", tmp_path)
+
+
+def in_two_processes(what: str, folder: Path) -> None:
+    """Run `what(rank, folder)` of this module in two processes; if one fails, so does this."""
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    script = "import sys, test_sharded as t; t.compare(int(sys.argv[1]), sys.argv[2])"
+    script = f"import sys, test_sharded as t; t.{what}(int(sys.argv[1]), sys.argv[2])"
     command = ("-W", "ignore", "-c", script)
     with contextlib.ExitStack() as stack:
         ranks = [
-            stack.enter_context(started(*command, str(rank), str(tmp_path), env=environment))
-            for rank in range(2)
+            stack.enter_context(started(*command, str(rank), str(folder), env=environment)) for rank in range(2)
         ]
         for rank in ranks:
             finish(rank)
+
+
+class Reduces(steprule.Elementwise):
+    """A user's rule with sums over the whole tensor."""
+
+    lr: float = steprule.hyper(0.1)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return -h.lr * (g - mean(g)) / (norm(g) + largest(abs(g)))
+
+
+def refuse_or_agree(rank: int, folder: str) -> None:
+    """Rules on matrices refuse parts and step what is whole; a user's reductions are over the whole tensor."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for rule in (steprule.Muon, steprule.Adafactor, steprule.LBFGS, UserMatrix):
+        for placement in (Shard(0), Shard(1)):
+            part = nn.Parameter(distribute_tensor(torch.ones(6, 4), mesh, [placement]))
+            with pytest.raises(ValueError, match=f"{rule.__name__}: parameter 0 .*is a DTensor that is split"):
+                rule([part])
+            named = [("weight", part)]
+            with pytest.raises(ValueError, match=f"{rule.__name__}: 'weight' .*is a DTensor that is split"):
+                rule(named)
+    for rule in (steprule.Muon, steprule.Adafactor, UserMatrix, Reduces):
+        for placement in (Replicate(), *([Shard(0), Shard(1)] if rule is Reduces else [])):
+            for shape in ((7, 5), (1, 5)):
+                x, g = (numbers(shape, torch.float32, seed) for seed in (1, 2))
+                whole, given = nn.Parameter(x), nn.Parameter(distribute_tensor(x.clone(), mesh, [placement]))
+                whole.grad, given.grad = g, distribute_tensor(g, mesh, [placement])
+                for optimizer in (rule([whole]), rule([given])):
+                    optimizer.step()
+                assert torch.allclose(given.full_tensor(), whole, rtol=1e-6, atol=1e-7)
+    dist.destroy_process_group()
+
+
+class UserMatrix(Matrix):
+    """A user's rule on matrices."""
+
+    lr: float = steprule.hyper(0.1)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return -h.lr * g
+
+
+def stay_equal(rank: int, folder: str) -> None:
+    """Replicas under DDP in processes with seeds of their own."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for dtype, options in ((torch.float32, "int8"), (torch.float32, "bf16"), (torch.bfloat16, None)):
+        torch.manual_seed(0)
+        model = nn.parallel.DistributedDataParallel(nn.Linear(128, 64).to(dtype))
+        x = torch.randn(8, 128, dtype=dtype)
+        torch.manual_seed(100 + rank)
+        low = "stochastic" if options is None else None
+        optimizer = steprule.AdamW(model.parameters(), lr=1e-2, state_dtype=options, low_precision=low)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (model(x) - 1).float().square().mean().backward()
+            optimizer.step()
+        own = model.module.weight.detach().float()
+        everyone = [torch.empty_like(own) for _ in range(2)]
+        dist.all_gather(everyone, own)
+        assert torch.equal(*everyone), options
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+@pytest.mark.parametrize("what", ["refuse_or_agree", "stay_equal"])
+def test_in_two_processes(what: str, tmp_path: Path) -> None:
+    in_two_processes(what, tmp_path)
+
+
+def test_a_parameter_that_becomes_split_is_refused_before_anything_moves() -> None:
+    optimizer = steprule.Muon([nn.Parameter(torch.ones(4, 4))])
+    (param,) = optimizer.param_groups[0]["params"]
+    param.grad = torch.ones(4, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "split", lambda tensor: True)
+        with pytest.raises(RuntimeError, match="Muon: parameter 0 is a DTensor that is split"):
+            optimizer.step()
+    assert torch.equal(param, torch.ones(4, 4))
 
 
 def test_codes_refuse_shards() -> None:

@@ -19,6 +19,17 @@ steprule.RMSprop(p, 0.1, 0.99).step()
 steprule.LBFGS(p, lr=1.0, line_search_fn="strong_wolfe")
 steprule.Adam(p, weigth_decay=1)
 steprule.Adam(p, lr="large")
+steprule.Adam(p, state_dtype="int4")
+steprule.Adam(p, state_dtype={"exp_avg": "int4"})
+steprule.Adam(p, low_precision="kahn")
+steprule.Adam(p, nonfinite="skp")
+steprule.LBFGS(p, line_search_fn="wolfe")
+steprule.Muon(p, adjust_lr_fn="rms")
+steprule.Adam(p).load_state_dict({}, hyperparams="save")
+steprule.Adam(p, state_dtype=torch.bfloat16, low_precision="kahan", nonfinite="skip")
+steprule.Adam(p, state_dtype={"exp_avg": "int8", "exp_avg_sq": torch.bfloat16})
+steprule.Muon(p, adjust_lr_fn="match_rms_adamw")
+steprule.Adam(p).load_state_dict({}, hyperparams={"lr": "current"})
 """
 
 
@@ -29,6 +40,9 @@ def test_a_type_checker_sees_names_types_and_defaults(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "script.py"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     errors = [x for x in json.loads(found.stdout)["generalDiagnostics"] if x["severity"] == "error"]
-    assert [x["range"]["start"]["line"] + 1 for x in errors] == [9, 10], errors
+    assert [x["range"]["start"]["line"] + 1 for x in errors] == list(range(9, 18)), errors
     assert "weigth_decay" in errors[0]["message"]
     assert "lr" in errors[1]["message"]
+    arguments = ["state_dtype", "state_dtype", "low_precision", "nonfinite", "line_search_fn", "adjust_lr_fn"]
+    for error, name in zip(errors[2:], [*arguments, "hyperparams"], strict=True):
+        assert name in error["message"]

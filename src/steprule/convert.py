@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from steprule import errors
 from steprule.catalogue import catalogue
-from steprule.engine import storage
-from steprule.engine.load_report import as_table
+from steprule.engine import for_torch, storage
+from steprule.engine.for_torch import ConversionReport
 
 __all__ = ["ConversionReport", "convert_state"]
 
@@ -43,30 +42,8 @@ DIVIDES: dict[str, tuple[str, ...]] = {
 INSTEAD = {VARIANCE: SQUARE}
 
 
-@dataclass(frozen=True)
-class ConversionReport:
-    """What `convert_state` did with each slot. `print` shows a table.
-
-    kept: slots of the new rule, with what they are. dropped: slots of the old rule that are not in the
-    new state. anew: slots of the new rule that start from their beginning.
-    """
-
-    from_: str
-    to: str
-    kept: dict[str, str]
-    dropped: tuple[str, ...]
-    anew: tuple[str, ...]
-
-    def __str__(self) -> str:
-        rows = [("kept", key, meaning) for key, meaning in self.kept.items()]
-        rows += [("dropped", key, f"{self.to} keeps no such thing") for key in self.dropped]
-        rows += [("starts anew", key, f"{self.from_} keeps no such thing") for key in self.anew]
-        rows.append(("not converted", "hyper-parameters", f"those of the new {self.to} stay"))
-        return "\n".join([f"from {self.from_} to {self.to}", *as_table(rows)])
-
-
 def convert_state(
-    state_dict: Mapping[str, Any], from_: str | type, to: str | type
+    state_dict: Mapping[str, Any], from_: str | type | None = None, to: str | type = "torch"
 ) -> tuple[dict[str, Any], ConversionReport]:
     """A checkpoint of one rule as a checkpoint of another, and a report of what was kept.
 
@@ -83,13 +60,23 @@ def convert_state(
     Numbers in 8 bits and parameters with more bits beside them go along; a rule that looks at whole matrices
     gets them as plain numbers.
 
+    to="torch" makes a checkpoint that the class of the same name in torch.optim can load: slots in 8 bits are
+    decoded, and what torch does not know is dropped. Hyper-parameters stay. `from_` may then be left out; if it
+    is given, what this class of torch cannot do is refused.
+
+        converted, report = convert_state(adamw.state_dict(), to="torch")
+
     state_dict: not changed; the result shares its tensors. from_, to: names or classes of rules.
 
     Raises: ValueError for an unknown rule or a state that `from_` did not write.
     """
-    old, new = _rule(from_), _rule(to)
     if not isinstance(state_dict, Mapping) or {"state", "param_groups"} - set(state_dict):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise errors.not_convertible("this is no state dict", "Pass what optimizer.state_dict() returned.")
+    if to == "torch":
+        return for_torch.convert(state_dict, None if from_ is None else _rule(from_))
+    if from_ is None:
+        raise errors.not_convertible("from_ is missing", "Give the rule that wrote the state.")
+    old, new = _rule(from_), _rule(to)
     states = {place: storage.codes_apart(saved) for place, saved in state_dict["state"].items()}
     for saved in states.values():
         for key in saved:

@@ -248,7 +248,7 @@ class Elementwise(_Rule):
     state_dtype: StateDtype | None = _option(
         default=None,
         kw_only=True,
-        meaning="how slots are kept: 'fp32', 'bf16', 'fp16' or 'int8' (or torch's dtype), or one of them per slot",
+        meaning="how slots are kept: 'fp32', 'bf16', 'fp16' or 'int8', or a dtype of torch, or one per slot",
     )
     low_precision: Literal["none", "stochastic", "kahan", "master"] | None = _option(
         default=None, kw_only=True, meaning="for 16-bit parameters: 'none', 'stochastic', 'kahan' or 'master'"

@@ -462,8 +462,8 @@ def only_bfloat16(who: str, low_precision: str, name: str, group: int):
 def state_rounds_away(who: str, key: str, name: str, dtype: object, fraction: float) -> str:
     """The warning for state that a step divides by and that 16 bits turn into 0."""
     return (
-        f"{who}: in the first step {fraction:.0%} of '{key}' of {name} ({dtype}) rounded to 0, and steps divide "
-        "by it. Use state_dtype='fp32' or 'bf16'."
+        f"{who}: in the first step {fraction:.0%} of '{key}' of {name} ({dtype}) rounded to 0, and steps "
+        "divide by it. Use state_dtype='fp32' or 'bf16'."
     )
 
 

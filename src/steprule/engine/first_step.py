@@ -1,4 +1,4 @@
-"""What the first step of an optimizer shows about parameters of 16 bits: updates and state that round to nothing."""
+"""What the first step shows about parameters of 16 bits: updates and state that round to nothing."""
 
 from __future__ import annotations
 

@@ -309,7 +309,8 @@ def split(tensor: Any) -> bool:
     """Whether it is a DTensor of which no process holds all."""
     if not sharded(tensor):
         return False
-    return any(n > 1 and not x.is_replicate() for n, x in zip(tensor.device_mesh.shape, tensor.placements))
+    parts = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return any(number > 1 and not placement.is_replicate() for number, placement in parts)
 
 
 def _local(tensor: Any, like: Any) -> Tensor:
