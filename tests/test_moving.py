@@ -257,6 +257,21 @@ def test_the_state_goes_to_a_device_and_the_counts_stay(case: Case) -> None:
                    for key in per_tensor & state.keys())  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "options", [{"state_dtype": "int8"}, {"state_dtype": "bf16"}, {"low_precision": "stochastic"}], ids=str
+)
+def test_keys_of_random_rounding_stay_where_they_are_read(options: dict[str, str]) -> None:
+    """As counts do: from a device each step would have to wait for them."""
+    param = nn.Parameter(numbers((100, 50), torch.bfloat16, 1))
+    optimizer = AdamW([param], **options)
+    optimizer.init_state()
+    keys = [key for key in optimizer.state[param] if key.endswith("rounding_key")]
+    assert keys
+    optimizer.to("meta")
+    assert devices_of(optimizer) == {"meta"}
+    assert {optimizer.state[param][key].device.type for key in keys} == {"cpu"}
+
+
 @each()
 def test_going_where_it_is_already_moves_nothing(case: Case) -> None:
     optimizer = case.make()
