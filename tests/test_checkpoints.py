@@ -219,14 +219,16 @@ def test_hooks_around_saving_and_loading(case: Case) -> None:
     seen: list[str] = []
     optimizer.register_state_dict_pre_hook(lambda o: seen.append("before saving"))
     optimizer.register_state_dict_post_hook(lambda o, saved: {**saved, "extra": 1})
+    optimizer.register_load_state_dict_pre_hook(lambda o, saved: seen.append("before loading"))
     optimizer.register_load_state_dict_pre_hook(
-        lambda o, saved: {key: value for key, value in saved.items() if key != "extra"}
+        lambda o, saved: {**saved, "param_groups": [{**group, "lr": 0.125} for group in saved["param_groups"]]}
     )
     optimizer.register_load_state_dict_post_hook(lambda o: seen.append("after loading"))
     saved = optimizer.state_dict()
     assert saved["extra"] == 1
     optimizer.load_state_dict(saved)
-    assert seen == ["before saving", "after loading"]
+    assert seen == ["before saving", "before loading", "after loading"]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125]
 
 
 # What does not fit
