@@ -89,7 +89,7 @@ class Kernels:
         self.columns = {"p": self.params, "g": [p.grad for p in self.params]}
         for letter, declared in self.program.slots.items():
             self.columns[letter] = [state[storage.entry_of(state, declared.key)] for state in self.states]
-        self.keys = storage.Keys(self.states, DEVICE)
+        self.keys = gpu_counters.DeviceKeys(self.states, DEVICE)
         for name, key in fused._beside(self.program, self.states[0]).items():
             self.columns[name] = [state[key] for state in self.states]
         dtypes = {name: column[0].dtype for name, column in self.columns.items()}
@@ -110,8 +110,9 @@ class Kernels:
             scaling = None
             if (grad_scale, found_inf) != (None, None):
                 scaling = self.counters.scaling(grad_scale, found_inf)
-            scalars = self.counters.advance(self.group, scaling)
+            scalars = self.counters.next(self.group)
             self.launch.run(scalars, self.counters.row_of, scaling)
+            self.counters.count(scaling)
             self.keys.advance(scaling)
 
     def _scalars(self, state: dict[str, Any]) -> list[float]:

@@ -46,7 +46,7 @@ def test_a_step_is_one_launch_and_a_schedule_compiles_nothing() -> None:
     optimizer = steprule.AdamW(parameters(SHAPES, torch.float32))
     give(optimizer, 0)
     optimizer.step()
-    (plan,) = plans.of(optimizer).plans
+    (plan,) = plans.of(optimizer).plans.values()
     ((kernel, _),) = plan.batches[0].launch._kernels
     before = sum(len(entry[0]) for entry in kernel.device_caches.values())
     torch.cuda.synchronize()

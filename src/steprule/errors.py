@@ -213,6 +213,35 @@ def closure_missing(who: str):
 # Runners
 
 
+def gradient_of_other_size(who: str, name: str, given: object, wanted: object):
+    """A gradient that cannot be broadcast to its parameter."""
+    return RuntimeError(
+        f"{who}: the gradient of {name} has size {given}, must be {wanted} as the parameter. "
+        "Was the parameter replaced after the backward pass? Call zero_grad() and backward() again."
+    )
+
+
+def gradient_elsewhere(who: str, name: str, given: object, wanted: object):
+    """A gradient on another device than its parameter."""
+    return RuntimeError(
+        f"{who}: the gradient of {name} is on {given}, must be on {wanted} as the parameter. "
+        "Expected all tensors to be on the same device: call zero_grad() after moving the model."
+    )
+
+
+def complex_gradient(who: str, name: str):
+    """A complex gradient of a real parameter."""
+    return RuntimeError(f"{who}: the gradient of {name} is complex, must be real as the parameter.")
+
+
+def state_does_not_fit(who: str, name: str, problem: str):
+    """State that does not fit the parameter as it is now."""
+    return RuntimeError(
+        f"{who}: {name} has changed: {problem}. Expected the same size and all tensors on the same device: "
+        "call optimizer.to(device) after moving the model, delete optimizer.state[p] of a resized parameter."
+    )
+
+
 def runner_unavailable(who: str, asked: str, reason: str):
     """A runner asked for by name that cannot run here."""
     return RuntimeError(f"{who}: {asked} was asked for, but {reason}.")

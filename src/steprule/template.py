@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -72,11 +72,6 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
     def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
         """Change `param` in place. `grad` belongs to the user: do not write to it."""
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        for param in group["params"]:
-            if param.grad is not None and param.grad.is_sparse:
-                raise errors.sparse_gradient(type(self).__name__, self.name_of(param))
-
     def state_to_come(
         self, param: Tensor, group: dict[str, Any], there: Mapping[str, Any], place: int
     ) -> dict[str, Any]:
@@ -86,14 +81,20 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
             self.init_state(new, group, param)
         return new
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            state = self.state[param]
-            if not state:
-                self._call("init_state", param, state, group, param)
-            self._call("step_param", param, state, group, param.grad, param)
+    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
+        pairs = [(param, param.grad) for param in group["params"] if param.grad is not None]
+        for param, gradient in pairs:
+            if gradient.is_sparse:
+                raise errors.sparse_gradient(type(self).__name__, self.name_of(param))
+        for param, _ in pairs:
+            if not self.state[param]:
+                self._call("init_state", param, self.state[param], group, param)
+
+        def run() -> None:
+            for param, gradient in pairs:
+                self._call("step_param", param, self.state[param], group, gradient, param)
+
+        return run
 
     def _call(self, name: str, param: Tensor, *arguments: Any) -> None:
         """Call one of the two methods, which change what they are given and return nothing."""

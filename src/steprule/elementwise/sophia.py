@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from steprule.declare import Elementwise, WeightDecay, decay, errors, hyper, run_on_slots, slot
@@ -51,23 +52,24 @@ class Sophia(Elementwise):
         Call it after the backward pass of the loss with labels sampled from the model, before `step`.
         n_tokens_training_batch: the number of tokens or examples that the loss averages over.
         """
-        if not self._may_step(count=False):
-            return
-        for group in self.param_groups:
-            run_on_slots(self, Sophia.estimate, group, float(n_tokens_training_batch))
+        if self._may_step(count=False):
+            run_on_slots(self, Sophia.estimate, float(n_tokens_training_batch))
 
     _looked = False
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        # Once only: looking at every step would make the host wait for the device.
+    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
+        step = super()._prepare_group(group)
+        # Once: to look at every step would make the host wait for the device.
         if not self._looked:
             self._looked = self._look_for_curvature(group)
-        super()._step_group(group)
+        return step
 
     def _look_for_curvature(self, group: dict[str, Any]) -> bool:
         """Warn if the first step would use no curvature. Returns whether a parameter could show it."""
         for param in group["params"]:
-            if param.grad is None or group["lr"] == 0 or not param.grad.any():
+            if param.grad is None or group["lr"] == 0 or not self.has_elements(param):
+                continue
+            if not param.grad.any():
                 continue
             state = self.state_of(param, group)
             if float(state["step"]) == 0 and not self.slot_elements(state, "hessian").any():

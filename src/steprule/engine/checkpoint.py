@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steprule import errors
 from steprule.engine import matching, moving, origin, restored, storage
@@ -31,7 +32,7 @@ def pack(optimizer: Any) -> Dict:
     for group in optimizer.param_groups:
         params: list[Tensor] = group["params"]
         packed = {key: value for key, value in group.items() if key != "params"}
-        if matching.names_of(group):
+        if matching.names_of(group) and not any(map(is_lazy, params)):
             packed[matching.SHAPES] = [list(param.shape) for param in params]
         packed["params"] = list(range(len(places), len(places) + len(params)))
         places.update(zip(map(id, params), packed["params"], strict=True))
@@ -41,16 +42,10 @@ def pack(optimizer: Any) -> Dict:
         if not isinstance(key, Tensor):
             state[key] = value
         elif id(key) in places:
-            state[places[id(key)]] = {name: _alone(entry) for name, entry in value.items()}
+            state[places[id(key)]] = dict(value)
             if getattr(optimizer, "counts_steps", True) is not True:
                 state[places[id(key)]] |= storage.marks(value, optimizer.slots.values())
     return {"state": state, "param_groups": groups}
-
-
-def _alone(value: Any) -> Any:
-    """A number that is a view into a table of many, as a tensor of its own: files hold whole storages."""
-    table = type(value) is Tensor and value.dim() == 0 and value.layout == torch.strided
-    return value.clone() if table and value.untyped_storage().nbytes() > value.element_size() else value
 
 
 def fit(

@@ -1,21 +1,22 @@
-"""What is kept once per tensor: step counts above all, and a rule's own numbers such as a running product.
+"""What is kept once per tensor: step counts above all, a rule's own numbers, and keys of random rounding.
 
-All tensors' counts of one kind lie in one table, of which the states hold views. They are read and written as
-plain memory: an operation of torch or numpy on so few numbers costs more than everything else here.
+Each stays the tensor that it is in the state, wherever its memory lies, so that whoever else holds it (another
+process, a checkpoint being restored) sees every change. They are read and written as plain memory: an
+operation of torch on each would cost more than everything else here.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from array import array
 from collections.abc import Mapping, Sequence
-from operator import is_, itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from steprule.engine import storage
 from steprule.engine.program import Program
 
 KINDS = {torch.float32: "f", torch.float64: "d"}
@@ -27,70 +28,103 @@ def keys_of(program: Program, state: Mapping[str, Any]) -> list[str]:
     return ["step", *keys] if "step" in state else keys
 
 
-class Counters:
-    """The counts of tensors that step together. Tensors with equal counts share one row of scalars."""
+class Cells:
+    """Single numbers of one dtype at these addresses, read and written together."""
 
-    def __init__(self, program: Program, states: Sequence[dict[str, Any]]):
+    def __init__(self, addresses: Sequence[int], kind: str):
+        size = np.dtype(kind).itemsize
+        first = min(addresses)
+        span: Any = (ctypes.c_char * (max(addresses) + size - first)).from_address(first)
+        # All memory from the first to the last, of which nothing but the cells is ever touched.
+        self._memory = np.frombuffer(span, dtype=kind)
+        self._places = (np.array(addresses, dtype=np.int64) - first) // size
+
+    def read(self) -> Any:
+        """The numbers, as an array of their dtype."""
+        return self._memory[self._places]
+
+    def rounded(self, number: float) -> float:
+        """A number as it would be read after it was written."""
+        return float(self._memory.dtype.type(number))
+
+    def write(self, numbers: Any) -> None:
+        """Put these numbers there."""
+        self._memory[self._places] = numbers
+
+
+class Counters:
+    """The counts of tensors that step together. Tensors with equal counts share one row of scalars.
+
+    tensors: how many. counts: for each of `keys`, which `keys_of` gave, their counts, of which only the
+    addresses are kept.
+    """
+
+    def __init__(self, program: Program, tensors: int, keys: Sequence[str], counts: Sequence[Sequence[Tensor]]):
         self._program = program
-        self._keys = keys_of(program, states[0])
+        self._counting = list(keys[:1]) == ["step"]
         self._letters = list(program.scalar_slots)
-        self._tables = [torch.stack([s[key].reshape(()).cpu() for s in states]) for key in self._keys]
-        self._entries = [list(table.unbind()) for table in self._tables]
-        for key, entries in zip(self._keys, self._entries, strict=True):
-            for state, entry in zip(states, entries, strict=True):
-                state[key] = entry
-        self._counts: list[list[float]] = []
+        self._cells = [Cells(list(map(Tensor.data_ptr, x)), KINDS[x[0].dtype]) for x in counts]
+        self._counts: list[Any] = []
+        self._after: list[list[float]] = []
         self._first: list[int] = []
         self.row_of: list[int] = []
-        self._group([_memory(table).tolist() for table in self._tables], len(states))
+        self._group([cells.read() for cells in self._cells], tensors)
 
-    def hold(self, states: Sequence[dict[str, Any]]) -> bool:
-        """Whether the states still hold the views."""
-        pairs = zip(self._keys, self._entries, strict=True)
-        return all(all(map(is_, map(itemgetter(key), states), entries)) for key, entries in pairs)
+    def next(self, values: Mapping[str, Any]) -> list[list[float]]:
+        """The rows of scalars of the next step; `row_of` says whose each is. Counts nothing.
 
-    def advance(self, values: Mapping[str, Any]) -> list[list[float]]:
-        """Count one step, and return the rows of scalars of that step; `row_of` says whose each is.
-
-        values: the hyper-parameters. Nothing is counted if they make the scalars fail.
+        values: the hyper-parameters. Raises whatever the rule's arithmetic on them raises.
         """
-        memory = [_memory(table) for table in self._tables]
-        counts: list[list[float]] = [entries.tolist() for entries in memory]
-        if counts != self._counts:
+        counts = [cells.read() for cells in self._cells]
+        if not all(map(np.array_equal, counts, self._counts)):
             self._group(counts, len(self.row_of))
         rows: list[list[float]] = []
-        after: list[list[float]] = []
+        self._after = []
         for first in self._first:
-            now = [column[first] for column in counts]
+            now = [float(column[first]) for column in counts]
             t = math.nan
-            if self._keys[:1] == ["step"]:
+            if self._counting:
                 # In the count's own precision, where the largest ones no longer grow.
-                now[0] = t = array(memory[0].format, [now[0] + 1])[0]
+                now[0] = t = self._cells[0].rounded(now[0] + 1)
             own = dict(zip(self._letters, now[-len(self._letters) :], strict=True)) if self._letters else {}
             operands, new = self._program.scalars(values, t, own)
             for letter, value in zip(self._program.scalar_outputs, new, strict=True):
                 now[self._letters.index(letter) - len(self._letters)] = float(value)
             rows.append([float(x) for x in operands])
-            after.append(now)
-        self._counts = []
-        for place, entries in enumerate(memory):
-            new_counts = [row[place] for row in after]
-            entries[:] = array(entries.format, [new_counts[row] for row in self.row_of])
-            self._counts.append(entries.tolist())
+            self._after.append(now)
         return rows
 
-    def _group(self, counts: list[list[float]], tensors: int) -> None:
+    def count(self) -> None:
+        """Count the step that `next` was asked about."""
+        self._counts = []
+        for place, cells in enumerate(self._cells):
+            column = [row[place] for row in self._after]
+            cells.write(column[0] if len(column) == 1 else [column[row] for row in self.row_of])
+            self._counts.append(cells.read())
+
+    def _group(self, counts: list[Any], tensors: int) -> None:
         """Give tensors with equal counts one row."""
         rows: dict[Any, int] = {}
-        keys = list(zip(*counts, strict=True)) or [()] * tensors
-        self.row_of = [rows.setdefault(key, len(rows)) for key in keys]
-        self._first = [self.row_of.index(row) for row in range(len(rows))]
+        self._first = []
+        keys = list(zip(*(column.tolist() for column in counts), strict=True)) or [()] * tensors
+        for place, key in enumerate(keys):
+            if key not in rows:
+                rows[key] = len(rows)
+                self._first.append(place)
+        self.row_of = [rows[key] for key in keys]
         self._counts = counts
 
 
-def _memory(table: Tensor) -> Any:
-    """The table's numbers, where they are now."""
-    size = table.numel() * table.element_size()
-    buffer: Any = (ctypes.c_char * size).from_address(table.data_ptr())
-    entries: Any = memoryview(buffer).cast("B")
-    return entries.cast(KINDS[table.dtype])
+class Keys:
+    """The random rounding keys of many tensors.
+
+    columns: for each kind of key, the tensors' keys. Only their addresses are kept.
+    """
+
+    def __init__(self, columns: Sequence[Sequence[Tensor]]):
+        self._cells = [Cells(list(map(Tensor.data_ptr, column)), "q") for column in columns]
+
+    def advance(self) -> None:
+        """New keys for the next step, as `storage.next_keys` makes them."""
+        for cells in self._cells:
+            cells.write(storage.mix(cells.read() + 1))

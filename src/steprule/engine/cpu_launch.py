@@ -66,6 +66,9 @@ class Launch:
             [] if alone is None else [f"on the calling thread alone: {alone}"]
         )
 
+    def check(self, counts_on_host: bool) -> None:
+        """Nothing hinders a step here; see the launch on a GPU."""
+
     def place(self, name: str, addresses: Sequence[int]) -> None:
         """Say where the first entry of each tensor is, for one input of the program."""
         self._pointers[self._inputs.index(name)] = addresses

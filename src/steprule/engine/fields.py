@@ -180,7 +180,7 @@ class Slot:
         given = group[self.starts] if isinstance(self.starts, str) else self.starts
         start: float = given.detach().item() if isinstance(given, torch.Tensor) else given
         if self.per_tensor:
-            state = torch.full((), start, dtype=scalar_dtype(), device="cpu")
+            state = torch.tensor(start, dtype=scalar_dtype(), device="cpu")
         elif self.shape is not None:
             state = param.new_full(shape, start)
         else:
@@ -203,3 +203,11 @@ def scalar_dtype() -> torch.dtype:
     """The dtype of step counts and other per-tensor numbers, as in torch.optim."""
     double = torch.get_default_dtype() == torch.float64
     return torch.float64 if double else torch.float32
+
+
+def make_step_counter(device: torch.device | str = "cpu") -> torch.Tensor:
+    """A step count at zero, on the CPU as in torch.optim unless it has to be where the parameter is."""
+    if str(device) == "cpu":
+        # Fake tensors know the value of this, but not of zeros.
+        return torch.tensor(0.0, dtype=scalar_dtype(), device="cpu")
+    return torch.zeros((), dtype=scalar_dtype(), device=device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steprule import errors
 from steprule.engine import storage
+from steprule.engine.forms import has_elements
 
 SAMPLE = 1 << 16
 TOO_MANY = 0.5
@@ -59,7 +60,9 @@ def _divisors(optimizer: Any, group: dict[str, Any], param: Tensor) -> list[tupl
 
 
 def _has_dense(param: Tensor) -> bool:
-    return param.grad is not None and not param.grad.is_sparse
+    gradient = param.grad
+    fits = gradient is not None and gradient.layout == param.layout and gradient.shape == param.shape
+    return fits and has_elements(param)
 
 
 def _fraction(which: Tensor, of: Tensor) -> float:

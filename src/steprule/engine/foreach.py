@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steprule.engine import reference, storage
 from steprule.engine.program import Instruction, Program, Register, Scalar
-from steprule.engine.reference import Eager, compute_dtype, real
+from steprule.engine.reference import Eager, Work, compute_dtype, real
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -198,26 +199,55 @@ def _buckets(
         yield bucket
 
 
-def step(rule: Any, program: Program, group: dict[str, Any], work: list[Any]) -> None:
-    """One step of (parameter, gradient, state, t) tuples, those with equal scalars together."""
-    together: dict[Any, dict[str, Tensors]] = {}
+def takes(work: Work) -> bool:
+    """Whether torch's lists can step this parameter: gradient, memory and storage are plain."""
+    param, gradient, state = work
+    stored = [x for x in state.values() if isinstance(x, Tensor)]
+    return (
+        gradient.layout == torch.strided
+        and gradient.shape == param.shape
+        and not storage.keeps_more(state)
+        and not any(x.is_neg() or x.is_conj() for x in (param, *stored))
+    )
+
+
+def scalars_of(program: Program, group: dict[str, Any], state: dict[str, Any]) -> tuple[Any, Any]:
+    """What a parameter's scalars depend on at its next step, and a function that computes them."""
+    t = reference.next_step(state)
+    numbers = {x: state[slot.key].item() for x, slot in program.scalar_slots.items()}
+    return (t, *numbers.values()), lambda: program.scalars(group, t, numbers)
+
+
+def prepare(program: Program, group: dict[str, Any], work: list[Work]) -> Callable[[], None]:
+    """One step of these parameters, those with equal scalars together: all but running it."""
+    together: dict[Any, list[Work]] = {}
     known: dict[Any, tuple[Any, Any]] = {}
-    for param, gradient, state, t in work:
-        numbers = {x: state[slot.key].item() for x, slot in program.scalar_slots.items()}
-        seen = (t, *numbers.values())
+    for entry in work:
+        param, gradient, state = entry
+        seen, scalars = scalars_of(program, group, state)
         if seen not in known:
-            known[seen] = program.scalars(group, t, numbers)
-        updated = known[seen][1]
-        for letter, value in zip(program.scalar_outputs, updated, strict=True):
-            state[program.scalar_slots[letter].key].fill_(float(value))
+            known[seen] = scalars()
         dtypes = tuple(state[slot.key].dtype for slot in program.slots.values())
-        key = (seen, param.dtype, param.device, gradient.dtype, dtypes)
-        columns = together.setdefault(key, defaultdict(list))
-        columns["p"].append(real(param))
-        columns["g"].append(real(gradient))
-        for letter, slot in program.slots.items():
-            columns[letter].append(real(state[slot.key]))
-    for (seen, *_), columns in together.items():
-        # Floats, also for comparisons: torch's lists take no truth for a factor.
-        plain = tuple(map(float, known[seen][0]))
-        run(program, plain, columns, compute_dtype(columns["p"][0]))
+        together.setdefault((seen, param.dtype, param.device, gradient.dtype, dtypes), []).append(entry)
+
+    def step() -> None:
+        for (seen, *_), entries in together.items():
+            scalars, updated = known[seen]
+            # Floats, also for comparisons: torch's lists take no truth for a factor.
+            plain = tuple(map(float, scalars))
+            run(program, plain, _columns(program, entries), compute_dtype(entries[0][0]))
+            for _, _, state in entries:
+                reference.count(state)
+                for letter, value in zip(program.scalar_outputs, updated, strict=True):
+                    state[program.scalar_slots[letter].key].fill_(float(value))
+
+    return step
+
+
+def _columns(program: Program, entries: list[Work]) -> dict[str, Tensors]:
+    columns = {
+        "p": [real(param) for param, _, _ in entries],
+        "g": [real(gradient).resolve_neg() for _, gradient, _ in entries],
+    }
+    slots = program.slots.items()
+    return columns | {x: [real(state[slot.key]) for _, _, state in entries] for x, slot in slots}

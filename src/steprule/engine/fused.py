@@ -1,14 +1,16 @@
 """One fused kernel for all parameters of a group: what is remembered between steps, and what may not be.
 
-A plan remembers which tensors step together and how their work is cut up. At every step it is held against
-what the group holds now: the parameters, which of them have gradients, the slots, and where all of them lie
-in memory. If anything differs (a loaded state, a swapped parameter, a moved device), the plan is made anew.
-It keeps no gradient alive, goes into no checkpoint, and is not copied with its optimizer.
+A plan remembers which places of a group step together, where their tensors lie in memory, in which form, and
+how the work is cut up. At every step it is compared with what the group holds now: its options, which
+parameters have gradients, and the addresses and forms of parameters, gradients and state. If anything
+differs (a loaded state, a swapped parameter, a moved device), a new plan is made. A plan keeps no parameter,
+gradient or slot alive, goes into no checkpoint, and is not copied with its optimizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, repeat
 from operator import is_, itemgetter
 from typing import Any, cast
 
@@ -16,39 +18,62 @@ import torch
 from torch import Tensor
 
 from steprule.engine import cpu_kernel, cpu_launch, plans, runners, storage
-from steprule.engine.counters import KINDS, Counters, keys_of
+from steprule.engine.counters import KINDS, Counters, Keys, keys_of
 from steprule.engine.fields import Field
+from steprule.engine.forms import Forms
 from steprule.engine.kernel_cache import NoKernel
 from steprule.engine.program import Program
 
 _OWN_DISPATCH = cast(Any, Tensor).__torch_dispatch__
 PLAIN = {Tensor, torch.nn.Parameter}
 
+# Options of a group that no program knows and no state shows, yet a plan depends on.
+OPTIONS = ("state_dtype", "low_precision", "capturable", "fused")
+
 _address: Callable[[Tensor], int] = Tensor.data_ptr
-_contiguous: Callable[[Tensor], bool] = Tensor.is_contiguous
 _numel: Callable[[Tensor], int] = Tensor.numel
+Run = Callable[[], None]
 
 
-def step(optimizer: Any, group: dict[str, Any]) -> list[Tensor]:
-    """One step of every parameter of the group that the kernel can take.
+def prepare(optimizer: Any, group: dict[str, Any]) -> tuple[Run, list[Tensor]]:
+    """A step of every parameter of the group that the kernel can take: all but running it.
 
-    Returns the others that have gradients, untouched: they are for the reference runner.
+    Returns what runs it, and the other parameters that have gradients: they are for the reference runner.
+    Nothing moves before that. Raises whatever the gradients or the hyper-parameters raise.
     """
     program: Program = optimizer.program(group)
     values = _hyperparameters(optimizer, group)
     own = plans.of(optimizer)
-    with own.lock:
-        # Keeps the gradients alive while the kernel reads them, whatever other threads do.
-        gradients: list[Tensor | None] = [param.grad for param in group["params"]]
-        plan: Plan | None = own.of(group)
-        if plan is None or not plan.holds(optimizer.state, program, gradients):
-            plan = Plan(optimizer, group, program, gradients)
-            own.keep(plan, optimizer.param_groups)
-        # Set by a gradient scaler for the length of a step.
-        scaler = [getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")]
-        for batch in plan.batches:
-            batch.step(values, *(scaler if scaler != [None, None] else ()))
-        return plan.others
+    # Kept alive until the kernel has read them, whatever other threads do.
+    gradients: list[Tensor | None] = [param.grad for param in group["params"]]
+    plan: Plan | None = own.of(group)
+    found = plan and plan.look(optimizer.state, group, program, gradients)
+    if plan is None or found is None:
+        gradients = list(map(_resolved, gradients))
+        found = plan and plan.look(optimizer.state, group, program, gradients)
+    if plan is None or found is None:
+        plan = Plan(optimizer, group, program, gradients)
+        own.keep(plan, group, optimizer.param_groups)
+        found = plan.look(optimizer.state, group, program, gradients)
+        if found is None:
+            raise AssertionError("a new plan must fit what it was made for")
+    # Set by a gradient scaler for the length of a step.
+    scaler = [getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")]
+    batches = plan.batches
+    for batch in batches:
+        batch.prepare(values)
+
+    def run() -> None:
+        for batch, written in zip(batches, found, strict=True):
+            batch.step(written, *(scaler if scaler != [None, None] else ()))
+        gradients.clear()
+
+    return run, [group["params"][place] for place, _ in plan.refused]
+
+
+def _resolved(gradient: Tensor | None) -> Tensor | None:
+    """The gradient, without the lazy minus sign that a kernel would not see."""
+    return gradient.resolve_neg() if gradient is not None and gradient.is_neg() else gradient
 
 
 def _hyperparameters(optimizer: Any, group: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +91,10 @@ def _detached(value: Any) -> Any:
 def reasons(optimizer: Any, group: dict[str, Any]) -> dict[str, str]:
     """Of the last step: why which parameters were left to the reference runner, by name."""
     plan: Plan | None = plans.of(optimizer).of(group)
-    return {} if plan is None else {optimizer.name_of(p): why for p, why in plan.refused}
+    if plan is None or not plan.refused:
+        return {}
+    names = optimizer.names_in(group)
+    return {names[place]: why for place, why in plan.refused if place < len(names)}
 
 
 def explain(optimizer: Any, group: dict[str, Any]) -> list[str]:
@@ -86,6 +114,8 @@ def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str
             return f"{name} is a {type(tensor).__name__}"
         if tensor.layout != torch.strided:
             return f"{name} is sparse"
+        if tensor.is_neg() or tensor.is_conj():
+            return f"{name} has a lazy sign (is_neg, is_conj)"
         if tensor.device != param.device:
             return f"{name} is on {tensor.device}"
         if tensor.shape != param.shape:
@@ -102,22 +132,30 @@ def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str
     return cpu_kernel.why_not({name: tensor.dtype for name, tensor in tensors.items()})
 
 
-def _no_count(program: Program, state: Mapping[str, Any]) -> str | None:
-    """Why what is kept once per tensor cannot lie in a table, or None."""
-    for key in keys_of(program, state):
+def _no_count(keys: Sequence[str], state: Mapping[str, Any]) -> str | None:
+    """Why what is kept once per tensor cannot be read and written as memory, or None."""
+    for key in keys:
         count = state[key]
         if not isinstance(count, Tensor) or count.numel() != 1 or count.dtype not in KINDS:
             return f"its state '{key}' is no single float32 or float64"
+        if _wrapped(count) or count.is_neg() or count.data_ptr() % count.itemsize:
+            return f"its state '{key}' does not lie in memory as it is"
     return None
 
 
 def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
-    """Why what is kept beside the numbers cannot be used as it lies, or None."""
+    """Why what is kept beside the slots cannot be used as it lies, or None."""
     for key, value in state.items():
-        if key in ("compensation", "low_bits") and value.stride() != param.stride():
-            return f"its state '{key}' lies in memory in another order than the parameter"
-        if key.endswith("_scale") and not value.is_contiguous():
-            return f"its state '{key}' does not lie in one piece"
+        if key in storage.EXTRA_KEYS or key.endswith("_scale"):
+            if _wrapped(value) or value.is_neg():
+                return f"its state '{key}' does not lie in memory as it is"
+            if key in ("compensation", "low_bits") and (value.shape, value.stride()) != (
+                param.shape,
+                param.stride(),
+            ):
+                return f"its state '{key}' lies in memory in another order than the parameter"
+            if key.endswith("_scale") and not value.is_contiguous():
+                return f"its state '{key}' does not lie in one piece"
     return None
 
 
@@ -138,7 +176,10 @@ def _dense(tensor: Tensor) -> bool:
 
 
 class Plan:
-    """Which parameters of a group step together, and which the kernel leaves to the reference runner."""
+    """Which parameters of a group step together, and which the kernel leaves to the reference runner.
+
+    Parameters are known by their places in the group.
+    """
 
     def __init__(
         self,
@@ -147,81 +188,137 @@ class Plan:
         program: Program,
         gradients: Sequence[Tensor | None],
     ):
-        self.group = group
+        params: list[Tensor] = group["params"]
         self.program = program
-        self.params: list[Tensor] = list(group["params"])
+        self.options = _options(group)
         self.absent = [gradient is None for gradient in gradients]
-        self.refused: list[tuple[Tensor, str]] = []
-        self._for_now: list[Tensor] = []
+        self.present = [place for place, gradient in enumerate(gradients) if gradient is not None]
+        self.refused: list[tuple[int, str]] = []
+        self._for_now: list[int] = []
         together: dict[Any, list[int]] = {}
-        shared = _sharing_memory(self.params)
-        for place, (param, gradient) in enumerate(zip(self.params, gradients, strict=True)):
-            if gradient is None:
-                continue
-            optimizer.check_gradient(param, gradient, group)
-            state = optimizer.state_of(param, group)
-            slots = self._slots(state)
-            reason = why_not(param, gradient, slots) or _no_count(program, state)
-            reason = reason or _odd_storage(param, state)
+        shared = _sharing_memory(params)
+        optimizer.check_storage(group)
+        # All gradients first: a state that was made for some would outlive the error about another.
+        for place in self.present:
+            optimizer.check_gradient(params[place], params[place].grad, group)
+        for place in self.present:
+            state = optimizer.state_of(params[place], group)
+            reason, kind = self._fit(params[place], gradients[place], state, group)
             if reason is not None:
-                self._for_now.append(param)
+                self._for_now.append(place)
             elif place in shared:
                 reason = "it shares memory with another parameter"
             if reason is not None:
-                self.refused.append((param, reason))
-                continue
-            counts = [state[key] for key in keys_of(program, state)]
-            beside = tuple(_beside(program, state))
-            kinds = (param.device, beside, *(x.dtype for x in (param, gradient, *slots.values(), *counts)))
-            together.setdefault(kinds, []).append(place)
-        self.states = [optimizer.state.get(param) for param in self.params]
-        self._run = _run_of(list(optimizer.state.values()), self.states)
+                self.refused.append((place, reason))
+            else:
+                together.setdefault(kind, []).append(place)
+        self._run = _run_of(optimizer.state, [params[place] for place in self.present])
         self.batches: list[Batch] = []
         for places in together.values():
+            states = [optimizer.state[params[place]] for place in places]
             try:
-                self.batches.append(Batch(program, places, group, gradients, self.states))
+                self.batches.append(Batch(program, places, group, gradients, states))
             except NoKernel as missing:
-                self.refused += [(self.params[place], str(missing)) for place in places]
-        self.others = [param for param, _ in self.refused]
+                self.refused += [(place, str(missing)) for place in places]
+        self._rows = self._rows_of()
 
-    def holds(self, state: Mapping[Tensor, Any], program: Program, gradients: Sequence[Tensor | None]) -> bool:
-        """Whether all is as it was when the plan was made. Notes down where the gradients are."""
-        params: list[Tensor] = self.group["params"]
-        return (
-            program is self.program
-            and len(params) == len(self.params)
-            and all(map(is_, params, self.params))
-            and self._same_states(state)
-            and [gradient is None for gradient in gradients] == self.absent
-            and all(batch.holds(gradients) for batch in self.batches)
-            and not any(self._acceptable(param, state[param]) for param in self._for_now)
-        )
+    def _fit(
+        self, param: Tensor, gradient: Any, state: dict[str, Any], group: dict[str, Any]
+    ) -> tuple[str | None, Any]:
+        """Why the kernel cannot take a parameter, or None; and what those have in common that step together."""
+        slots = _slots(self.program, state)
+        keys = keys_of(self.program, state)
+        reason = why_not(param, gradient, slots) or _no_count(keys, state) or _odd_storage(param, state)
+        if reason is not None:
+            return reason, None
+        where = param.device if runners.counts_on_device(group) else torch.device("cpu")
+        for key in keys:
+            if state[key].device != where:
+                state[key] = state[key].to(where)
+        dtypes = (x.dtype for x in (param, gradient, *slots.values(), *(state[key] for key in keys)))
+        return None, (param.device, tuple(_beside(self.program, state)), tuple(keys), *dtypes)
 
-    def _same_states(self, state: Mapping[Tensor, Any]) -> bool:
-        if self._run is None:
-            return all(map(is_, map(state.get, self.params), self.states))
-        now = list(state.values())[self._run]
-        return len(now) == len(self.states) and all(map(is_, now, self.states))
+    def _rows_of(self) -> list[list[int] | None]:
+        """For each batch, where its parameters stand among those that have gradients; None: it has them all."""
+        rows = {place: row for row, place in enumerate(self.present)}
+        found = [[rows[place] for place in batch.places] for batch in self.batches]
+        return [None if len(x) == len(self.present) else x for x in found]
+
+    def look(
+        self,
+        state: Mapping[Tensor, Any],
+        group: dict[str, Any],
+        program: Program,
+        gradients: Sequence[Tensor | None],
+    ) -> list[Iterable[Tensor]] | None:
+        """For each batch the tensors that it writes, or None unless all is as it was when the plan was made.
+
+        Notes down where the gradients are.
+        """
+        params: list[Tensor] = group["params"]
+        if program is not self.program or _options(group) != self.options:
+            return None
+        if list(map(is_, gradients, repeat(None))) != self.absent:
+            return None
+        if len(self.present) < len(params):
+            params = [params[place] for place in self.present]
+            gradients = [gradients[place] for place in self.present]
+        states = self._states(state, params)
+        if states is None or any(
+            self._acceptable(x, state.get(x, {})) for x in (group["params"][i] for i in self._for_now)
+        ):
+            return None
+        found: list[Iterable[Tensor]] = []
+        for batch, rows in zip(self.batches, self._rows, strict=True):
+            columns: list[Any] = [params, gradients, states]
+            if rows is not None:
+                columns = [[column[row] for row in rows] for column in columns]
+            written = batch.look(*columns)
+            if written is None:
+                return None
+            found.append(written)
+        return found
+
+    def _states(self, state: Mapping[Tensor, Any], params: Sequence[Tensor]) -> list[Any] | None:
+        """The states of these parameters, if each has one."""
+        if self._run is not None:
+            keys = list(state)[self._run]
+            if len(keys) == len(params) and all(map(is_, keys, params)):
+                return list(state.values())[self._run]
+        states = list(map(state.get, params))
+        return None if any(x is None for x in states) else states
 
     def _acceptable(self, param: Any, state: dict[str, Any]) -> bool:
         """Whether what once was refused could be taken now."""
         try:
-            reason = why_not(param, param.grad, self._slots(state)) or _no_count(self.program, state)
-            return reason is None
-        except KeyError:
+            reason = why_not(param, _resolved(param.grad), _slots(self.program, state))  # type: ignore[arg-type]
+            reason = reason or _no_count(keys_of(self.program, state), state)
+            return (reason or _odd_storage(param, state)) is None
+        except (AttributeError, KeyError):
             return True
 
-    def _slots(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        keys = [storage.entry_of(state, slot.key) for slot in self.program.slots.values()]
-        return {key: state[key] for key in keys}
+
+def _options(group: dict[str, Any]) -> list[Any]:
+    """A copy of what a plan depends on, as a dict of dtypes may be changed in place."""
+    given = [group.get(name) for name in OPTIONS]
+    return [dict(cast(dict[str, str], x)) if isinstance(x, dict) else x for x in given]
 
 
-def _run_of(everything: Sequence[Any], part: Sequence[Any]) -> slice | None:
-    """Where the part stands in one piece, in order, as it mostly does: a look-up by parameter costs more."""
-    for start, entry in enumerate(everything):
-        if part and entry is part[0]:
-            found = slice(start, start + len(part))
-            return found if all(map(is_, everything[found], part)) else None
+def _slots(program: Program, state: dict[str, Any]) -> dict[str, Tensor]:
+    keys = [storage.entry_of(state, slot.key) for slot in program.slots.values()]
+    return {key: state[key] for key in keys}
+
+
+def _run_of(state: Mapping[Tensor, Any], params: Sequence[Tensor]) -> slice | None:
+    """Where the parameters' states stand in one piece, in order, as they mostly do; a look-up costs more."""
+    # Of many groups each would walk the states of all others.
+    if not params or len(state) > 16 * len(params):
+        return None
+    keys = list(state)
+    for start, key in enumerate(keys):
+        if key is params[0]:
+            found = slice(start, start + len(params))
+            return found if all(map(is_, keys[found], params)) else None
     return None
 
 
@@ -258,88 +355,100 @@ class Batch:
         places: list[int],
         group: dict[str, Any],
         gradients: Sequence[Tensor | None],
-        states: Sequence[Any],
+        states: Sequence[dict[str, Any]],
     ):
-        self.program = program
         self.places = places
-        self.states: list[dict[str, Any]] = [states[i] for i in places]
-        self.params: list[Tensor] = [group["params"][i] for i in places]
+        params: list[Tensor] = [group["params"][i] for i in places]
+        own = cast(list[Tensor], [gradients[i] for i in places])
+        self.device = params[0].device
         slots = program.slots.items()
-        self.keys = {letter: storage.entry_of(self.states[0], slot.key) for letter, slot in slots}
-        self.keys |= _beside(program, self.states[0])
-        self.rounding = storage.Keys(self.states, self.params[0].device)
-        self.columns = {"p": self.params}
-        self.columns |= {x: [state[key] for state in self.states] for x, key in self.keys.items()}
-        dtypes = {letter: column[0].dtype for letter, column in self.columns.items()}
-        self.dtype = gradients[places[0]].dtype  # type: ignore[union-attr]
-        self.lengths = list(map(_numel, self.params))
-        self.contiguous = list(map(_contiguous, self.params))
-        self.strides = {i: x.stride() for i, x in enumerate(self.params) if not self.contiguous[i]}
+        self.keys = {letter: storage.entry_of(states[0], slot.key) for letter, slot in slots}
+        self.keys |= _beside(program, states[0])
+        self.counted = keys_of(program, states[0])
+        dtypes = {letter: states[0][key].dtype for letter, key in self.keys.items()}
+        dtypes |= {"p": params[0].dtype, "g": own[0].dtype}
+        self.lengths = list(map(_numel, params))
         self.launch: Any
         self.counters: Any
-        self.launch, self.counters = self._on_device(program, dtypes | {"g": self.dtype}, group)
-        self.may_skip = not isinstance(self.counters, Counters)
-        self.addresses = {x: list(map(_address, column)) for x, column in self.columns.items()}
-        for letter, addresses in self.addresses.items():
-            self.launch.place(letter, addresses)
-        kept = {"g", *program.inputs} - program.outputs.keys()
-        self.written = [x for name, column in self.columns.items() if name not in kept for x in column]
-        if not self._take(gradients):
-            raise AssertionError("a new plan must fit the gradients it was made for")
+        self.rounding: Any
+        self._on_device(program, dtypes, group, states)
+        self.scalars: Any = None
+        self.on_host = isinstance(self.counters, Counters)
+        self.sizes = list(map(len, states))
+        self.writes = [x for x in ("p", *self.keys) if x in program.outputs or x not in program.inputs]
+        columns = self._columns(params, states)
+        self.forms = {letter: Forms(column) for letter, column in columns.items()}
+        self.forms["g"] = Forms(own)
+        self.addresses = {letter: list(map(_address, column)) for letter, column in columns.items()}
+        for letter in ("p", *self.keys):
+            self.launch.place(letter, self.addresses[letter])
 
-    def _on_device(self, program: Program, dtypes: Mapping[str, torch.dtype], group: dict[str, Any]) -> Any:
-        """The launch on the device of these tensors, and where their counts are kept."""
-        device = self.params[0].device
-        if runners.kernel_for(device) == "cpu_kernel":
-            return cpu_launch.Launch(program, dtypes, self.lengths), Counters(program, self.states)
-        from steprule.engine import gpu_counters, gpu_launch
+    def _on_device(
+        self,
+        program: Program,
+        dtypes: Mapping[str, torch.dtype],
+        group: dict[str, Any],
+        states: Sequence[dict[str, Any]],
+    ) -> None:
+        """The launch on the device of these tensors, and where their counts and keys are kept."""
+        if runners.kernel_for(self.device) == "cpu_kernel":
+            self.launch = cpu_launch.Launch(program, dtypes, self.lengths)
+            keys = [key for key in storage.KEYS if key in states[0]]
+            self.rounding = Keys([[state[key] for state in states] for key in keys])
+        else:
+            from steprule.engine import gpu_counters, gpu_launch
 
-        launch = gpu_launch.Launch(program, dtypes, self.lengths, device)
-        if not runners.counts_on_device(group):
-            return launch, Counters(program, self.states)
-        return launch, gpu_counters.DeviceCounters(program, self.states, device, launch.dtype)
+            self.launch = gpu_launch.Launch(program, dtypes, self.lengths, self.device)
+            self.rounding = gpu_counters.DeviceKeys(states, self.device)
+            if runners.counts_on_device(group):
+                self.counters = gpu_counters.DeviceCounters(program, states, self.device, self.launch.dtype)
+                return
+        counts = [[state[key] for state in states] for key in self.counted]
+        self.counters = Counters(program, len(states), self.counted, counts)
 
-    def holds(self, gradients: Sequence[Tensor | None]) -> bool:
-        """Whether slots, memory and the gradients' form are as they were."""
+    def _columns(self, params: list[Tensor], states: Sequence[dict[str, Any]]) -> dict[str, list[Tensor]]:
+        """The tensors of each slot, of what is stored beside it, and of each count, by letter or key."""
+        columns = {"p": params}
+        for letter, key in self.keys.items():
+            columns[letter] = list(map(itemgetter(key), states))
+        for key in self.counted:
+            columns[f"count {key}"] = list(map(itemgetter(key), states))
+        return columns
+
+    def look(
+        self, params: list[Tensor], gradients: list[Tensor], states: Sequence[dict[str, Any]]
+    ) -> Iterable[Tensor] | None:
+        """The tensors that a step writes, or None unless all tensors are where and what they were.
+
+        Notes down where the gradients are.
+        """
+        if list(map(len, states)) != self.sizes:
+            return None
         try:
-            for letter, key in self.keys.items():
-                if not all(map(is_, map(itemgetter(key), self.states), self.columns[letter])):
-                    return False
-            if not self.counters.hold(self.states):
-                return False
+            columns = self._columns(params, states)
         except KeyError:
-            return False
-        for letter, column in self.columns.items():
-            if list(map(_address, column)) != self.addresses[letter]:
-                return False
-        return self._take(gradients)
-
-    def _take(self, gradients: Sequence[Tensor | None]) -> bool:
-        """Note down where the gradients are, if all have the form that the kernel expects."""
-        whole = len(self.places) == len(gradients)
-        own: Sequence[Any] = gradients if whole else [gradients[i] for i in self.places]
-        if not PLAIN.issuperset(map(type, own)) and any(map(_wrapped, own)):
-            return False
-        try:
-            addresses = list(map(_address, own))
-            same = list(map(_contiguous, own)) == self.contiguous
-        except RuntimeError:  # a sparse tensor has neither
-            return False
-        if not (same and list(map(_numel, own)) == self.lengths):
-            return False
-        if {gradient.dtype for gradient in own} != {self.dtype}:
-            return False
+            return None
+        # The form first: not every tensor has an address.
+        for letter, column in columns.items():
+            if not self.forms[letter].hold(column) or list(map(_address, column)) != self.addresses[letter]:
+                return None
+        if not self.forms["g"].hold(gradients):
+            return None
+        addresses = list(map(_address, gradients))
         if 0 in addresses and any(n and not a for n, a in zip(self.lengths, addresses, strict=True)):
-            return False
-        if any(own[i].stride() != stride for i, stride in self.strides.items()):
-            return False
+            return None
         self.launch.place("g", addresses)
-        return True
+        return chain.from_iterable([columns[x] for x in self.writes])
 
-    def step(self, values: Mapping[str, Any], *scaler: Tensor | None) -> None:
-        """Run the kernel, with these hyper-parameters and with what a gradient scaler says."""
-        torch.autograd.graph.increment_version(self.written)
-        scaling = (self.counters.scaling(*scaler),) if scaler and self.may_skip else ()
-        scalars = self.counters.advance(values, *scaling)
-        self.launch.run(scalars, self.counters.row_of, *scaling)
+    def prepare(self, values: Mapping[str, Any]) -> None:
+        """Compute the scalars of the next step, from these hyper-parameters."""
+        self.launch.check(counts_on_host=self.on_host)
+        self.scalars = self.counters.next(values)
+
+    def step(self, written: Iterable[Tensor], *scaler: Tensor | None) -> None:
+        """Run the kernel with the scalars that were prepared and with what a gradient scaler says."""
+        torch.autograd.graph.increment_version(written)
+        scaling = (self.counters.scaling(*scaler),) if scaler and not self.on_host else ()
+        self.launch.run(self.scalars, self.counters.row_of, *scaling)
+        self.counters.count(*scaling)
         self.rounding.advance(*scaling)

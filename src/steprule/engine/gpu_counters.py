@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from operator import is_, itemgetter
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from steprule.engine import storage
 from steprule.engine.counters import keys_of
 from steprule.engine.program import Program
 from steprule.words import SCALAR_WORDS
 
 
 class DeviceCounters:
-    """What `Counters` is for the CPU: the counts of tensors that step together, each with scalars of its own.
+    """What `Counters` is on the host: the counts of tensors that step together, each with scalars of its own.
 
+    They lie in tables, of which the states hold views: one operation of the device then counts for all.
     dtype: what the scalars are rounded to.
     """
 
@@ -33,26 +34,15 @@ class DeviceCounters:
         self._device = device
         self._dtype = dtype
         self._keys = keys_of(program, states[0])
-        self._tables = [
-            torch.stack([state[key].reshape(()).to(device, non_blocking=True) for state in states])
-            for key in self._keys
-        ]
-        self._entries = [list(table.unbind()) for table in self._tables]
-        for key, entries in zip(self._keys, self._entries, strict=True):
-            for state, entry in zip(states, entries, strict=True):
-                state[key] = entry
+        self._tables = [_table(states, key, device) for key in self._keys]
         self._scalars = scalars_on(device, program.scalar_source)
+        self._after: list[tuple[Tensor, Any]] = []
         self.row_of = list(range(len(states)))
 
-    def hold(self, states: Sequence[dict[str, Any]]) -> bool:
-        """Whether the states still hold the views."""
-        pairs = zip(self._keys, self._entries, strict=True)
-        return all(all(map(is_, map(itemgetter(key), states), entries)) for key, entries in pairs)
+    def next(self, values: Mapping[str, Any]) -> Tensor:
+        """The table of scalars of the next step, one row per tensor. Counts nothing.
 
-    def advance(self, values: Mapping[str, Any], scaling: Tensor | None = None) -> Tensor:
-        """Count one step, and return the table of scalars of that step, one row per tensor.
-
-        values: the hyper-parameters. scaling: what `scaling` made; a step that it skips is not counted.
+        values: the hyper-parameters. Raises whatever the rule's arithmetic on them raises.
         """
         counts = [table.double() for table in self._tables]
         counting = self._keys[:1] == ["step"]
@@ -63,15 +53,22 @@ class DeviceCounters:
         scalars = torch.empty(len(self.row_of), len(operands), dtype=self._dtype, device=self._device)
         for column, operand in enumerate(operands):
             scalars[:, column] = operand
-        skipped = None if scaling is None else scaling[1] != 0
-        if counting:
-            self._tables[0] += 1 if skipped is None else ~skipped
         letters = list(self._program.scalar_slots)
-        for letter, value in zip(self._program.scalar_outputs, new, strict=True):
-            table = self._tables[letters.index(letter) + counting]
+        written = zip(self._program.scalar_outputs, new, strict=True)
+        self._after = [(self._tables[letters.index(x) + counting], value) for x, value in written]
+        return scalars
+
+    def count(self, scaling: Tensor | None = None) -> None:
+        """Count the step that `next` was asked about.
+
+        scaling: what `scaling` made; a step that it skips is not counted.
+        """
+        skipped = None if scaling is None else scaling[1] != 0
+        if self._keys[:1] == ["step"]:
+            self._tables[0] += 1 if skipped is None else ~skipped
+        for table, value in self._after:
             value = as_table(value, self._device)
             table.copy_(value if skipped is None else torch.where(skipped, table.double(), value))
-        return scalars
 
     def scaling(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> Tensor:
         """What a gradient scaler tells a launch: the factor of all gradients, and whether to skip the step.
@@ -91,6 +88,30 @@ class DeviceCounters:
         if not isinstance(value, Tensor):
             return value
         return value.double() if value.device == self._device else value.item()
+
+
+class DeviceKeys:
+    """What `Keys` is on the host: the random rounding keys of many tensors, in tables."""
+
+    def __init__(self, states: Sequence[dict[str, Any]], device: torch.device):
+        keys = [key for key in storage.KEYS if key in states[0]]
+        self._tables = [_table(states, key, device) for key in keys]
+
+    def advance(self, scaling: Tensor | None = None) -> None:
+        """New keys for the next step, as `storage.next_keys` makes them; a skipped step leaves them."""
+        for table in self._tables:
+            new: Tensor = storage.mix(table + 1)
+            table.copy_(new if scaling is None else torch.where(scaling[1] == 0, new, table))
+
+
+def _table(states: Sequence[dict[str, Any]], key: str, device: torch.device) -> Tensor:
+    """One table of what the states keep under a key. They get views of it."""
+    # A table made in inference mode could not be written outside of it.
+    with torch.inference_mode(False), torch.no_grad():
+        table = torch.stack([state[key].reshape(()).to(device, non_blocking=True) for state in states])
+        for state, entry in zip(states, table.unbind(), strict=True):
+            state[key] = entry
+    return table
 
 
 def _sqrt(x: Tensor) -> Tensor:

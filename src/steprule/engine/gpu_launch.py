@@ -80,6 +80,11 @@ class Launch:
         """Where the kernels can be read."""
         return [f"kernel: {_file_of(*text)}" for text in self._texts]
 
+    def check(self, counts_on_host: bool) -> None:
+        """Raise RuntimeError if a CUDA graph is to repeat a step whose counts it cannot change."""
+        if counts_on_host and _capturing(self.device):
+            raise errors.captured_counts(self._rule)
+
     def place(self, name: str, addresses: Sequence[int]) -> None:
         """Say where the first entry of each tensor is, for one input of the program."""
         self._pointers[:, self._inputs.index(name)] = addresses
@@ -97,8 +102,6 @@ class Launch:
             return
         with _on(self.device):
             if not isinstance(scalars, Tensor):
-                if _capturing(self.device):
-                    raise errors.captured_counts(self._rule)
                 scalars = self._send(np.array(scalars, dtype=np.float64), self.dtype)
             if self._rows is None or self._rows[0] != rows:
                 self._rows = list(rows), self._send(np.array(rows, dtype=np.int64))

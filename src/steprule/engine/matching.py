@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steprule import errors
 from steprule.engine.load_report import quoted
@@ -63,7 +64,8 @@ def own_places(groups: list[dict[str, Any]]) -> list[Place]:
         names = names_of(group)
         for i, param in enumerate(params):
             label = names[i] if names else f"parameter {len(places)}"
-            places.append(Place(index, label, tuple(param.shape), param))
+            shape = None if is_lazy(param) else tuple(param.shape)
+            places.append(Place(index, label, shape, param))
     return places
 
 

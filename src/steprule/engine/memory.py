@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steprule import errors
 from steprule.engine import foreach, runners, storage
@@ -80,6 +81,7 @@ def memory_report(optimizer: CheckedOptimizer) -> MemoryReport:
     transient: list[int | None] = []
     for index, group in enumerate(optimizer.param_groups):
         params: list[Tensor] = [p for p in group["params"] if p.requires_grad or p in optimizer.state]
+        params = [p for p in params if not is_lazy(p)]
         numbers += sum(_local(p).numel() for p in params)
         parameter_bytes += sum(_size(p) for p in params)
         transient.append(_transient(optimizer, group, params) if isinstance(optimizer, RuleOptimizer) else None)

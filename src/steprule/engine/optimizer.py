@@ -6,15 +6,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
+from itertools import chain, takewhile
+from operator import itemgetter
 from typing import Any, ClassVar, Literal, cast
 from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from steprule import errors
 from steprule.engine import checkpoint, group_keys, moving, nonfinite, plans, storage
-from steprule.engine.fields import SKIPPED_STEPS, Field, Slot, scalar_dtype
+from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
 from steprule.engine.load_report import LoadReport
 
 DECAY_MODES = ("l2", "decoupled", "absolute")
@@ -94,7 +97,7 @@ class WeightDecay:
 class CheckedOptimizer(torch.optim.Optimizer):
     """The contract: parameters in, groups checked, `step` with closure and hooks, safe checkpoints.
 
-    Subclasses say what one group does in `_step_group`.
+    Subclasses say what one group does in `_prepare_group`.
     """
 
     fields: ClassVar[dict[str, Field]] = {}
@@ -170,10 +173,9 @@ class CheckedOptimizer(torch.optim.Optimizer):
             if not differentiable and not (tensor.is_leaf or tensor.retains_grad):
                 raise errors.not_a_leaf(who, _name(names, place), index)
         named = "param_names" in group
-        for other in self.param_groups:
-            if ("param_names" in other) != named:
-                raise errors.groups_named_differently(who, index, named)
-        taken = {id(p) for other in self.param_groups for p in other["params"]}
+        if any(("param_names" in other) != named for other in self.param_groups[:1]):
+            raise errors.groups_named_differently(who, index, named)
+        taken = set(map(id, chain.from_iterable(map(itemgetter("params"), self.param_groups))))
         shared = [_name(names, i) for i, p in enumerate(tensors) if id(p) in taken]
         if shared:
             raise errors.in_two_groups(who, ", ".join(shared), index)
@@ -196,13 +198,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def name_of(self, param: Tensor) -> str:
         """How messages call a parameter: its name, or its place among all parameters."""
-        place = 0
         for group in self.param_groups:
-            for i, candidate in enumerate(group["params"]):
+            for place, candidate in enumerate(group["params"]):
                 if candidate is param:
-                    names = group.get("param_names")
-                    return f"'{names[i]}'" if names else f"parameter {place + i}"
-            place += len(group["params"])
+                    return self.names_in(group)[place]
         return "a parameter of another optimizer"
 
     _places: Mapping[int, tuple[ReferenceType[Tensor], int]] = {}
@@ -215,6 +214,15 @@ class CheckedOptimizer(torch.optim.Optimizer):
             self._places = {id(p): (ReferenceType(p), place) for place, p in enumerate(everything)}
             place = self._places[id(param)][1] if id(param) in self._places else len(everything)
         return place
+
+    def names_in(self, group: dict[str, Any]) -> list[str]:
+        """How messages call the parameters of a group."""
+        names = group.get("param_names")
+        if names:
+            return [f"'{name}'" for name in names]
+        before = takewhile(lambda other: other is not group, self.param_groups)
+        first = sum(len(other["params"]) for other in before)
+        return [f"parameter {first + i}" for i in range(len(group["params"]))]
 
     # Stepping
 
@@ -230,17 +238,29 @@ class CheckedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._state_is_away:
-            self.reload_state()
-        self._check_new_keys()
-        for group in self.param_groups:
-            self._check_group(group)
-        if not self._may_step():
-            return loss
-        for group in self.param_groups:
-            with torch.set_grad_enabled(bool(group.get("differentiable"))):
-                self._step_group(group)
+        with plans.of(self).lock:
+            if self._state_is_away:
+                self.reload_state()
+            self._check_new_keys()
+            if self._may_step():
+                self._step_groups()
         return loss
+
+    def _step_groups(self) -> None:
+        """Prepare every group, then step them all: what raises, raises before anything has moved."""
+        before = len(self.state)
+        steps: list[Callable[[], None]] = []
+        try:
+            for group in self.param_groups:
+                with torch.set_grad_enabled(bool(group.get("differentiable"))):
+                    steps.append(self._prepare_group(group))
+        except BaseException:
+            for param in list(self.state)[before:]:
+                del self.state[param]
+            raise
+        for group, step in zip(self.param_groups, steps, strict=True):
+            with torch.set_grad_enabled(bool(group.get("differentiable"))):
+                step()
 
     _keys_checked: int = 0
 
@@ -261,10 +281,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
         """The parameters whose gradients are NaN or infinite now, by name, or else by place."""
         return [place.label for place in nonfinite.offenders(self.param_groups)]
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        """Refuse gradients before anything moves; rules add their own."""
-
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
+        """Check whatever may fail in a step of this group; return what takes it, and raises no more."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> CheckedOptimizer:
@@ -389,10 +407,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
         lines: list[str] = []
         for index, group in enumerate(self.param_groups):
             params: list[Tensor] = group["params"]
-            count = sum(p.numel() for p in params)
+            count = _elements(params)
             size = sum(_state_bytes(self.state.get(p, {})) for p in params)
             lines.append(
-                f"group {index}: {type(self).__name__}, {len(params)} parameters, {count:,} numbers, "
+                f"group {index}: {type(self).__name__}, {len(params)} parameters, {count}, "
                 f"{size:,} bytes of state"
             )
             lines += [f"    {line}" for line in self._explain_group(group)]
@@ -404,8 +422,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
         for index, group in enumerate(self.param_groups):
-            count = sum(p.numel() for p in group["params"])
-            lines.append(f"  group {index}: {len(group['params'])} parameters, {count:,} numbers")
+            count = _elements(group["params"])
+            lines.append(f"  group {index}: {len(group['params'])} parameters, {count}")
             shown = ((k, v) for k, v in group.items() if k not in ("params", "param_names"))
             lines += [f"    {key}: {value}" for key, value in shown if value is not None]
         return "\n".join([*lines, ")"])
@@ -418,9 +436,12 @@ def explain(optimizer: CheckedOptimizer) -> str:
     return optimizer.explain()
 
 
-def make_step_counter(device: torch.device | str = "cpu") -> Tensor:
-    """A step count at zero, on the CPU as in torch.optim unless it has to be where the parameter is."""
-    return torch.zeros((), dtype=scalar_dtype(), device=device)
+def _elements(params: list[Tensor]) -> str:
+    """How many elements the parameters have, as far as they have a shape yet."""
+    known = [p for p in params if not is_lazy(p)]
+    waiting = len(params) - len(known)
+    more = f" and {waiting} parameters without a shape yet" if waiting else ""
+    return f"{sum(p.numel() for p in known):,} numbers{more}"
 
 
 def _state_bytes(state: dict[str, Any]) -> int:

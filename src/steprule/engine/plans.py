@@ -1,8 +1,4 @@
-"""What the fused runners remember of each optimizer between steps.
-
-A plan holds the tensors of its state, so that it knows them again. Whoever puts others in their place says so
-here, lest the old ones stay in memory until the next step finds out.
-"""
+"""What the fused runners remember of each optimizer between steps."""
 
 from __future__ import annotations
 
@@ -14,24 +10,25 @@ from weakref import WeakKeyDictionary
 
 
 class Plans:
-    """The plans of one optimizer, one per group. Two threads that step it at once take turns."""
+    """The plans of one optimizer, one per group. Two threads that step it at once take turns.
+
+    A plan is looked up by its group's id. It checks everything, so it does no harm if the id went to another.
+    """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.plans: list[Any] = []
+        self.lock = threading.RLock()
+        self.plans: dict[int, Any] = {}
 
     def of(self, group: dict[str, Any]) -> Any:
         """The group's plan, or None."""
-        return next((plan for plan in self.plans if plan.group is group), None)
+        return self.plans.get(id(group))
 
-    def keep(self, new: Any, groups: Sequence[dict[str, Any]]) -> None:
-        """Keep a plan in place of its group's last one, and of those whose groups are gone."""
-        self.plans = [
-            plan
-            for plan in self.plans
-            if plan.group is not new.group and any(plan.group is group for group in groups)
-        ]
-        self.plans.append(new)
+    def keep(self, new: Any, group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
+        """Keep a plan in place of its group's last one; drop those whose groups are gone."""
+        self.plans[id(group)] = new
+        if len(self.plans) > len(groups):
+            present = set(map(id, groups))
+            self.plans = {key: plan for key, plan in self.plans.items() if key in present}
 
 
 _plans: WeakKeyDictionary[Any, Plans] = WeakKeyDictionary()
@@ -48,5 +45,5 @@ def of(optimizer: Any) -> Plans:
 
 
 def forget(optimizer: Any) -> None:
-    """Let go of all tensors of the optimizer; its next step makes new plans."""
+    """Drop the optimizer's plans; its next step makes new ones."""
     _plans.pop(optimizer, None)

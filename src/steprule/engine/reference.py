@@ -1,7 +1,7 @@
 """The definition of every rule: `update` carried out on tensors, one parameter at a time.
 
 Nothing is traced and nothing is shared between parameters, so this runner is slow, differentiable and easy
-to believe; every other runner is held against it. Half precision is computed in float32 and rounded once.
+to believe; every other runner is compared with it. Half precision is computed in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from torch import Tensor
 from steprule import rule_errors
 from steprule.engine import storage
 from steprule.engine.compose import Hyper, Slots, Update, Worn, one_step
-from steprule.engine.fields import Slot, scalar_dtype
+from steprule.engine.fields import Slot, make_step_counter, scalar_dtype
 from steprule.words import Number
+
+# A parameter, its gradient and its state.
+Work = tuple[Tensor, Tensor, dict[str, Any]]
 
 
 def _add_scaled(a: Tensor, b: Tensor, w: Any) -> Tensor:
@@ -151,8 +154,36 @@ class Eager:
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Complex numbers as pairs of real ones; anything else as it is."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    """Complex numbers as pairs of real ones; anything else as it is.
+
+    It shares the tensor's memory unless that is lazily conjugated.
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def write(tensor: Tensor, value: Tensor) -> None:
+    """Put these numbers there, complex ones given as pairs of real ones."""
+    if tensor.is_conj():
+        tensor.copy_(torch.view_as_complex(value.contiguous()))
+    else:
+        real(tensor).copy_(value)
+
+
+def next_step(state: dict[str, Any]) -> Any:
+    """The number of the next step, in the count's own precision; None where steps are not counted."""
+    if "step" not in state:
+        return None
+    following = state["step"] + 1
+    return following.item() if isinstance(following, Tensor) else float(following)
+
+
+def count(state: dict[str, Any]) -> None:
+    """Count one step."""
+    if "step" not in state:
+        return
+    if not isinstance(state["step"], Tensor):
+        state["step"] = make_step_counter().fill_(state["step"])
+    state["step"] += 1
 
 
 def compute_dtype(param: Tensor) -> torch.dtype:
@@ -210,7 +241,7 @@ def run(
     if param.dtype in storage.HALF and not live:
         storage.store_parameter(param, state, value)
     else:
-        real(param).copy_(value)
+        write(param, value)
     storage.next_keys(state)
 
 
@@ -247,6 +278,6 @@ def _store_state(
         elif live and entry == key and not state[key].is_complex():
             state[key] = value.to(state[key].dtype)
         elif state[entry].is_complex():
-            real(state[key]).copy_(value)
+            write(state[entry], value)
         else:
             storage.store(state, key, value)

@@ -7,6 +7,7 @@ that random rounding would have to prevent.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,6 +33,27 @@ def convert(
         return None
     storage.recode(state, slot, dtype)
     return _shown(stored.dtype), _shown(dtype)
+
+
+def follow(slots: Iterable[Slot], param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor | None:
+    """Convert a state to what its group asks for now, if that changed between steps.
+
+    Where it asks for nothing, all stays. Returns the parameter's value if that is to be stored in another way.
+    """
+    for slot in slots:
+        kind = None if slot.per_tensor else storage.kind_for(slot, param, group)
+        if kind is not None and storage.holds(state, slot.key):
+            dtype = storage.dtype_for(slot, param, kind)
+            if state[storage.entry_of(state, slot.key)].dtype != dtype:
+                storage.recode(state, slot, dtype)
+    beside = storage.beside_parameter(param, group)
+    others = [key for key in storage.BESIDE.values() if key in state and key != beside]
+    if beside is None or not others:
+        return None
+    value = storage.load_parameter(param, state)
+    for key in others:
+        del state[key]
+    return value
 
 
 def _shown(dtype: torch.dtype) -> str:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steprule import errors, rule_errors
-from steprule.engine import effects, first_step, foreach, program, reference, runners, sparse, storage
+from steprule.engine import (
+    effects,
+    first_step,
+    foreach,
+    forms,
+    program,
+    reference,
+    restored,
+    runners,
+    sparse,
+    storage,
+)
 from steprule.engine.compose import Update, Worn
-from steprule.engine.fields import FLAGS, OPTIONS
-from steprule.engine.optimizer import CheckedOptimizer, make_step_counter
+from steprule.engine.fields import FLAGS, OPTIONS, Slot, make_step_counter
+from steprule.engine.optimizer import CheckedOptimizer
+from steprule.engine.reference import Work
 
 ABSENT = (None, False, "ignore")
+SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
 
 
 class RuleOptimizer(CheckedOptimizer):
@@ -33,6 +47,7 @@ class RuleOptimizer(CheckedOptimizer):
     # Whether torch's lists of tensors take an lr or betas that are tensors.
     lists_take_tensors: ClassVar[bool] = True
     traced: ClassVar[bool] = True
+    has_elements = staticmethod(forms.has_elements)
     _watched_rounding: bool = False
     # Whether `update` sees the parameter after a decoupled decay, or as it was.
     decays_first: ClassVar[bool] = True
@@ -124,7 +139,19 @@ class RuleOptimizer(CheckedOptimizer):
     def state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a parameter; what is missing is created at its start."""
         state = self.state[param]
+        if torch.is_inference_mode_enabled():
+            # State made in inference mode could not be written outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._completed(state, param, group)
+        return self._completed(state, param, group)
+
+    def _completed(self, state: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        value = None
+        if state and asks_for_storage(group):
+            value = restored.follow(self.slots.values(), param, state, group)
         state.update(self.state_to_come(param, group, state, self.place_of(param)))
+        if value is not None:
+            storage.store_parameter(param, state, value)
         return state
 
     def state_to_come(
@@ -139,7 +166,7 @@ class RuleOptimizer(CheckedOptimizer):
         for slot in self.slots.values():
             if not storage.holds(there, slot.key) and slot.exists(group):
                 new |= storage.create(slot, param, group)
-        if group.get("low_precision") or group.get("state_dtype"):
+        if asks_for_storage(group):
             new |= storage.create_for_parameter(param, group, {**there, **new}, place)
         return new
 
@@ -152,54 +179,52 @@ class RuleOptimizer(CheckedOptimizer):
         with torch.no_grad():
             for group in self.param_groups:
                 for param in group["params"]:
-                    if param.requires_grad:
+                    if param.requires_grad and not is_lazy(param):
                         self.state_of(param, group)
 
     def share_memory(self) -> None:
-        """Move the state to shared memory, for training from several processes."""
+        """Move the state to shared memory, step counts included, for training from several processes."""
         self.init_state()
         for state in self.state.values():
+            if isinstance(state.get("step"), int):
+                state["step"] = make_step_counter().fill_(state["step"])
             for value in state.values():
                 if isinstance(value, Tensor):
                     value.share_memory_()
 
     # Stepping
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        if len(self.param_groups) == 1 and runners.choose(type(self), group).runner.endswith("_kernel"):
-            return  # its plan checks every gradient, whenever one changes its kind
-        for param in group["params"]:
-            if param.grad is not None:
-                self.check_gradient(param, param.grad, group)
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        if self._watched_rounding:
-            self._run_group(group)
-            return
-        watch = first_step.Watch(group)
-        self._run_group(group)
-        messages = watch.messages(self)
-        # All groups of the first step, until one has something to tell.
-        self._watched_rounding = bool(messages) or group is self.param_groups[-1]
-        for message in messages:
-            warnings.warn(message, stacklevel=6)
-
-    def _run_group(self, group: dict[str, Any]) -> None:
+    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
         runner = runners.choose(type(self), group).runner
         left: list[Tensor] = group["params"]
+        first: Callable[[], None] | None = None
         if runner.endswith("_kernel"):
             from steprule.engine import fused  # what its kernels need is optional
 
-            left = fused.step(self, group)
+            first, left = fused.prepare(self, group)
             if left and group.get("fused"):
                 name, reason = next(iter(fused.reasons(self, group).items()))
                 raise errors.runner_unavailable(type(self).__name__, "fused=True", f"{name}: {reason}")
         elif runner == "foreach":
-            left = self._step_lists(group)
-        worn = self.worn(group)
-        for param in left:
-            if param.grad is not None:
-                self._step_alone(param, param.grad, worn, group)
+            first, left = self._prepare_lists(left, group)
+        second = self._prepare_alone(left, group) if left else None
+
+        def run() -> None:
+            for part in (first, second):
+                if part is not None:
+                    part()
+
+        return run if self._watched_rounding else lambda: self._watch(run, group)
+
+    def _watch(self, run: Callable[[], None], group: dict[str, Any]) -> None:
+        """Run a first step, and warn if it shows that most updates or state round away."""
+        watch = first_step.Watch(group)
+        run()
+        messages = watch.messages(self)
+        # All groups of the first step, until one has something to tell.
+        self._watched_rounding = self._watched_rounding or bool(messages) or group is self.param_groups[-1]
+        for message in messages:
+            warnings.warn(message, stacklevel=7)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -208,42 +233,66 @@ class RuleOptimizer(CheckedOptimizer):
         asked = bool(groups) and all(group.get("fused") for group in groups)
         return asked and all(runners.choose(type(self), x).runner == "gpu_kernel" for x in groups)
 
-    def _step_alone(self, param: Tensor, gradient: Tensor, worn: Worn, group: dict[str, Any]) -> None:
-        self.check_gradient(param, gradient, group)
-        state = self.state_of(param, group)
-        if gradient.is_sparse:
-            sparse.run(self, type(self).update, worn, group, param, gradient, state)
-        else:
-            t = next_step(state)
-            reference.run(type(self), type(self).update, worn, group, param, gradient, state, t)
+    def _prepare_alone(self, params: list[Tensor], group: dict[str, Any]) -> Callable[[], None]:
+        """A step of these parameters by the reference, one after the other."""
+        work = self.checked(params, group)
+        worn = self.worn(group)
+        if self.traced and work:
+            # What its scalars raise, they raise now.
+            foreach.scalars_of(self.program(group), group, work[0][2])[1]()
 
-    def _step_lists(self, group: dict[str, Any]) -> list[Tensor]:
-        """One step by foreach; returns the parameters that it must leave: gradients or storage say so."""
-        work: list[tuple[Tensor, Tensor, dict[str, Any], Any]] = []
-        left: list[Tensor] = []
-        for param in group["params"]:
-            gradient = param.grad
-            if gradient is None:
-                continue
-            if gradient.is_sparse:
-                left.append(param)
-                continue
-            self.check_gradient(param, gradient, group)
-            state = self.state_of(param, group)
-            if storage.keeps_more(state):
-                left.append(param)
-                continue
-            work.append((param, gradient, state, next_step(state)))
-        foreach.step(type(self), self.program(group), group, work)
-        return left
+        def run() -> None:
+            for param, gradient, state in work:
+                if gradient.is_sparse:
+                    sparse.run(self, type(self).update, worn, group, param, gradient, state)
+                else:
+                    t = reference.next_step(state)
+                    reference.run(type(self), type(self).update, worn, group, param, gradient, state, t)
+                    reference.count(state)
+
+        return run
+
+    def _prepare_lists(
+        self, params: list[Tensor], group: dict[str, Any]
+    ) -> tuple[Callable[[], None], list[Tensor]]:
+        """A step by foreach; and the parameters that it must leave: gradients or storage say so."""
+        work: list[Work] = []
+        left: list[Work] = []
+        for entry in self.checked(params, group):
+            (work if foreach.takes(entry) else left).append(entry)
+        run = foreach.prepare(self.program(group), group, work)
+        return run, [param for param, _, _ in left]
+
+    def check_storage(self, group: dict[str, Any]) -> None:
+        """Refuse storage that was asked for between steps and cannot be had."""
+        if asks_for_storage(group):
+            index = next((i for i, other in enumerate(self.param_groups) if other is group), None)
+            storage.check(type(self).__name__, self.slots, group, index)
+            storage.check_parameters(type(self).__name__, self.slots, group, index or 0)
+
+    def checked(self, params: list[Tensor], group: dict[str, Any]) -> list[Work]:
+        """The parameters with their gradients and states, all of which the rule can use."""
+        self.check_storage(group)
+        pairs = [(param, param.grad) for param in params]
+        for param, gradient in pairs:
+            if gradient is not None:
+                self.check_gradient(param, gradient, group)
+        work = [(param, grad, self.state_of(param, group)) for param, grad in pairs if grad is not None]
+        for param, _, state in work:
+            problem = _misfit(self.slots.values(), param, state)
+            if problem is not None:
+                raise errors.state_does_not_fit(type(self).__name__, self.name_of(param), problem)
+        return work
 
     def check_gradient(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Refuse a gradient that the rule cannot use, by the parameter's name."""
         who = type(self).__name__
-        if gradient.is_sparse and self.gradients == "dense":
+        if gradient.layout in SPARSE and self.gradients == "dense":
             raise errors.sparse_gradient(who, self.name_of(param))
         if gradient.is_sparse and self.traced and self.program(group).reduces:
             raise errors.sparse_with_reduction(who, self.name_of(param))
+        if gradient.is_sparse and self.worn(group).decay is not None:
+            raise errors.sparse_with_option(who, "weight_decay", self.name_of(param))
         if gradient.is_sparse and self._in_codes(param, group):
             raise errors.sparse_with_codes(who, self.name_of(param))
         if group.get("differentiable") and storage.keeps_more(self.state.get(param, {})):
@@ -256,6 +305,16 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.matrix_in_parts(who, self.name_of(param), None)
         if self.complex_error is not None and param.is_complex():
             raise errors.complex_parameter(who, self.name_of(param), self.complex_error)
+        if gradient.shape != param.shape and (
+            gradient.is_sparse or not _broadcasts(gradient.shape, param.shape)
+        ):
+            raise errors.gradient_of_other_size(
+                who, self.name_of(param), tuple(gradient.shape), tuple(param.shape)
+            )
+        if gradient.device != param.device and gradient.dim():
+            raise errors.gradient_elsewhere(who, self.name_of(param), gradient.device, param.device)
+        if gradient.is_complex() and not param.is_complex():
+            raise errors.complex_gradient(who, self.name_of(param))
 
     def _in_codes(self, param: Tensor, group: dict[str, Any]) -> bool:
         """Whether numbers of the parameter's state share scales: as asked, or as loaded."""
@@ -280,21 +339,37 @@ class RuleOptimizer(CheckedOptimizer):
         return lines
 
 
-def next_step(state: dict[str, Any]) -> Any:
-    """Count one step, and return the new count."""
-    if "step" not in state:
-        return None
-    if not isinstance(state["step"], Tensor):
-        state["step"] = make_step_counter().fill_(state["step"])
-    state["step"] += 1
-    return state["step"].item()
+def asks_for_storage(group: dict[str, Any]) -> bool:
+    """Whether the group says how to store state or parameters."""
+    return bool(group.get("low_precision") or group.get("state_dtype"))
 
 
-def run_on_slots(optimizer: RuleOptimizer, update: Update, group: dict[str, Any], extra: Any) -> None:
-    """Run words that only change slots, such as a curvature estimate, on every gradient of a group."""
+def _misfit(slots: Iterable[Slot], param: Tensor, state: Mapping[str, Any]) -> str | None:
+    """Why a state cannot be this parameter's, or None: its shapes and devices."""
+    shapes = {slot.key: slot.shape_for(param) for slot in slots if not slot.per_tensor}
+    shapes |= dict.fromkeys(("compensation", "low_bits"), tuple(param.shape))
+    for key, shape in shapes.items():
+        value = state.get(key)
+        if not isinstance(value, Tensor) or shape is None:
+            continue
+        if tuple(value.shape) != shape:
+            return f"its state '{key}' has shape {tuple(value.shape)}, and not {shape}"
+        if value.device != param.device:
+            return f"its state '{key}' is on {value.device}, and the parameter on {param.device}"
+    return None
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    """Whether torch would repeat a tensor of the one shape to fill the other."""
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in pairs)
+
+
+def run_on_slots(optimizer: RuleOptimizer, update: Update, extra: Any) -> None:
+    """Run words that only change slots, such as a curvature estimate, on every gradient."""
     with torch.no_grad():
-        for param in group["params"]:
-            if param.grad is not None:
-                optimizer.check_gradient(param, param.grad, group)
-                state = optimizer.state_of(param, group)
-                reference.run(type(optimizer), update, Worn(), group, param, param.grad, state, extra)
+        groups = optimizer.param_groups
+        work = [(group, optimizer.checked(group["params"], group)) for group in groups]
+        for group, entries in work:
+            for param, gradient, state in entries:
+                reference.run(type(optimizer), update, Worn(), group, param, gradient, state, extra)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule import errors
 from steprule.engine import reference
 from steprule.engine.compose import Update, Worn
 
@@ -22,9 +21,6 @@ def run(
     state: dict[str, Any],
 ) -> None:
     """One step on the rows of `param` that a sparse gradient touches. Other rows and slots rest."""
-    who = type(optimizer).__name__
-    if worn.decay is not None:
-        raise errors.sparse_with_option(who, "weight_decay", optimizer.name_of(param))
     gradient = gradient.coalesce()
     touched = gradient._indices()
     if optimizer.gradients == "rows" and group.get("momentum"):

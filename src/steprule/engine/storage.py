@@ -56,6 +56,7 @@ SLOT_KEY = "slot_rounding_key"
 MARK = 8
 # What each `low_precision` keeps beside a parameter.
 BESIDE = {"kahan": "compensation", "master": "low_bits", "stochastic": "rounding_key"}
+KEYS = ("rounding_key", SLOT_KEY)
 EXTRA_KEYS = (*BESIDE.values(), SLOT_KEY)
 HALF = (torch.bfloat16, torch.float16)
 GOLDEN = 0x9E3779B9
@@ -331,32 +332,9 @@ def _whole(local: Tensor, like: Any) -> Tensor:
 
 def next_keys(state: dict[str, Any]) -> None:
     """New keys for the random roundings of the next step."""
-    for key in (SLOT_KEY, "rounding_key"):
+    for key in KEYS:
         if key in state:
             state[key].fill_(mix(int(state[key]) + 1))
-
-
-class Keys:
-    """The random rounding keys of many tensors, in one table of which the states hold views."""
-
-    def __init__(self, states: list[dict[str, Any]], device: torch.device):
-        self._tables: list[Tensor] = []
-        for name in (SLOT_KEY, "rounding_key"):
-            if name in states[0]:
-                table = torch.stack([state[name].reshape(()).to(device) for state in states])
-                for state, view in zip(states, table.unbind(), strict=True):
-                    state[name] = view
-                self._tables.append(table)
-
-    def advance(self, scaling: Tensor | None = None) -> None:
-        """New keys for the next step, as `next_keys` makes them.
-
-        scaling: what a gradient scaler says on the device (see `DeviceCounters.scaling`); a skipped step
-        leaves the keys.
-        """
-        for table in self._tables:
-            new: Tensor = mix(table + 1)
-            table.copy_(new if scaling is None else torch.where(scaling[1] == 0, new, table))
 
 
 def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
