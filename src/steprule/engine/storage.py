@@ -17,6 +17,10 @@ Floats, because a block's small numbers count as much as its large one; random r
 moves by less than a code per step (0.999·v is v again in bf16), and because it has no bias. Neighbours are
 neighbours in the tensor's own order of dimensions, places are places in memory. Codes have a key of their
 own, so that an optimizer of torch that loads them stops instead of taking them for the slot.
+
+The first keys come from the parameter's position among all of the optimizer's, and from nothing else: neither
+from torch.manual_seed nor from the process, so that replicas in several processes stay equal. From then on they
+are in the state, and in checkpoints.
 """
 
 from __future__ import annotations
