@@ -87,14 +87,14 @@ def test_adamw_to_adabelief() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.25
     assert list(report.kept) == ["step", "exp_avg", "exp_avg_var"]
     assert "which is larger" in report.kept["exp_avg_var"]
-    assert (report.dropped, report.anew) == ((), ())
+    assert (report.dropped, report.reset) == ((), ())
     lines = [line.split(maxsplit=2) for line in str(report).splitlines()]
     assert lines[0] == ["from", "AdamW", "to AdaBelief"]
     assert ["kept", "step", "AdamW's step"] in lines
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "kept", "dropped", "anew"),
+    ("old", "new", "kept", "dropped", "reset"),
     [
         ("AdamW", "Lion", {"step", "exp_avg"}, {"exp_avg_sq"}, set()),
         ("AdamW", "RMSprop", {"step", "square_avg"}, {"exp_avg"}, set()),
@@ -114,9 +114,9 @@ def test_adamw_to_adabelief() -> None:
         ("RMSprop", "Adagrad", set(), {"step", "square_avg"}, {"step", "sum"}),
     ],
 )  # fmt: skip
-def test_what_is_kept(old: str, new: str, kept: set[str], dropped: set[str], anew: set[str]) -> None:
+def test_what_is_kept(old: str, new: str, kept: set[str], dropped: set[str], reset: set[str]) -> None:
     converted, report = convert_state(trained(RULES[old]).state_dict(), old, new)
-    assert (set(report.kept), set(report.dropped), set(report.anew)) == (kept, dropped, anew)
+    assert (set(report.kept), set(report.dropped), set(report.reset)) == (kept, dropped, reset)
     for state in converted["state"].values():
         for key in kept:
             assert isinstance(state[key], (Tensor, int))

@@ -1,4 +1,4 @@
-"""The text of every rule's CPU kernel, as reviewed: `python tests/test_golden.py` writes it anew.
+"""The text of every rule's CPU kernel, as reviewed: `python tests/test_golden.py` updates it.
 
 A change to a rule, to the tracer or to the printer shows here as a change of text, line by line.
 """
@@ -39,7 +39,7 @@ BUILT_IN = {case.name: case.rule for case in LOOPS if case.rule.__module__.start
 @pytest.mark.parametrize("name", sorted(texts()))
 def test_the_text_is_the_reviewed_one(name: str) -> None:
     wanted = (GOLDEN / name).read_text(encoding="utf-8")
-    assert texts()[name] == wanted, f"{name} changed; python tests/test_golden.py writes it anew"
+    assert texts()[name] == wanted, f"{name} changed; python tests/test_golden.py updates it"
 
 
 def test_no_text_is_left_over() -> None:

@@ -1,6 +1,6 @@
 """The text of GPU kernels, as reviewed, and what Triton makes of it for a GPU that need not be there.
 
-`python tests/test_gpu_text.py` writes the reviewed texts anew. The texts of all rules stand among the CPU's;
+`python tests/test_gpu_text.py` writes the reviewed texts again. The texts of all rules stand among the CPU's;
 what the GPU's printer does differently shows on a few.
 """
 
@@ -78,7 +78,7 @@ def text(name: str) -> str:
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_text_is_the_reviewed_one(name: str) -> None:
     wanted = (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
-    assert text(name) == wanted, f"{name} changed; python tests/test_gpu_text.py writes it anew"
+    assert text(name) == wanted, f"{name} changed; python tests/test_gpu_text.py updates it"
 
 
 def test_no_text_is_left_over() -> None:

@@ -53,7 +53,7 @@ def convert_state(
         adabelief.load_state_dict(converted)
 
     Only slots that mean the same are kept, and the step count with them. All that the new rule divides by
-    has to be among them, else everything starts anew: a mean that is kept beside a divisor at its start
+    has to be among them, else everything is reset: a mean that is kept beside a divisor at its start
     makes steps that are far too large. AdaBelief's variance starts from Adam's mean square, which is
     larger. Hyper-parameters are not converted, since lr means another thing in each rule.
 
@@ -99,7 +99,7 @@ def convert_state(
         to=new.__name__,
         kept=kept,
         dropped=tuple(key for key in present if key not in sources.values() or not state),
-        anew=tuple(key for key in wanted if key not in kept),
+        reset=tuple(key for key in wanted if key not in kept),
     )
     keep = ("params", "param_names", "param_shapes", "name")
     groups = [{k: v for k, v in group.items() if k in keep} for group in state_dict["param_groups"]]

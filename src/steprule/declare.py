@@ -119,7 +119,8 @@ def slot(
     slot's shape as a function of the parameter's; None where the parameter has no such slot.
     never_negative: its codes need no sign, and it is no number for fp16 (steps divide by it).
     not_in_8_bits: why it must not be kept so coarsely. subtracted_from: the key of a slot that it, or its
-    square, is subtracted from; both are then kept in full, lest rounding leave less than 0.
+    square, is subtracted from; both then stay in full precision, so that rounding cannot make the difference
+    negative.
     """
     return cast(
         Number,
@@ -258,7 +259,7 @@ class Elementwise(_Rule):
         default="ignore",
         choices=("ignore", "raise", "skip"),
         kw_only=True,
-        meaning="on NaN or infinite gradients: step all the same, raise, or let the whole step pass",
+        meaning="on NaN or infinite gradients: step as usual, raise an error, or skip the whole step",
     )
 
     # Type checkers read the fields above as arguments of this constructor; subclasses get their own.

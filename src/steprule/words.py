@@ -335,7 +335,7 @@ SCALAR_WORDS: dict[str, Callable[..., float]] = {
 
 
 def _apply(word: str, *operands: Any) -> Any:
-    """A word on whatever it is given: Numbers, Symbols or plain numbers."""
+    """A word on Numbers, Symbols or plain numbers."""
     for given in operands:
         if isinstance(given, Number):
             machine = given.machine

@@ -339,7 +339,7 @@ class _States:
                 self.missing.append(f"{place.label}: {slot.key}")
         if lacking and self.strict:
             problem = f"the state of {place.shown} has no '{lacking[0]}'"
-            raise errors.checkpoint(self.who, problem, "strict=False starts that parameter's state anew.")
+            raise errors.checkpoint(self.who, problem, "strict=False resets that parameter's state.")
         self.missing += [f"{place.label}: {key}" for key in lacking]
         return not lacking
 

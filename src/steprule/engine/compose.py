@@ -33,8 +33,8 @@ PLACES: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
-class Worn:
-    """What a rule wears in one group; together with its static options, this makes the program."""
+class Added:
+    """What a group adds to its rule; together with static options, this determines the program."""
 
     maximize: bool = False
     decay: str | None = None
@@ -115,18 +115,18 @@ class Slots:
         self.written.add(letter)
 
 
-def one_step(update: Update, worn: Worn, h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
+def one_step(update: Update, added: Added, h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
     """The parameter after one step; the slots are set in `s`."""
     who = f"{p.machine.rule}.update"
     before = p
-    if worn.maximize:
+    if added.maximize:
         g = -g
-    if worn.decay is not None:
-        if PLACES[worn.decay] == "gradient":
-            g = DECAYS[worn.decay](h, p, g)
+    if added.decay is not None:
+        if PLACES[added.decay] == "gradient":
+            g = DECAYS[added.decay](h, p, g)
         else:
-            p = DECAYS[worn.decay](h, p)
-    seen = p if worn.decays_first else before
+            p = DECAYS[added.decay](h, p)
+    seen = p if added.decays_first else before
     return called(who, update, lambda: _changed(p, update(h, seen, g, s, t)))
 
 

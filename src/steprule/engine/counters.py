@@ -1,8 +1,8 @@
 """What is kept once per tensor: step counts above all, a rule's own numbers, and keys of random rounding.
 
-Each stays the tensor that it is in the state, wherever its memory lies, so that whoever else holds it (another
-process, a checkpoint being restored) sees every change. They are read and written as plain memory: an
-operation of torch on each would cost more than everything else here.
+Each stays the tensor that it is in the state, wherever its memory is, so that everything else that holds it
+(another process, a checkpoint being restored) sees every change. They are read and written as plain memory: a
+torch operation on each would cost more than everything else here.
 """
 
 from __future__ import annotations

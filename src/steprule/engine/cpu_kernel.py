@@ -199,7 +199,7 @@ class _Printer:
         return ["for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
 
     def _blocks(self, inside: list[str]) -> list[str]:
-        """The same, block by block: noise begins anew in each, and codes wait for its largest number."""
+        """The same, block by block: noise restarts in each, and codes wait for its largest element."""
         written = [name for name in self.coded if name in self.sweep.outputs]
         size = storage.BLOCK
         lines = [f"buffer_{name} = scratch(job, part * {len(written)} + {i})" for i, name in enumerate(written)]

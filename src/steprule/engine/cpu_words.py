@@ -369,7 +369,7 @@ def scratch(context, job, place):
 
 @intrinsic
 def key_of(context, array, salt):
-    """A tensor's key for random rounding, told apart by a salt."""
+    """A tensor's key for random rounding, made unique by a salt."""
 
     def generate(context, builder, signature, values):
         key = builder.trunc(builder.load(values[0]), INT32)

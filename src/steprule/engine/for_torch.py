@@ -25,19 +25,19 @@ class ConversionReport:
     """What `convert_state` did with each slot. `print` shows a table.
 
     kept: slots of the new rule, with what they are. dropped: slots of the old rule that are not in the
-    new state. anew: slots of the new rule that start from their beginning.
+    new state. reset: slots of the new rule that start from their initial value.
     """
 
     from_: str
     to: str
     kept: dict[str, str]
     dropped: tuple[str, ...]
-    anew: tuple[str, ...]
+    reset: tuple[str, ...]
 
     def __str__(self) -> str:
         rows = [("kept", key, meaning) for key, meaning in self.kept.items()]
-        rows += [("dropped", key, f"{self.to} keeps no such thing") for key in self.dropped]
-        rows += [("starts anew", key, f"{self.from_} keeps no such thing") for key in self.anew]
+        rows += [("dropped", key, f"{self.to} has no such slot") for key in self.dropped]
+        rows += [("reset", key, f"{self.from_} has no such slot") for key in self.reset]
         if not self.to.startswith("torch"):
             rows.append(("not converted", "hyper-parameters", f"those of the new {self.to} stay"))
         return "\n".join([f"from {self.from_} to {self.to}", *as_table(rows)])

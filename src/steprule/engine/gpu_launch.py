@@ -130,7 +130,7 @@ class Launch:
             raise NoKernel(f"no kernel could be made ({type(error).__name__}: {error})") from error
 
     def _pointer_table(self) -> Tensor:
-        """The addresses on the device, sent anew if one has changed."""
+        """The addresses on the device, sent again if one has changed."""
         if _capturing(self.device):
             # A CUDA graph sends the table again whenever it is replayed, so it must have one of its own.
             table = self._send(self._pointers)

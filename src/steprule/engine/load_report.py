@@ -27,7 +27,7 @@ class LoadReport:
 
     matched_by: "name" or "position". matched: the parameters that have their saved state now.
     missing: parameters and slots that the checkpoint lacks; such a parameter keeps the state it has, one
-    that lacks a slot starts anew (a slot that an option adds starts alone).
+    that lacks a slot is reset (a slot that an option adds starts alone).
     unexpected: parameters, slots and hyper-parameters that the optimizer lacks; not used.
     reshaped: parameters of another shape, which keep the state they have.
     moved: parameters that were in another group. converted: values that have another type now.

@@ -26,7 +26,7 @@ DECAY_MODES = ("l2", "decoupled", "absolute")
 def _never_traced(step: Callable[..., Any]) -> Any:
     """Have a compiler leave `step` alone.
 
-    A compiled training step then calls the same kernels as any other, and is never compiled anew for an lr.
+    A compiled training step then calls the same kernels as any other, and is never recompiled for an lr.
     torch.compiler.disable imports the compiler, which takes seconds, so it waits until somebody else has.
     """
     left_alone: list[Callable[..., Any]] = []

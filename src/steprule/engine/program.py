@@ -1,4 +1,4 @@
-"""A rule, and what it wears, written down once as a straight list of words.
+"""A rule and what a group adds to it, traced once into a straight list of words.
 
 `trace` runs `update` on numbers that record what is done to them. What comes out is independent of shapes,
 dtypes, devices and of the values of the hyper-parameters, so that a schedule never builds a new program:
@@ -19,7 +19,7 @@ from numbers import Real
 from typing import Any, cast
 
 from steprule import rule_errors
-from steprule.engine.compose import Hyper, Slots, Update, Worn, name_in, one_step
+from steprule.engine.compose import Added, Hyper, Slots, Update, name_in, one_step
 from steprule.engine.fields import Field, Slot
 from steprule.words import SCALAR_WORDS, Number, Symbol, spell
 
@@ -261,18 +261,18 @@ def static_key(rule: Any, group: Mapping[str, Any]) -> tuple[Any, ...]:
 _programs: dict[Any, Program] = {}
 
 
-def trace(rule: Any, update: Update, worn: Worn, group: Mapping[str, Any]) -> Program:
+def trace(rule: Any, update: Update, added: Added, group: Mapping[str, Any]) -> Program:
     """The program of `update` in a group with these static options, from memory if it was traced before.
 
     Raises: AttributeError for a misspelt slot or hyper-parameter, TypeError for an `if` on a number.
     """
-    key = (update, rule, worn, static_key(rule, group))
+    key = (update, rule, added, static_key(rule, group))
     if key not in _programs:
-        _programs[key] = _trace(rule, update, worn, group)
+        _programs[key] = _trace(rule, update, added, group)
     return _programs[key]
 
 
-def _trace(rule: Any, update: Update, worn: Worn, group: Mapping[str, Any]) -> Program:
+def _trace(rule: Any, update: Update, added: Added, group: Mapping[str, Any]) -> Program:
     tracer = _Tracer(rule.__name__)
     memory = tracer.memory
     fields = {name: fld for name, fld in rule.fields.items() if name in group and not fld.free}
@@ -286,7 +286,7 @@ def _trace(rule: Any, update: Update, worn: Worn, group: Mapping[str, Any]) -> P
     numbers |= {letter: memory.symbol(f"n[{letter!r}]") for letter in scalar_slots}
     s = Slots(tracer, rule.slots, numbers)
     t = memory.symbol("t")
-    new = one_step(update, worn, h, Number(tracer, inputs["p"]), Number(tracer, inputs["g"]), s, t)
+    new = one_step(update, added, h, Number(tracer, inputs["p"]), Number(tracer, inputs["g"]), s, t)
 
     outputs = {"p": new.handle}
     outputs |= {x: _as_register(tracer, s.numbers[x]) for x in slots if x in s.written}

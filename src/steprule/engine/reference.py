@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steprule import rule_errors
 from steprule.engine import storage
-from steprule.engine.compose import Hyper, Slots, Update, Worn, one_step
+from steprule.engine.compose import Added, Hyper, Slots, Update, one_step
 from steprule.engine.fields import Slot, make_step_counter, scalar_dtype
 from steprule.words import Number
 
@@ -204,7 +204,7 @@ def as_plain(value: Any, machine: Eager, live: bool) -> Any:
 def run(
     rule: Any,
     update: Update,
-    worn: Worn,
+    added: Added,
     group: dict[str, Any],
     param: Tensor,
     gradient: Tensor,
@@ -235,7 +235,7 @@ def run(
     g = load(gradient)
     t = Number(machine, t) if isinstance(t, Tensor) else t
     given = [*numbers.values(), *((p, g) if live else ())]
-    new = one_step(update, worn, h, p, g, s, t)
+    new = one_step(update, added, h, p, g, s, t)
     _store_state(machine, s, slots, state, live, {id(x.handle) for x in given if isinstance(x, Number)})
     value = _fitted(machine, "the new value of the parameter", new.handle, real(param))
     if param.dtype in storage.HALF and not live:

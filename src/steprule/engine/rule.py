@@ -23,7 +23,7 @@ from steprule.engine import (
     sparse,
     storage,
 )
-from steprule.engine.compose import Update, Worn
+from steprule.engine.compose import Added, Update
 from steprule.engine.fields import FLAGS, OPTIONS, Slot, make_step_counter
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.reference import Work
@@ -112,21 +112,21 @@ class RuleOptimizer(CheckedOptimizer):
         else:
             self._check_whole(group, index)
 
-    # What the rule wears
+    # What the group adds to the rule
 
-    def worn(self, group: dict[str, Any]) -> Worn:
-        """Which habits are on in this group; a decay of zero is not worn at all."""
+    def added(self, group: dict[str, Any]) -> Added:
+        """What this group adds to the rule; a weight decay of zero is left out of the program."""
         decay = None
         strength = group.get("weight_decay", 0)
         if self.decay_default and (isinstance(strength, Tensor) or strength != 0):
             decoupled = group.get("decoupled_weight_decay")
             named = {None: self.decay_default, True: "decoupled", False: "l2"}[decoupled]
             decay = group.get("weight_decay_mode", named)
-        return Worn(bool(group.get("maximize")), decay, self.decays_first)
+        return Added(bool(group.get("maximize")), decay, self.decays_first)
 
     def program(self, group: dict[str, Any]) -> program.Program:
         """The traced step of this group."""
-        return program.trace(type(self), type(self).update, self.worn(group), group)
+        return program.trace(type(self), type(self).update, self.added(group), group)
 
     # State
 
@@ -236,7 +236,7 @@ class RuleOptimizer(CheckedOptimizer):
     def _prepare_alone(self, params: list[Tensor], group: dict[str, Any]) -> Callable[[], None]:
         """A step of these parameters by the reference, one after the other."""
         work = self.checked(params, group)
-        worn = self.worn(group)
+        added = self.added(group)
         if self.traced and work:
             # What its scalars raise, they raise now.
             foreach.scalars_of(self.program(group), group, work[0][2])[1]()
@@ -244,10 +244,10 @@ class RuleOptimizer(CheckedOptimizer):
         def run() -> None:
             for param, gradient, state in work:
                 if gradient.is_sparse:
-                    sparse.run(self, type(self).update, worn, group, param, gradient, state)
+                    sparse.run(self, type(self).update, added, group, param, gradient, state)
                 else:
                     t = reference.next_step(state)
-                    reference.run(type(self), type(self).update, worn, group, param, gradient, state, t)
+                    reference.run(type(self), type(self).update, added, group, param, gradient, state, t)
                     reference.count(state)
 
         return run
@@ -291,7 +291,7 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.sparse_gradient(who, self.name_of(param))
         if gradient.is_sparse and self.traced and self.program(group).reduces:
             raise errors.sparse_with_reduction(who, self.name_of(param))
-        if gradient.is_sparse and self.worn(group).decay is not None:
+        if gradient.is_sparse and self.added(group).decay is not None:
             raise errors.sparse_with_option(who, "weight_decay", self.name_of(param))
         if gradient.is_sparse and self._in_codes(param, group):
             raise errors.sparse_with_codes(who, self.name_of(param))
@@ -324,12 +324,12 @@ class RuleOptimizer(CheckedOptimizer):
         )
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
-        worn = self.worn(group)
-        habits = [f"{worn.decay} weight decay"] if worn.decay else []
-        habits += ["maximize"] if worn.maximize else []
-        wears = ", ".join(habits) or "nothing"
+        added = self.added(group)
+        habits = [f"{added.decay} weight decay"] if added.decay else []
+        habits += ["maximize"] if added.maximize else []
+        options = ", ".join(habits) or "none"
         choice = runners.choose(type(self), group)
-        lines = [f"runner: {choice.runner}; wears: {wears}"]
+        lines = [f"runner: {choice.runner}; options: {options}"]
         lines += [f"not {runner}: {reason}" for runner, reason in choice.passed_over.items()]
         lines += effects.without_effect(self, group)
         if choice.runner.endswith("_kernel"):
@@ -372,4 +372,4 @@ def run_on_slots(optimizer: RuleOptimizer, update: Update, extra: Any) -> None:
         work = [(group, optimizer.checked(group["params"], group)) for group in groups]
         for group, entries in work:
             for param, gradient, state in entries:
-                reference.run(type(optimizer), update, Worn(), group, param, gradient, state, extra)
+                reference.run(type(optimizer), update, Added(), group, param, gradient, state, extra)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from steprule.engine import reference
-from steprule.engine.compose import Update, Worn
+from steprule.engine.compose import Added, Update
 
 
 def run(
     optimizer: Any,
     update: Update,
-    worn: Worn,
+    added: Added,
     group: dict[str, Any],
     param: Tensor,
     gradient: Tensor,
@@ -31,7 +31,7 @@ def run(
         state["step"] += 1
         t = float(state["step"])
     if not gradient.is_sparse:
-        reference.run(type(optimizer), update, worn, group, param, gradient, state, t)
+        reference.run(type(optimizer), update, added, group, param, gradient, state, t)
         return
     if touched.numel() == 0:
         return
@@ -39,7 +39,7 @@ def run(
     slots = {k: v for k, v in state.items() if k != "step"}
     rows = {k: v[where] if v.shape == param.shape else v for k, v in slots.items()}
     values = param[where].clone()
-    reference.run(type(optimizer), update, worn, group, values, gradient._values(), rows, t)
+    reference.run(type(optimizer), update, added, group, values, gradient._values(), rows, t)
     for key, value in rows.items():
         if state[key].shape == param.shape:
             state[key][where] = value

@@ -51,7 +51,7 @@ CODE_0 = {torch.int8: 2.0**-15, torch.uint8: 2.0**-31}
 TINIEST = 2.0**-120
 # The scale of a block is the power of two below its largest number times this: all of it then lies under 1.875
 # scales, where noise carries nothing beyond the highest code. A power of two, so that a number that hardly
-# changes keeps its code whatever its neighbours do, rather than being rounded anew at every step.
+# changes keeps its code whatever its neighbours do, instead of being rounded again at every step.
 HEADROOM = 16 / 15 * (1 + 2.0**-22)
 # The bits of 1.0 and of infinity.
 ONE, INFINITE = 0x3F800000, 0x7F800000
@@ -207,7 +207,7 @@ def create_for_parameter(
 
 
 def keeps_more(state: Mapping[str, Any]) -> bool:
-    """Whether the state keeps more than plain numbers, which torch's own words would not heed."""
+    """Whether the state keeps more than plain numbers, which torch's own operations would ignore."""
     return any(key in state for key in EXTRA_KEYS)
 
 

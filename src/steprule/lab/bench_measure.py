@@ -181,7 +181,7 @@ def samples_of(
 ) -> dict[str, list[float]]:
     """Milliseconds of one call of each action, a sample per round.
 
-    All take their turn in every round, in an order drawn anew, so whatever slows the machine for a while
+    All take their turn in every round, in a newly drawn order, so whatever slows the machine for a while
     slows all of them. A sample of a short action is the mean of many calls, after one that is not counted:
     its memory is then as near to the processor as it gets.
     """
