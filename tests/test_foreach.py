@@ -119,9 +119,9 @@ def test_temporaries_fit_in_a_bucket(case: Case, dtype: torch.dtype) -> None:
     params = [nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape in shapes]
     optimizer = case.make(params)
     (group,) = optimizer.param_groups
-    work = [(p, torch.empty_like(p), optimizer.state_of(p, group), 3.0) for p in params]
+    work = [(p, torch.empty_like(p), optimizer.state_of(p, group)) for p in params]
     with torch.no_grad(), Temporaries() as temporaries:
-        foreach.step(case.rule, optimizer.program(group), group, work)
+        foreach.prepare(optimizer.program(group), group, work)()
     whole = sum(param.numel() for param in params) * max(4, dtype.itemsize)
     assert temporaries.most <= 64 * 2**20 < whole / 2
     assert temporaries.most > 2**20
