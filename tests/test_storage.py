@@ -195,9 +195,8 @@ def test_a_step_on_the_tape_refuses_what_rounds_by_itself(options: dict[str, Any
     feed(live, 1)
     live.param_groups[0]["differentiable"] = True
     before = params[0].detach().clone()
-    with pytest.raises(
-        ValueError, match=r"differentiable=True does not go with state_dtype='int8' \(parameter group 0\)"
-    ):
+    conflict = r"differentiable=True does not go with state_dtype='int8' \(parameter group 0\)"
+    with pytest.raises(ValueError, match=conflict):
         live.step()
     assert torch.equal(params[0], before)
     assert live.state[params[0]]["step"] == 1
