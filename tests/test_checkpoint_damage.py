@@ -192,7 +192,7 @@ def test_a_plain_number_per_tensor_is_taken_and_reported() -> None:
 
 LBFGS_DAMAGE: dict[str, tuple[str, Any, str]] = {
     "a direction of text": ("d", "down", "'d' holds str"),
-    "a direction too short": ("d", torch.ones(3), "'d' has 3 numbers, the parameters have 24"),
+    "a direction too short": ("d", torch.ones(3), "'d' has 3 elements, the parameters have 24"),
     "history outside a list": ("old_dirs", torch.ones(24), "'old_dirs' is Tensor, must be a list"),
     "history of text": ("old_stps", ["x"], "'old_stps' holds str"),
     "a scale of text": ("H_diag", "1", "'H_diag' is str"),

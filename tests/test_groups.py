@@ -305,7 +305,7 @@ def test_explain_says_rule_parameters_state_and_runner(case: Case) -> None:
     assert case.name in text
     assert "group 0" in text
     assert f"{len(flat(optimizer))} parameters" in text
-    assert f"{count:,} numbers" in text
+    assert f"{count:,} elements" in text
     assert case.closure or f"{size:,} bytes of state" in text
     assert "runner" in text
 

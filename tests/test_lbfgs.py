@@ -523,7 +523,7 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
     advance(saved, loss)
     optimizer = LBFGS([nn.Parameter(torch.ones(5))])
     before = copy.deepcopy(optimizer.state_dict())
-    with pytest.raises(ValueError, match="4 numbers, the parameters have 5"):
+    with pytest.raises(ValueError, match="4 elements, the parameters have 5"):
         optimizer.load_state_dict(saved.state_dict())
     assert_same(optimizer.state_dict(), before)
 

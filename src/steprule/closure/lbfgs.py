@@ -41,17 +41,17 @@ class LBFGS(CheckedOptimizer):
     """Newton's direction, with a Hessian estimated from the last changes of position and gradient.
 
     When: a smooth loss without noise (all the data, or one fixed batch), where a precise minimum is worth
-    many evaluations: fits, physics-informed networks, style transfer. Give line_search_fn="strong_wolfe"
-    unless a search is too dear.
+    many evaluations: fits, physics-informed networks, style transfer. Use line_search_fn="strong_wolfe"
+    unless a search is too expensive.
 
         s = t·d of the iteration before      y = g - g₋₁      kept when y·s > 1e-10, history_size of them
         d = -H·g by the two-loop recursion, H₀ = (y·s)/(y·y) of the newest pair; d = -g at first
         t = lr·min(1, 1/‖g‖₁) at first, then lr; or searched from there, by the strong Wolfe conditions
         θ ← θ + t·d
 
-    State: 2·history_size + 2 numbers per parameter (old_dirs, old_stps, d, prev_flat_grad).
-    Source: Liu and Nocedal 1989, "On the limited memory BFGS method for large scale optimization";
-    Nocedal and Wright 2006, Numerical Optimization, algorithms 7.4 and 7.5.
+    State: 2·history_size + 2 values per parameter (old_dirs, old_stps, d, prev_flat_grad).
+    Source: Liu and Nocedal 1989, "On the limited memory BFGS method for large scale optimization",
+    https://doi.org/10.1007/BF01589116; Nocedal and Wright 2006, Numerical Optimization, algorithms 7.4 and 7.5.
 
     One `step(closure)` makes up to max_iter iterations and stops early at max_eval evaluations, or when
     max|g| ≤ tolerance_grad, g·d > -tolerance_change, max|t·d| ≤ tolerance_change, or the loss changes by
@@ -226,7 +226,7 @@ def _misfit(key: str, value: Any, numbers: int) -> str:
             if not isinstance(vector, Tensor) or not vector.is_floating_point():
                 return f"holds {type(vector).__name__}, must be floating-point tensors"
             if vector.shape != (numbers,):
-                return f"has {vector.numel()} numbers, the parameters have {numbers}"
+                return f"has {vector.numel()} elements, the parameters have {numbers}"
         return ""
     if key in ("ro", "al"):
         fine = isinstance(value, list)

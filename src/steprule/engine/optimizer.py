@@ -441,7 +441,7 @@ def _elements(params: list[Tensor]) -> str:
     known = [p for p in params if not is_lazy(p)]
     waiting = len(params) - len(known)
     more = f" and {waiting} parameters without a shape yet" if waiting else ""
-    return f"{sum(p.numel() for p in known):,} numbers{more}"
+    return f"{sum(p.numel() for p in known):,} elements{more}"
 
 
 def _state_bytes(state: dict[str, Any]) -> int:

@@ -22,18 +22,18 @@ def _vector(shape: torch.Size) -> tuple[int, ...] | None:
 
 
 class Adafactor(Matrix, flags="foreach maximize"):
-    """Adam without momentum, whose second moments of a matrix are kept as row and column means only.
+    """Adam without momentum that keeps only row and column means of a matrix's second moments.
 
-    When: memory is short; almost no state.
+    When: memory is short. Keeps almost no state.
 
         1-β2ₜ = tᵈ (d = beta2_decay)       R ← β2ₜ·R + (1-β2ₜ)·rowmean(g²),  C likewise over columns
         V̂ = R·C/mean(R)  (a vector keeps V itself)         u = g / √max(V̂, ε₁²)
         α = max(ε₂, RMS(θ)) · min(lr, 1/√t)
         θ ← θ·(1 - lr·λ) - α · u / max(1, RMS(u)/d)
 
-    State: rows + columns numbers per matrix (row_var, col_var), 1 per entry of a vector (variance).
+    State: rows + columns values per matrix (row_var, col_var), 1 per element of a vector (variance).
     Source: Shazeer, Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
-    algorithms 4 and 5, with torch's reading of lr.
+    algorithms 4 and 5, https://arxiv.org/abs/1804.04235, with torch's reading of lr.
     """
 
     decays_first = False

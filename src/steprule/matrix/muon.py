@@ -11,9 +11,9 @@ from steprule.words import Number, ema, lerp
 
 
 class Muon(Matrix, flags=""):
-    """Momentum whose every singular direction gets the same length.
+    """Momentum in which every singular direction gets the same length.
 
-    When: the hidden matrices of transformers; embeddings, heads, biases and norms go to AdamW.
+    When: the hidden matrices of transformers. Use AdamW for embeddings, heads, biases and norms.
 
         M ← μ·M + (1-μ)·G           U = (1-μ)·G + μ·M with Nesterov, else M
         θ ← θ·(1 - lr·λ) - lr·s·orthogonalize(U)
@@ -21,7 +21,7 @@ class Muon(Matrix, flags=""):
             "match_rms_adamw"     0.2·√max(rows, columns)
             "spectral_unclamped"  √(rows/columns)
 
-    State: 1 number per parameter (momentum_buffer). Parameters must be matrices.
+    State: 1 value per parameter (momentum_buffer). Parameters must be matrices.
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, "Muon is
     Scalable for LLM Training", §2.2 (match_rms_adamw); Bernstein 2025, "Deriving Muon",
     https://jeremybernste.in/writing/deriving-muon (spectral_unclamped).
@@ -32,7 +32,7 @@ class Muon(Matrix, flags=""):
 
     lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
     weight_decay: float | WeightDecay = decay(default=0.1, mode="decoupled")
-    momentum: float = hyper(default=0.95, at_least=0, meaning="μ, how much of the past stays")
+    momentum: float = hyper(default=0.95, at_least=0, meaning="μ, decay of M")
     nesterov: bool = hyper(default=True, meaning="look ahead along the momentum")
     ns_coefficients: tuple[float, float, float] = hyper(
         default=(3.4445, -4.775, 2.0315), meaning="a, b, c of the iteration"
