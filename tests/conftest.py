@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,8 @@ def same_random_numbers() -> Iterator[None]:
     # torch.manual_seed formats a stack for a GPU that is not there: in 10,000 tests that is a minute.
     seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
     seed(0)
+    path = sys.path.copy()
     yield
+    sys.path[:] = path  # where a test loads a user's file, the folder of that file is added
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()

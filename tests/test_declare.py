@@ -115,6 +115,8 @@ def test_a_misspelt_word_is_refused_at_its_import() -> None:
         exec("from steprule.words import maximum")
     with pytest.raises(ImportError, match=r"no word 'tanh'\. A rule is written with .*\bsqrt\b"):
         exec("from steprule.words import tanh")
+    for name in ("pytest_plugins", "setUpModule", "__path__"):
+        assert not hasattr(steprule.words, name), name
 
 
 # What is wrong in the class

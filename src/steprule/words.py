@@ -462,5 +462,4 @@ def becomes(value: Number | float) -> Becomes:
 def __getattr__(name: str) -> NoReturn:
     if name.startswith("_"):
         raise AttributeError(name)
-    # Not AttributeError, whose text `from steprule.words import …` throws away.
     raise rule_errors.no_such_word(name, __all__)
