@@ -466,8 +466,6 @@ def test_a_step_that_raises_in_the_last_group_has_moved_nothing(
 ) -> None:
     if fault is sparse and case.name in ("SGD", "Adagrad", "SparseAdam"):
         pytest.skip("takes sparse gradients")
-    if fault is lr_in_words and not getattr(case.rule, "traced", False):
-        pytest.skip("its arithmetic runs on tensors alone")
     if fault is lr_in_words and case.name == "Rprop":
         pytest.skip("its lr is the first step size alone")
     if fault in (wrong_size, complex_numbers, kernel_by_name) and case.sparse_only:

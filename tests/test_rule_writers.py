@@ -401,7 +401,7 @@ def test_what_a_rule_by_hand_raises_names_it_and_the_state() -> None:
     other.state[other.param_groups[0]["params"][0]]["sum"] = torch.zeros(2)
     with pytest.raises(KeyError, match=r"Mine\.step_param: there is no key 'exp_avg'.*line \d+") as caught:
         other.step()
-    assert caught.value.__notes__ == ["The state of parameter 0 has the keys: sum."]
+    assert caught.value.__notes__[0] == "The state of parameter 0 has the keys: sum."
 
 
 def test_no_rule_by_hand_moves_when_the_last_gradient_is_sparse() -> None:

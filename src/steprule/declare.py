@@ -267,6 +267,10 @@ class Elementwise(_Rule):
 
 
 class Matrix(Elementwise):
-    """A rule that looks at whole matrices; its `update` may use `steprule.matrix.words` on tensors."""
+    """A rule that looks at whole matrices; its `update` may use `steprule.matrix.words` on tensors.
+
+    `update` is tried on every new kind of parameter before anything moves. If it raises later, because of the
+    values that it is given, the parameters before that one have moved; a note on the error says so.
+    """
 
     traced = False

@@ -234,12 +234,22 @@ def complex_gradient(who: str, name: str):
     return RuntimeError(f"{who}: the gradient of {name} is complex, must be real as the parameter.")
 
 
-def state_does_not_fit(who: str, name: str, problem: str):
+def state_does_not_fit(who: str, name: str, problem: str, fix: str):
     """State that does not fit the parameter as it is now."""
-    return RuntimeError(
-        f"{who}: {name} has changed: {problem}. Expected the same size and all tensors on the same device: "
-        "call optimizer.to(device) after moving the model, delete optimizer.state[p] of a resized parameter."
+    return RuntimeError(f"{who}: {name} cannot be stepped: {problem}. To go on, {fix}.")
+
+
+def in_the_middle_of_a_step(who: str) -> str:
+    """A note on an error that no check could foresee."""
+    return (
+        f"{who}: this was raised in the middle of a step. Parameters before this one may have moved already: "
+        "before going on, load a checkpoint of the model and of the optimizer."
     )
+
+
+def parameter_not_writable(who: str, name: str, problem: str, fix: str):
+    """A parameter that torch does not write to in place."""
+    return RuntimeError(f"{who}: {name} {problem}. {fix}")
 
 
 def runner_unavailable(who: str, asked: str, reason: str):

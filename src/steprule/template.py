@@ -31,6 +31,10 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
                 state["exp_avg"].lerp_(grad, 1 - group["betas"][0])
                 param.add_(state["exp_avg"], alpha=-group["lr"])
 
+    Gradients are checked, and `init_state` is called, for all parameters before the first one moves. What
+    `step_param` raises cannot be known in advance: if it raises for one parameter, those before it have
+    moved, and a note on the error says so.
+
     params: as for every optimizer here. defaults: further hyper-parameters of a group; not changed. lr, eps:
     at least 0. betas: at least 0 and below 1.
 
@@ -88,7 +92,9 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
                 raise errors.sparse_gradient(type(self).__name__, self.name_of(param))
         for param, _ in pairs:
             if not self.state[param]:
-                self._call("init_state", param, self.state[param], group, param)
+                new: dict[str, Any] = {}
+                self._call("init_state", param, new, group, param)
+                self.state[param].update(new)
 
         def run() -> None:
             for param, gradient in pairs:

@@ -55,6 +55,14 @@ def fit(
 
     Raises: ValueError or TypeError that names what does not fit.
     """
+    # What is made in inference mode could not be written outside of it.
+    with torch.inference_mode(False):
+        return _fit(optimizer, state_dict, strict, hyperparams)
+
+
+def _fit(
+    optimizer: Any, state_dict: Mapping[str, Any], strict: bool, hyperparams: Any
+) -> tuple[Dict, LoadReport]:
     who = type(optimizer).__name__
     groups, state = _read(who, state_dict)
     if strict:

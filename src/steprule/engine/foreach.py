@@ -218,6 +218,16 @@ def scalars_of(program: Program, group: dict[str, Any], state: dict[str, Any]) -
     return (t, *numbers.values()), lambda: program.scalars(group, t, numbers)
 
 
+def check_scalars(program: Program, group: dict[str, Any], work: list[Work]) -> None:
+    """Have the scalars of these parameters raise now what they would raise in their step."""
+    known: set[Any] = set()
+    for _, _, state in work:
+        seen, scalars = scalars_of(program, group, state)
+        if seen not in known:
+            scalars()
+            known.add(seen)
+
+
 def prepare(program: Program, group: dict[str, Any], work: list[Work]) -> Callable[[], None]:
     """One step of these parameters, those with equal scalars together: all but running it."""
     together: dict[Any, list[Work]] = {}

@@ -247,7 +247,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _step_groups(self) -> None:
-        """Prepare every group, then step them all: what raises, raises before anything has moved."""
+        """Prepare every group, then step them all: what can be checked raises before anything has moved."""
         before = len(self.state)
         steps: list[Callable[[], None]] = []
         try:
@@ -258,9 +258,13 @@ class CheckedOptimizer(torch.optim.Optimizer):
             for param in list(self.state)[before:]:
                 del self.state[param]
             raise
-        for group, step in zip(self.param_groups, steps, strict=True):
-            with torch.set_grad_enabled(bool(group.get("differentiable"))):
-                step()
+        try:
+            for group, step in zip(self.param_groups, steps, strict=True):
+                with torch.set_grad_enabled(bool(group.get("differentiable"))):
+                    step()
+        except Exception as error:
+            error.add_note(errors.in_the_middle_of_a_step(type(self).__name__))
+            raise
 
     _keys_checked: int = 0
 

@@ -211,7 +211,28 @@ def run(
     state: dict[str, Any],
     t: Any,
 ) -> None:
-    """One step of `update` on one parameter, in place."""
+    """One step of `update` on one parameter, in place: nothing is written before all of it is computed."""
+    slots, value = compute(rule, update, added, group, param, gradient, state, t)
+    live = bool(group.get("differentiable"))
+    _store_state(state, slots, live)
+    if param.dtype in storage.HALF and not live:
+        storage.store_parameter(param, state, value)
+    else:
+        write(param, value)
+    storage.next_keys(state)
+
+
+def compute(
+    rule: Any,
+    update: Update,
+    added: Added,
+    group: dict[str, Any],
+    param: Tensor,
+    gradient: Tensor,
+    state: dict[str, Any],
+    t: Any,
+) -> tuple[dict[str, Any], Tensor]:
+    """What one step of `update` makes of one parameter: the slots that it sets, by key, and the parameter."""
     dtype = compute_dtype(param)
     machine = Eager(rule.__name__, dtype)
     live = bool(group.get("differentiable"))
@@ -234,15 +255,22 @@ def run(
     p = load(param.clone() if live else storage.load_parameter(param, state))
     g = load(gradient)
     t = Number(machine, t) if isinstance(t, Tensor) else t
-    given = [*numbers.values(), *((p, g) if live else ())]
+    # What the step began with may be a slot's memory, which is written before the other results are read.
+    given = {id(x.handle) for x in (*numbers.values(), *((p, g) if live else ())) if isinstance(x, Number)}
     new = one_step(update, added, h, p, g, s, t)
-    _store_state(machine, s, slots, state, live, {id(x.handle) for x in given if isinstance(x, Number)})
-    value = _fitted(machine, "the new value of the parameter", new.handle, real(param))
-    if param.dtype in storage.HALF and not live:
-        storage.store_parameter(param, state, value)
-    else:
-        write(param, value)
-    storage.next_keys(state)
+
+    def own(value: Any) -> Any:
+        return value.clone() if id(value) in given else value
+
+    values: dict[str, Any] = {}
+    for letter in sorted(s.written):
+        slot, value = slots[letter], s.numbers[letter]
+        value = own(value.handle) if isinstance(value, Number) else value
+        if not slot.per_tensor:
+            value = _fitted(machine, f"slot '{letter}'", value, real(state[storage.entry_of(state, slot.key)]))
+        values[slot.key] = value
+    what = "the new value of the parameter"
+    return values, _fitted(machine, what, own(new.handle), real(param))
 
 
 def _fitted(machine: Eager, what: str, value: Any, like: Tensor) -> Tensor:
@@ -258,19 +286,7 @@ def _fitted(machine: Eager, what: str, value: Any, like: Tensor) -> Tensor:
         raise rule_errors.wrong_shape(machine.rule, what, tuple(value.shape), tuple(like.shape)) from None
 
 
-def _store_state(
-    machine: Eager, s: Slots, slots: dict[str, Slot], state: dict[str, Any], live: bool, given: set[int]
-) -> None:
-    """given: the ids of tensors that the step began with, which may be another slot's memory."""
-    values: dict[str, Any] = {}
-    for letter in sorted(s.written):
-        slot, value = slots[letter], s.numbers[letter]
-        if isinstance(value, Number):
-            value = value.handle
-            value = value.clone() if id(value) in given else value
-        if not slot.per_tensor:
-            value = _fitted(machine, f"slot '{letter}'", value, real(state[storage.entry_of(state, slot.key)]))
-        values[slot.key] = value
+def _store_state(state: dict[str, Any], values: dict[str, Any], live: bool) -> None:
     for key, value in values.items():
         entry = storage.entry_of(state, key)
         if not isinstance(value, Tensor):

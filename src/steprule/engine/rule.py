@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
 import torch
@@ -22,9 +22,10 @@ from steprule.engine import (
     runners,
     sparse,
     storage,
+    usable,
 )
 from steprule.engine.compose import Added, Update
-from steprule.engine.fields import FLAGS, OPTIONS, Slot, make_step_counter
+from steprule.engine.fields import FLAGS, OPTIONS, make_step_counter
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.reference import Work
 
@@ -137,8 +138,14 @@ class RuleOptimizer(CheckedOptimizer):
         return self.counts_steps
 
     def state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """The state of a parameter; what is missing is created at its start."""
+        """The state of a parameter; what is missing is created at its start.
+
+        Raises: RuntimeError for a state that cannot be this parameter's.
+        """
         state = self.state[param]
+        problem = usable.problem_of(self.slots.values(), param, state)
+        if problem is not None:
+            raise errors.state_does_not_fit(type(self).__name__, self.name_of(param), *problem)
         if torch.is_inference_mode_enabled():
             # State made in inference mode could not be written outside of it.
             with torch.inference_mode(False), torch.no_grad():
@@ -146,6 +153,9 @@ class RuleOptimizer(CheckedOptimizer):
         return self._completed(state, param, group)
 
     def _completed(self, state: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        for slot in self.slots.values():
+            if state.get(slot.key) is None:
+                state.pop(slot.key, None)
         value = None
         if state and asks_for_storage(group):
             value = restored.follow(self.slots.values(), param, state, group)
@@ -237,9 +247,11 @@ class RuleOptimizer(CheckedOptimizer):
         """A step of these parameters by the reference, one after the other."""
         work = self.checked(params, group)
         added = self.added(group)
-        if self.traced and work:
-            # What its scalars raise, they raise now.
-            foreach.scalars_of(self.program(group), group, work[0][2])[1]()
+        # What can raise, raises now.
+        if self.traced:
+            foreach.check_scalars(self.program(group), group, work)
+        else:
+            self._rehearse(work, group)
 
         def run() -> None:
             for param, gradient, state in work:
@@ -251,6 +263,22 @@ class RuleOptimizer(CheckedOptimizer):
                     reference.count(state)
 
         return run
+
+    _rehearsed: frozenset[Any] = frozenset()
+
+    def _rehearse(self, work: list[Work], group: dict[str, Any]) -> None:
+        """Compute a step of every new kind of parameter, so that what is wrong in the rule for it shows now."""
+        kinds = tuple(type(group.get(name)) for name in self.fields)
+        options = (self.added(group), program.static_key(type(self), group), kinds)
+        for param, gradient, state in work:
+            tensors = [x for x in (param, gradient, *state.values()) if isinstance(x, Tensor)]
+            kind = (options, param.shape, *((x.dtype, x.device) for x in tensors))
+            if kind in self._rehearsed:
+                continue
+            with torch.random.fork_rng([param.device] if param.is_cuda else []):
+                t = reference.next_step(state)
+                reference.compute(type(self), type(self).update, options[0], group, param, gradient, state, t)
+            self._rehearsed |= {kind}
 
     def _prepare_lists(
         self, params: list[Tensor], group: dict[str, Any]
@@ -277,12 +305,7 @@ class RuleOptimizer(CheckedOptimizer):
         for param, gradient in pairs:
             if gradient is not None:
                 self.check_gradient(param, gradient, group)
-        work = [(param, grad, self.state_of(param, group)) for param, grad in pairs if grad is not None]
-        for param, _, state in work:
-            problem = _misfit(self.slots.values(), param, state)
-            if problem is not None:
-                raise errors.state_does_not_fit(type(self).__name__, self.name_of(param), problem)
-        return work
+        return [(param, grad, self.state_of(param, group)) for param, grad in pairs if grad is not None]
 
     def check_gradient(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Refuse a gradient that the rule cannot use, by the parameter's name."""
@@ -303,6 +326,13 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.dense_gradient(who, self.name_of(param))
         if not self.traced and storage.split(param):
             raise errors.matrix_in_parts(who, self.name_of(param), None)
+        if not usable.is_writable(param):
+            fix = "Give the optimizer a clone of it, made outside of torch.inference_mode()."
+            raise errors.parameter_not_writable(who, self.name_of(param), usable.READ_ONLY, fix)
+        if group.get("differentiable") and param.is_leaf and param.requires_grad:
+            problem = "is a leaf Variable that requires grad, which differentiable=True cannot change in place"
+            fix = "Give the optimizer what is computed from it, such as p.clone(), or leave differentiable out."
+            raise errors.parameter_not_writable(who, self.name_of(param), problem, fix)
         if self.complex_error is not None and param.is_complex():
             raise errors.complex_parameter(who, self.name_of(param), self.complex_error)
         if gradient.shape != param.shape and (
@@ -318,7 +348,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _in_codes(self, param: Tensor, group: dict[str, Any]) -> bool:
         """Whether numbers of the parameter's state share scales: as asked, or as loaded."""
-        state = self.state.get(param, {})
+        state = self.state.get(param) or {}
         return any(
             storage.kind_of(x, group) == "int8" or f"{x.key}_codes" in state for x in self.slots.values()
         )
@@ -342,21 +372,6 @@ class RuleOptimizer(CheckedOptimizer):
 def asks_for_storage(group: dict[str, Any]) -> bool:
     """Whether the group says how to store state or parameters."""
     return bool(group.get("low_precision") or group.get("state_dtype"))
-
-
-def _misfit(slots: Iterable[Slot], param: Tensor, state: Mapping[str, Any]) -> str | None:
-    """Why a state cannot be this parameter's, or None: its shapes and devices."""
-    shapes = {slot.key: slot.shape_for(param) for slot in slots if not slot.per_tensor}
-    shapes |= dict.fromkeys(("compensation", "low_bits"), tuple(param.shape))
-    for key, shape in shapes.items():
-        value = state.get(key)
-        if not isinstance(value, Tensor) or shape is None:
-            continue
-        if tuple(value.shape) != shape:
-            return f"its state '{key}' has shape {tuple(value.shape)}, and not {shape}"
-        if value.device != param.device:
-            return f"its state '{key}' is on {value.device}, and the parameter on {param.device}"
-    return None
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:

@@ -36,7 +36,7 @@ def run(
     if touched.numel() == 0:
         return
     where = tuple(touched)
-    slots = {k: v for k, v in state.items() if k != "step"}
+    slots = {k: v for k, v in state.items() if k != "step" and isinstance(v, Tensor)}
     rows = {k: v[where] if v.shape == param.shape else v for k, v in slots.items()}
     values = param[where].clone()
     reference.run(type(optimizer), update, added, group, values, gradient._values(), rows, t)

@@ -1,0 +1,105 @@
+"""Whether a parameter and its state can be stepped, asked before anything moves.
+
+A state can come from anywhere: users put entries into `optimizer.state[p]`, and models change under it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from steprule.engine import storage
+from steprule.engine.fields import Slot
+
+SIZE = "delete optimizer.state[p] of a resized parameter"
+DEVICE = "call optimizer.to(device) after moving the model"
+VALUE = "use load_state_dict, or delete optimizer.state[p] to begin again"
+
+CLONE = "clone it outside of torch.inference_mode()"
+READ_ONLY = "cannot be written in place: its elements share memory, or it was made in torch.inference_mode()"
+
+# What is wrong, and what to do.
+Problem = tuple[str, str]
+
+
+def problem_of(slots: Iterable[Slot], param: Tensor, state: Any) -> Problem | None:
+    """What is wrong with a parameter's state, or None. Entries may be missing: they are created."""
+    if not isinstance(state, dict):
+        return f"its state is {type(state).__name__}, must be a dict", VALUE
+    entries = cast("dict[str, Any]", state)
+    for key in ("step", *storage.KEYS):
+        if key in entries and (problem := _problem_of_number(key, entries[key])):
+            return problem
+    for slot in slots:
+        key = storage.entry_of(entries, slot.key)
+        value = entries.get(key)
+        if key not in entries or (value is None and "step" not in entries):
+            continue  # None is how torch's SGD spells a buffer that is not there
+        if slot.per_tensor:
+            fine = isinstance(value, Tensor) and value.is_floating_point()
+            problem = _problem_of_number(key, value, "a floating-point tensor of one number", fine)
+        elif key == slot.key:
+            problem = _problem(key, value, param, slot.shape_for(param), _kind_of(param))
+        else:
+            scale, blocks = f"{slot.key}_scale", -(-param.numel() // storage.BLOCK)
+            problem = _problem(key, value, param, tuple(param.shape))
+            problem = problem or _problem(scale, entries.get(scale), param, (blocks,))
+        if problem is not None:
+            return problem
+    for key in ("compensation", "low_bits"):
+        if key in entries and (problem := _problem(key, entries[key], param, tuple(param.shape))):
+            return problem
+    return None
+
+
+def _problem(
+    key: str, value: Any, param: Tensor, shape: tuple[int, ...] | None, kind: str | None = None
+) -> Problem | None:
+    """kind: which numbers it must hold, if it is a slot's own."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return f"its state '{key}' is {_shown(value)}, must be a dense tensor", VALUE
+    if shape is not None and tuple(value.shape) != shape:
+        return f"its state '{key}' has shape {tuple(value.shape)}, and not {shape}", SIZE
+    if value.device != param.device:
+        return f"its state '{key}' is on {value.device}, and the parameter on {param.device}", DEVICE
+    if kind not in (None, _kind_of(value)):
+        return f"its state '{key}' is {value.dtype}, must be {kind} numbers", VALUE
+    return None if is_writable(value) else (f"its state '{key}' {READ_ONLY}", CLONE)
+
+
+def _problem_of_number(key: str, value: Any, wanted: str = "one number", fine: bool = True) -> Problem | None:
+    if not (fine and _is_number(value)):
+        return f"its state '{key}' is {_shown(value)}, must be {wanted}", VALUE
+    if isinstance(value, Tensor) and not is_writable(value):
+        return f"its state '{key}' {READ_ONLY}", CLONE
+    return None
+
+
+def _kind_of(tensor: Tensor) -> str:
+    return "complex" if tensor.is_complex() else "floating-point" if tensor.is_floating_point() else "whole"
+
+
+def is_writable(tensor: Tensor) -> bool:
+    """Whether torch writes to the tensor in place."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        return False
+    strides = tensor.stride() if tensor.layout == torch.strided else ()
+    return 0 not in strides or all(
+        stride or size < 2 for stride, size in zip(strides, tensor.shape, strict=True)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.dtype is not torch.bool and not value.is_complex()
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value) if isinstance(value, (str, bool)) else type(value).__name__
+    layout = "" if value.layout == torch.strided else f" ({value.layout})"
+    return f"{value.dtype} of shape {tuple(value.shape)}{layout}"
