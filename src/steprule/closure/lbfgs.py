@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, ParamSpec, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steprule import errors
 from steprule.closure.line_search import Point, Scalar, strong_wolfe
@@ -157,7 +158,9 @@ class LBFGS(CheckedOptimizer):
         params: list[Tensor] = self.param_groups[0]["params"]
         if not params:
             return
-        numbers = sum(2 * p.numel() if p.is_complex() else p.numel() for p in params)
+        numbers = None
+        if not any(map(is_lazy, params)):
+            numbers = sum(2 * p.numel() if p.is_complex() else p.numel() for p in params)
         for param, saved in state.items():
             if saved and param is not params[0]:
                 raise errors.checkpoint(who, f"{self.name_of(param)} has state, only the first keeps any")
@@ -216,8 +219,8 @@ class LBFGS(CheckedOptimizer):
         return [f"runner: reference; direction: {kept} of {group['history_size']} pairs kept; search: {search}"]
 
 
-def _misfit(key: str, value: Any, numbers: int) -> str:
-    """Why this cannot be a part of the state for so many numbers; nothing if it can."""
+def _misfit(key: str, value: Any, numbers: int | None) -> str:
+    """Why this cannot be a part of the state for so many numbers, if that is known; nothing if it can."""
     vectors = value if key in ("old_dirs", "old_stps") else [value]
     if key in ("d", "prev_flat_grad", "old_dirs", "old_stps"):
         if not isinstance(vectors, list):
@@ -225,7 +228,7 @@ def _misfit(key: str, value: Any, numbers: int) -> str:
         for vector in cast(list[Any], vectors):
             if not isinstance(vector, Tensor) or not vector.is_floating_point():
                 return f"holds {type(vector).__name__}, must be floating-point tensors"
-            if vector.shape != (numbers,):
+            if numbers is not None and vector.shape != (numbers,):
                 return f"has {vector.numel()} elements, the parameters have {numbers}"
         return ""
     if key in ("ro", "al"):

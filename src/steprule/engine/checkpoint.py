@@ -169,6 +169,8 @@ class _States:
         self.unexpected: list[str] = []
         self.converted: list[Change] = []
         self.nonfinite: list[str] = []
+        # The parameter whose state it is at, as it is or will be.
+        self.like: Tensor
 
     def all(
         self,
@@ -183,11 +185,23 @@ class _States:
         for key, value in saved.items():
             if key in by_key:
                 there, here = by_key[key]
+                self.like = self._like(there, here, value)
                 state[here.key] = self._one(here, value, saved_groups[there.group], groups[here.group])
         for here in (*match.missing, *(pair[1] for pair in match.reshaped)):
             if here.key in self.optimizer.state:
                 state[here.key] = self.optimizer.state[here.key]
         return state
+
+    def _like(self, there: matching.Place, here: matching.Place, saved: Dict) -> Tensor:
+        """The parameter; for a lazy one, which has no shape yet, a tensor as it will be."""
+        param: Tensor = here.key
+        if not is_lazy(param):
+            return param
+        shape = there.shape or matching.shape_in(saved, self.slots.values())
+        if shape is None and any(storage.holds(saved, key) for key in self.slots):
+            problem = f"{here.shown} has no shape yet, and the checkpoint does not say it"
+            raise errors.checkpoint(self.who, problem, "Run the model once on an input before loading.")
+        return torch.empty(shape or (), dtype=param.dtype, device=param.device)
 
     def _one(self, place: matching.Place, saved: Dict, saved_group: Dict, group: Dict) -> Dict:
         told = {key for key, value in saved.items() if value is not None}
@@ -210,7 +224,7 @@ class _States:
     def _entries(self, place: matching.Place, saved: Dict, group: Dict) -> Dict:
         """Copies of the entries that the optimizer has a use for."""
         fitted: Dict = {}
-        beside = storage.beside_parameter(place.key, group)
+        beside = storage.beside_parameter(self.like, group)
         scales = {f"{key}_scale": key for key in self.slots}
         for key, value in saved.items():
             slot_key = key.removesuffix("_codes")
@@ -234,7 +248,7 @@ class _States:
 
     def _convert(self, place: matching.Place, state: Dict, saved_group: Dict, group: Dict) -> None:
         """Bring the slots to how the optimizer keeps them, and complete what is kept beside them."""
-        param: Tensor = place.key
+        param = self.like
         before = len(self.converted)
         for slot in self.slots.values():
             change = restored.convert(slot, param, state, saved_group, group)
@@ -245,7 +259,7 @@ class _States:
             del state[storage.SLOT_KEY]
             if len(self.converted) == before:
                 self.unexpected.append(f"{place.label}: {storage.SLOT_KEY}")
-        state |= storage.create_for_parameter(param, group, state, self.optimizer.place_of(param))
+        state |= storage.create_for_parameter(param, group, state, self.optimizer.place_of(place.key))
 
     def _keeps(self, place: matching.Place, key: str, value: Any, group: Dict) -> bool:
         """Whether the optimizer has this slot. One that an option has switched off is left out."""
@@ -264,7 +278,7 @@ class _States:
 
     def _stored(self, place: matching.Place, key: str, value: Any) -> Tensor:
         """What is kept beside the slots where state or parameters are kept in fewer bits."""
-        param: Tensor = place.key
+        param = self.like
         wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "compensation": (tuple(param.shape), param.dtype),
             "low_bits": (tuple(param.shape), torch.int16),
@@ -283,7 +297,7 @@ class _States:
         return _copied(value, None if key in moving.ON_HOST else param.device)
 
     def _slot(self, place: matching.Place, slot: Slot, value: Any, coded: bool) -> Tensor:
-        param: Tensor = place.key
+        param = self.like
         if slot.per_tensor and isinstance(value, (int, float)) and not isinstance(value, bool):
             number = torch.tensor(float(value), dtype=scalar_dtype(), device="cpu")
             self.converted.append(Change(f"{place.label}: {slot.key}", type(value).__name__, number.dtype))
@@ -339,7 +353,7 @@ class _States:
             # torch's SGD keeps no count, yet its buffer says that the first step is over.
             fitted["step"] = torch.ones((), dtype=scalar_dtype(), device="cpu")
         for slot in self.slots.values():
-            if storage.holds(fitted, slot.key) or not slot.exists(group) or slot.shape_for(place.key) is None:
+            if storage.holds(fitted, slot.key) or not slot.exists(group) or slot.shape_for(self.like) is None:
                 continue
             if slot.when is None or saved_group.get(slot.when):
                 lacking.append(slot.key)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from steprule.engine import storage
 
@@ -15,14 +16,14 @@ NAMES = {dtype: name for name, dtype in storage.DTYPES.items()} | {torch.float64
 
 def without_effect(optimizer: Any, group: dict[str, Any]) -> list[str]:
     """What a group asks for and does not get."""
-    params: list[Tensor] = group["params"]
+    params: list[Tensor] = [p for p in group["params"] if not is_lazy(p)]
     low = group.get("low_precision")
     lines: list[str] = []
     if low not in (None, "none"):
         lines += _said(low, params, lambda p: p.dtype not in storage.HALF)
     for kind, slots in _asked(optimizer, group).items():
         lines += _of_state_dtype(kind, slots, params)
-    lines += _created_before(optimizer, group)
+    lines += _created_before(optimizer, group, params)
     asked = group.get("state_dtype")
     if isinstance(asked, dict):
         absent = [slot for slot in optimizer.slots.values() if slot.key in asked and not slot.exists(group)]
@@ -69,10 +70,10 @@ def _stays(kind: str, params: list[Tensor], which: str) -> list[str]:
     return [f"{kind}: {_count(params)} {which}stay{'s' * (len(params) == 1)} {_dtypes(params)}"]
 
 
-def _created_before(optimizer: Any, group: dict[str, Any]) -> list[str]:
+def _created_before(optimizer: Any, group: dict[str, Any], params: list[Tensor]) -> list[str]:
     """Slots that exist in another form than the group asks for now."""
     lines: dict[str, int] = {}
-    for param in group["params"]:
+    for param in params:
         state = optimizer.state.get(param, {})
         for slot in optimizer.slots.values():
             kind = storage.kind_for(slot, param, group)

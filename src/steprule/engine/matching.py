@@ -28,7 +28,10 @@ WRAPPERS = frozenset(
 
 @dataclass(frozen=True)
 class Place:
-    """One parameter as one side knows it: its group, name and shape, and the key of its state."""
+    """One parameter as one side knows it: its group, name and shape, and the key of its state.
+
+    shape: None if it is not known: the checkpoint does not say it, or a lazy parameter has none yet.
+    """
 
     group: int
     label: str
@@ -71,7 +74,7 @@ def own_places(groups: list[dict[str, Any]]) -> list[Place]:
 
 def saved_places(groups: list[dict[str, Any]], state: Mapping[Any, Any], slots: Iterable[Any]) -> list[Place]:
     """The parameters of a checkpoint. A shape is known if it was stored, or a slot of that shape was."""
-    whole = [slot.key for slot in slots if slot.shape is None and not slot.per_tensor]
+    slots = list(slots)
     places: list[Place] = []
     for index, group in enumerate(groups):
         names = names_of(group)
@@ -80,12 +83,22 @@ def saved_places(groups: list[dict[str, Any]], state: Mapping[Any, Any], slots: 
             label = names[i] if names else f"parameter {len(places)}"
             shape = shapes[i] if shapes else None
             if shape is None and names:
-                saved = state.get(key, {})
-                slots = [saved.get(x) for key in whole for x in (key, f"{key}_codes")]
-                found = {tuple(x.shape) for x in slots if isinstance(x, Tensor)}
-                shape = found.pop() if len(found) == 1 else None
+                shape = shape_in(state.get(key, {}), slots)
             places.append(Place(index, label, shape, key))
     return places
+
+
+def shape_in(state: Mapping[str, Any], slots: Iterable[Any]) -> tuple[int, ...] | None:
+    """The shape of the parameter that a saved state belongs to, as its slots show it."""
+    whole = [slot.key for slot in slots if slot.shape is None and not slot.per_tensor]
+    stored = [state.get(x) for key in whole for x in (key, f"{key}_codes")]
+    found = {tuple(x.shape) for x in stored if isinstance(x, Tensor)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _differ(there: Place, here: Place) -> bool:
+    """Whether both shapes are known, and not the same."""
+    return None not in (there.shape, here.shape) and there.shape != here.shape
 
 
 def names_of(group: Mapping[str, Any]) -> list[str] | None:
@@ -151,7 +164,7 @@ def match(
         )
     by_name = dict(zip(there, saved, strict=True))
     pairs = [(by_name[name], place) for name, place in zip(here, own, strict=True) if name in by_name]
-    reshaped = [(a, b) for a, b in pairs if a.shape not in (None, b.shape)]
+    reshaped = [(a, b) for a, b in pairs if _differ(a, b)]
     return Match(
         by="name",
         pairs=[pair for pair in pairs if pair not in reshaped],
@@ -183,8 +196,7 @@ def _places_agree(
 ) -> bool:
     """Whether the parameters could be the same ones, in the same order and groups."""
     there, here = ([len(group["params"]) for group in groups] for groups in (saved_groups, own_groups))
-    shapes = zip((place.shape for place in saved), (place.shape for place in own), strict=False)
-    return there == here and bool(saved) and all(one in (None, other) for one, other in shapes)
+    return there == here and bool(saved) and not any(map(_differ, saved, own))
 
 
 def _by_position(
@@ -213,7 +225,7 @@ def _by_position(
             raise errors.checkpoint(who, problem, fix)
     pairs = list(zip(saved, own, strict=True))
     for there, here in pairs:
-        if there.shape not in (None, here.shape):
+        if _differ(there, here):
             problem = (
                 f"{here.shown} has shape {here.shape}, and in its place the checkpoint has "
                 f"{there.shown} with shape {there.shape}"

@@ -29,6 +29,7 @@ from steprule.engine.fields import FLAGS, OPTIONS, make_step_counter
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.reference import Work
 
+_own_noise = cast(Any, torch.random).fork_rng
 ABSENT = (None, False, "ignore")
 SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
 
@@ -268,16 +269,17 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _rehearse(self, work: list[Work], group: dict[str, Any]) -> None:
         """Compute a step of every new kind of parameter, so that what is wrong in the rule for it shows now."""
-        kinds = tuple(type(group.get(name)) for name in self.fields)
-        options = (self.added(group), program.static_key(type(self), group), kinds)
+        added = self.added(group)
+        types: list[Any] = [type(cast(object, group.get(name))) for name in self.fields]
+        options = (added, program.static_key(type(self), group), *types)
         for param, gradient, state in work:
             tensors = [x for x in (param, gradient, *state.values()) if isinstance(x, Tensor)]
             kind = (options, param.shape, *((x.dtype, x.device) for x in tensors))
             if kind in self._rehearsed:
                 continue
-            with torch.random.fork_rng([param.device] if param.is_cuda else []):
+            with _own_noise([param.device] if param.is_cuda else []):
                 t = reference.next_step(state)
-                reference.compute(type(self), type(self).update, options[0], group, param, gradient, state, t)
+                reference.compute(type(self), type(self).update, added, group, param, gradient, state, t)
             self._rehearsed |= {kind}
 
     def _prepare_lists(
@@ -348,7 +350,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _in_codes(self, param: Tensor, group: dict[str, Any]) -> bool:
         """Whether numbers of the parameter's state share scales: as asked, or as loaded."""
-        state = self.state.get(param) or {}
+        state: Mapping[str, Any] = self.state.get(param) or {}
         return any(
             storage.kind_of(x, group) == "int8" or f"{x.key}_codes" in state for x in self.slots.values()
         )

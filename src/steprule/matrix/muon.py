@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from torch.nn.parameter import is_lazy
+
 from steprule.declare import Matrix, WeightDecay, decay, errors, hyper, slot
 from steprule.matrix.words import orthogonalize
 from steprule.words import Number, ema, lerp
@@ -63,7 +65,8 @@ class Muon(Matrix, flags=""):
         super()._check_parameters(group, index)
         names = group.get("param_names")
         for place, param in enumerate(group["params"]):
-            if param.ndim != 2:
+            # A lazy parameter is looked at when it has a gradient.
+            if not is_lazy(param) and param.ndim != 2:
                 name = f"'{names[place]}'" if names else f"parameter {place}"
                 raise errors.not_a_matrix("Muon", name, tuple(param.shape), index)
 
