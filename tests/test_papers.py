@@ -288,10 +288,11 @@ def test_muon_equals_torch_once_torch_keeps_float64(shape, options, monkeypatch)
     """torch rounds to bfloat16 in one place; without that rounding the two agree.
 
     NumPy's and torch's matrix products each sum in the order that suits the processor, so an element that
-    is nearly 0 has the rounding errors of those around it.
+    is nearly 0 has the rounding errors of those around it: 1e-15, enough for the other rules, is exceeded on
+    some processors.
     """
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
-    compare_with_torch(muon, torch.optim.Muon, shape, options, atol=1e-13)
+    compare_with_torch(muon, torch.optim.Muon, shape, options, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5), (64, 32)])

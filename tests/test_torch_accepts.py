@@ -282,3 +282,53 @@ def test_adam_and_adamw_load_each_other_as_in_torch() -> None:
         ours = steprule.Adam([nn.Parameter(torch.ones(2))])
         ours.load_state_dict(adamw.state_dict())
         assert ours.param_groups[0]["decoupled_weight_decay"] is True
+
+
+@pytest.mark.parametrize("reader", ["Adam", "AdamW"])
+@pytest.mark.parametrize("saved", [True, False])
+def test_amsgrad_comes_from_the_checkpoint_as_in_torch(reader: str, saved: bool) -> None:
+    ran: list[Any] = []
+    case = Case(getattr(steprule, reader))
+    donor = getattr(torch.optim, reader)(case.parameters(), amsgrad=saved, foreach=False)
+    case.advance(donor, 2)
+    for module in (torch.optim, steprule):
+        optimizer = getattr(module, reader)(case.parameters(), amsgrad=not saved, foreach=False)
+        report = optimizer.load_state_dict(copy.deepcopy(donor.state_dict()))
+        case.advance(optimizer, 3, first=2)
+        ran.append([[p.detach() for p in flat(optimizer)], dict(optimizer.state_dict()["state"])])
+    assert_same(ran[1], ran[0])
+    assert f"amsgrad (group 0)  {saved} in the checkpoint, {not saved} here: saved value taken" in str(report)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_class_amsgrad_goes_on_as_adamw_or_is_refused(saved: bool) -> None:
+    """AdamW has all of its hyper-parameters, so it takes the same steps; Adam's decay is another one."""
+    case = Case(steprule.AMSGrad, {"amsgrad": saved, "weight_decay": 0.1})
+    donor = case.make()
+    case.advance(donor, 2)
+    checkpoint = copy.deepcopy(donor.state_dict())
+    optimizer = steprule.AdamW([p.detach().clone().requires_grad_() for p in flat(donor)], foreach=False)
+    report = optimizer.load_state_dict(checkpoint)
+    assert {change.what for change in report.hyperparameters} >= {"eps (group 0)", "optimized_update (group 0)"}
+    case.advance(donor, 3, first=2)
+    case.advance(optimizer, 3, first=2)
+    assert_same([p.detach() for p in flat(optimizer)], [p.detach() for p in flat(donor)])
+    with pytest.raises(ValueError, match=r"^Adam\..*checkpoint of AMSGrad.*to='Adam'"):
+        steprule.Adam(case.parameters()).load_state_dict(checkpoint)
+    for theirs in (torch.optim.Adam, torch.optim.AdamW):
+        with pytest.raises(ValueError, match=r"^AMSGrad\..*checkpoint of Adam.*to='AMSGrad'"):
+            steprule.AMSGrad(case.parameters()).load_state_dict(
+                theirs(case.parameters(), amsgrad=saved).state_dict()
+            )
+
+
+@pytest.mark.parametrize("case", RULES, ids=str)
+def test_a_checkpoint_has_states_for_the_same_parameters_as_torchs(case: Case) -> None:
+    """torch's SGD without momentum has none, also after a step. Its Adagrad makes all when constructed."""
+    theirs, ours = case.make_torch(), case.make()
+    for optimizer in (theirs, ours):
+        case.advance(optimizer, 1, without=[] if case.name == "Adagrad" else [1])
+    there, here = (optimizer.state_dict()["state"] for optimizer in (theirs, ours))
+    assert {place: set(state) for place, state in here.items()} == {
+        place: set(state) for place, state in there.items()
+    }

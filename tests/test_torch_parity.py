@@ -11,7 +11,7 @@ from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_
 
 import steprule
 
-STEPS = 20
+STEPS = 50
 SHAPES = [(17, 33), (129,), (), (3, 5, 4, 2)]
 CONFIGURATIONS = [
     pytest.param(info, entry, id=f"{info.optim_cls.__name__}-{entry.desc}")

@@ -25,7 +25,7 @@ CODES = (torch.int8, torch.uint8)
 def pack(optimizer: Any) -> Dict:
     """The optimizer in torch's format; where the parameters have names, with their shapes.
 
-    State of a parameter that is in no group any more is left out.
+    State of a parameter that is in no group any more is left out, and so are empty states, as in torch.
     """
     groups: list[Dict] = []
     places: dict[int, int] = {}
@@ -41,7 +41,7 @@ def pack(optimizer: Any) -> Dict:
     for key, value in optimizer.state.items():
         if not isinstance(key, Tensor):
             state[key] = value
-        elif id(key) in places:
+        elif id(key) in places and value:
             state[places[id(key)]] = dict(value)
             if getattr(optimizer, "counts_steps", True) is not True:
                 state[places[id(key)]] |= storage.marks(value, optimizer.slots.values())
