@@ -21,10 +21,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Replace the text between the two markers."""
     parser = argparse.ArgumentParser(description="Write the table of step times into a page.")
     parser.add_argument(
-        "files", nargs="+", type=Path, help="what `steprule bench --out` left, a file per model"
+        "files", nargs="+", type=Path, help="what `steprule bench --out` wrote, one file per model"
     )
     parser.add_argument(
-        "--page", type=Path, default=README, help="a page with both markers (default: README.md)"
+        "--page", type=Path, default=README, help="the page that has both markers (default: README.md)"
     )
     asked = parser.parse_args(arguments)
     try:
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One line per rule: the largest model in detail, with the floor and smaller state; then the others."""
+    """One line per rule: the largest model with its floor and smaller states, then the other models."""
     first, *others = sorted(results, key=lambda result: -result["numbers"])
     states = ["steprule bf16 state", "steprule int8 state"]
     heading = (
@@ -70,7 +70,7 @@ def row(*cells: str) -> str:
 
 
 def compared(rule: dict[str, Any]) -> list[str]:
-    """Our default step, the fastest of torch's, and how many times longer that takes."""
+    """steprule's default step, the fastest of torch's, and how many times longer that takes."""
     theirs = torch_of(rule)
     best = min(theirs, key=lambda name: theirs[name]["times_steprule"], default=None)
     if best is None:
@@ -102,7 +102,7 @@ def caption(results: list[dict[str, Any]]) -> str:
     sentences = [
         f"Medians of {first['repeats']} samples, measured in turns, with parameters in {first['dtype']}.",
         "torch: the fastest of its for-loop, foreach and fused.",
-        "floor: the time to read and write the bytes of an fp32 step at the bandwidth measured beside it.",
+        "floor: the time to read and write the bytes of an fp32 step at the bandwidth measured alongside.",
     ]
     if faster:
         mean = number(statistics.geometric_mean(faster))

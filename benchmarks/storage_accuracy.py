@@ -1,4 +1,4 @@
-"""Does training end as well in fewer bits? Final losses over seeds, compared with fp32.
+"""Does training work as well in fewer bits? Final losses over several seeds, compared with fp32.
 
     python benchmarks/storage_accuracy.py [--tasks digits,photo,text] [--rules AdamW,Lion]
                                           [--kept "fp32,state int8"] [--seeds 5] [--out FILE.json]

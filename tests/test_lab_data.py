@@ -180,9 +180,9 @@ def test_arrays_of_every_kind_are_taken_by_position(kind: str, inputs: Any, targ
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        ((TABLE, numpy.array(["cat", "dog", "cat", "dog", "cat"])), "targets of train: 'cat' is a text"),
-        ((TABLE, ["cat", "dog", "cat", "dog", "cat"]), "numpy.unique(texts, return_inverse=True)[1]"),
-        ([(1.0, "cat")], "item 0 of train: 'cat' is a text"),
+        ((TABLE, numpy.array(["cat", "dog", "cat", "dog", "cat"])), "targets of train: 'cat' is a string"),
+        ((TABLE, ["cat", "dog", "cat", "dog", "cat"]), "numpy.unique(strings, return_inverse=True)[1]"),
+        ([(1.0, "cat")], "item 0 of train: 'cat' is a string"),
         (
             (numpy.array([[1.0, None]], object), CLASSES[:1]),
             "the inputs of train: 'None' of type NoneType at [0, 1]",
@@ -193,7 +193,7 @@ def test_arrays_of_every_kind_are_taken_by_position(kind: str, inputs: Any, targ
         ),
         ((numpy.ma.masked_equal(TABLE, 4), CLASSES), "inputs of train: a masked array has masked values"),
         ((TABLE, CLASSES[:4]), "train is (X, y) with 5 inputs but 4 targets"),
-        ((numpy.float64(3), CLASSES), "the inputs of train are one number"),
+        ((numpy.float64(3), CLASSES), "the inputs of train are a single number"),
         ((TABLE[:0], CLASSES[:0]), "train is empty"),
         ((scipy.sparse.csr_array(TABLE), CLASSES[:4]), "5 inputs but 4 targets"),
         (Frame(TABLE), "train is a Frame; give two arrays (X, y), such as (table[inputs].to_numpy()"),

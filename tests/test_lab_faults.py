@@ -156,7 +156,9 @@ def test_a_fault_in_the_middle_keeps_what_was_done_and_the_run_goes_on(
     monkeypatch.setenv("ONCE_BEGUN", "1")
     answer = run(capsys, *OWN)
     assert_refused(answer, told, "SystemExit: enough (own.py, line ")
-    assert "complete" in answer.err or "Go on from there with: steprule train --resume --out one" in answer.err
+    assert (
+        "complete" in answer.err or "Continue from there with: steprule train --resume --out one" in answer.err
+    )
     assert (folder / "one/curves.svg").exists() == bool(metrics_in(folder / "one"))
     monkeypatch.setenv("FAULT", "")
     assert run(capsys, "train", "--resume", "--out", "one").code == 0
@@ -171,7 +173,7 @@ def test_an_epoch_whose_validation_fails_need_not_be_trained_again(
     monkeypatch.setenv("FAULT", "validation")
     monkeypatch.setenv("ONCE_BEGUN", "1")
     refused = run(capsys, *OWN, "--epochs", "1")
-    assert_refused(refused, "item 0 of validation cannot be read", "Go on from there with")
+    assert_refused(refused, "item 0 of validation cannot be read", "Continue from there with")
     assert torch.load(folder / "one/checkpoint.pt", weights_only=True)["step"] == 4
     monkeypatch.setenv("FAULT", "train")
     assert run(capsys, "train", "--resume", "--out", "one").code == 0
@@ -258,7 +260,7 @@ def own_task(before: str = "", **parts: str) -> None:
         (
             "train",
             "((x * 9).astype(int), y)",
-            "whole numbers (int64); a model that wants floats needs them as floats",
+            "whole numbers (int64); if the model takes floats, convert them",
         ),
     ],
 )
@@ -312,7 +314,7 @@ def test_nan_that_was_not_looked_at_before_is_named_when_it_comes(
         ),
         ({"score": "Score('seconds', '', nn.functional.cross_entropy)"}, "Score: name is 'seconds'"),
         ({"score": "Score('', '', nn.functional.cross_entropy)"}, "Score: name is ''"),
-        ({"score": "Score('s', '', 3)"}, "Score: name must be a text, and of_batch a function"),
+        ({"score": "Score('s', '', 3)"}, "Score: name must be a string, and of_batch a function"),
         ({"score": "Score('s', '', lambda o, t: o)"}, "the score failed: "),
         ({"loss": "lambda o, t: nn.functional.cross_entropy(o, t) * 1j"}, "not one of type torch.complex64"),
         (
@@ -434,7 +436,7 @@ def test_a_full_disk_at_any_moment(
     assert_refused(answer, "File too large")
     resumed = run(capsys, "train", "--resume", "--out", "one")
     if resumed.code:
-        assert "holds no run" in resumed.err
+        assert "is not the folder of a run" in resumed.err
         assert run(capsys, *OWN).code == 0
     assert run(capsys, *OWN[:-1], "whole").code == 0
     assert results_in(folder / "one") == results_in(folder / "whole")

@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--optimizer muon", "Muon only supports 2D parameters"),
         ("--optimizer sparseadam", "SparseAdam needs sparse gradients"),
         ("--resume", "no run in 'runs/' fits these options"),
-        ("--resume --out absent", "'absent' holds no run"),
+        ("--resume --out absent", "'absent' is not the folder of a run"),
     ],
 )
 def test_wrong_options(folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, told: str) -> None:

@@ -250,7 +250,7 @@ def test_gradients_are_clipped_to_the_norm_of_all(folder: Path, capsys: pytest.C
         assert moved == pytest.approx(wanted, rel=1e-5)
     assert config_in(folder / "2.0")["clip_norm"] == 2.0
     again = run(capsys, "train", "--resume", "--out", "2.0", "--clip-norm", "3")
-    assert_refused(again, "cannot go on with --clip-norm 3.0 (the run has 2.0)")
+    assert_refused(again, "cannot continue with --clip-norm 3.0 (the run has 2.0)")
 
 
 def test_another_device_on_resume_is_named(

@@ -93,7 +93,9 @@ def test_a_killed_and_an_interrupted_process_go_on_as_if_nothing_had_happened(fo
     resume = ("train", "--resume", "--out", "parts")
     code, _, err = run_apart(folder, *resume, stop=signal.SIGINT, at=46)
     assert code == 130, err
-    assert err == ("steprule: stopped. Go on from the last checkpoint: steprule train --resume --out parts\n")
+    assert err == (
+        "steprule: stopped. Continue from the last checkpoint: steprule train --resume --out parts\n"
+    )
     assert step < checkpoint_of(parts)["step"] < metrics_in(parts)[-1]["step"] < 120
 
     step = checkpoint_of(parts)["step"]
@@ -219,7 +221,7 @@ def test_without_a_folder_the_newest_run_is_resumed_or_refused(
     assert "own-task-adabelief-3/" in run(capsys, "train", "--resume").out
     # Another seed is another run: it must not be an older one that is made longer instead.
     refused = run(capsys, "train", "--resume", "--seed", "1", "--epochs", "2")
-    assert_refused(refused, "'runs/own-task-adabelief-3' cannot go on with --seed 1 (the run has 2)")
+    assert_refused(refused, "'runs/own-task-adabelief-3' cannot continue with --seed 1 (the run has 2)")
     assert run(capsys, "train", "--task", "own.py:task", "--optimizer", "sgd", "--epochs", "1").code == 0
     assert "own-task-sgd-1/" in run(capsys, "train", "--resume").out
     assert "own-task-adabelief-3/" in run(capsys, "train", "--resume", "--optimizer", "adabelief").out
@@ -283,11 +285,11 @@ def replace_by_other(file: Path) -> None:
     ("damage", "told"),
     [
         (Path.unlink, "has no checkpoint.pt to resume from"),
-        (truncate, "is damaged or no checkpoint"),
-        (flip_one_bit, "is damaged or no checkpoint"),
-        (replace_by_text, "is damaged or no checkpoint"),
-        (replace_by_code, "is damaged or no checkpoint"),
-        (replace_by_other, "is damaged or no checkpoint"),
+        (truncate, "is damaged or not a checkpoint"),
+        (flip_one_bit, "is damaged or not a checkpoint"),
+        (replace_by_text, "is damaged or not a checkpoint"),
+        (replace_by_code, "is damaged or not a checkpoint"),
+        (replace_by_other, "is damaged or not a checkpoint"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_touched(

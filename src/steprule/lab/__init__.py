@@ -1,4 +1,4 @@
-"""The command line, and what a task of your own is made of.
+"""The command line, and the classes for a task of your own.
 
 `steprule train --task FILE.py:function` trains what `function()` returns: a `Task`.
 """

@@ -1,4 +1,4 @@
-"""From arrays, numbers and pictures of any library to tensors that hold the same values."""
+"""Converts arrays, numbers and pictures of any library to tensors with the same values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows_of(name: str, rows: Any) -> tuple[int, Rows]:
         taken = _in_memory(rows)
         shape = tuple(int(size) for size in taken.shape)
     if not shape:
-        raise LabError(f"{name} are one number; there must be a row for each item.")
+        raise LabError(f"{name} are a single number; there must be a row for each item.")
     return shape[0], _taker(name, taken, shape)
 
 
@@ -51,7 +51,7 @@ def _in_memory(given: Any) -> Any:
         rows = rows.to_numpy()
     elif isinstance(rows, (memoryview, array, list, tuple, range)):
         rows = numpy.asarray(_listed(rows))
-    # Objects and texts are looked through at once, so that what cannot be used is found before the run.
+    # Objects and strings are checked now, so that unusable values are found before the run.
     if not isinstance(rows, numpy.ndarray):
         return rows
     held = cast("Any", rows)
@@ -84,7 +84,7 @@ def _taker(name: str, rows: Any, shape: tuple[int, ...]) -> Rows:
 
 
 def as_tensor(value: Any) -> Tensor:
-    """A number, list, array or tensor as a tensor of the same values. Raises `LabError` if it is none."""
+    """A number, list, array or tensor as a tensor of the same values. Raises `LabError` if it cannot."""
     if isinstance(value, Tensor):
         tensor = value.detach() if value.layout == torch.strided else value.detach().to_dense()
         return tensor.long() if tensor.dtype in UNSIGNED else tensor
@@ -101,7 +101,7 @@ def _listed(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    """The same numbers in a dtype and a layout that torch takes. Raises `LabError` if they are none."""
+    """The same numbers in a dtype and layout that torch accepts. Raises `LabError` if they are not numbers."""
     if numpy.ma.isMaskedArray(value) and numpy.ma.getmaskarray(value).any():
         raise LabError("a masked array has masked values; fill them first, with .filled(…).")
     numbers = numpy.asarray(value)
@@ -112,8 +112,8 @@ def _numbers(value: Any) -> Any:
         _refuse_what_is_no_number(numbers)
     elif kind in "SU":
         raise LabError(
-            f"{str(numbers.reshape(-1)[0])!r} is a text. Give classes as numbers: "
-            "numpy.unique(texts, return_inverse=True)[1]."
+            f"{str(numbers.reshape(-1)[0])!r} is a string. Give classes as numbers: "
+            "numpy.unique(strings, return_inverse=True)[1]."
         )
     elif kind not in "biufc":
         raise LabError(f"values of type {numbers.dtype} are not numbers; convert them to floats.")

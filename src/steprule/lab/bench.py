@@ -1,4 +1,4 @@
-"""`steprule bench`: how long a step takes, beside torch's and beside what the memory allows."""
+"""`steprule bench`: how long a step takes, compared with torch's and with what the memory allows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ __all__ = ["Asked", "bench"]
 FOLDER = Path("runs")
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("cpu", "cuda")
-# Half the distance between the quartiles, as a share of the median; a quiet machine stays below.
+# Half the distance between the quartiles, as a share of the median; below this on a quiet machine.
 UNSTEADY = 0.1
 
 Advance = Callable[[str], None]
@@ -76,15 +76,15 @@ class Plan:
 
     @property
     def parts(self) -> int:
-        """How many parts of equal interest the whole has, for a progress bar."""
+        """How many parts the measurement has, for a progress bar."""
         return len(self.rules) * (2 * self.repeats + 3)
 
 
 def bench(asked: Asked, out: Path | None) -> None:
-    """Measure, and leave a table on the screen, the numbers in a JSON file and a chart beside it.
+    """Measure; print tables, and write the results to a JSON file with a chart next to it.
 
-    Rules that are done when it is stopped are shown and kept. Raises `LabError` before anything is measured
-    or written if what was asked for does not exist here.
+    If it is stopped, the rules that are done are shown and kept. Raises `LabError` before anything is measured
+    or written if something that was asked for does not exist here.
     """
     plan = _plan(asked)
     for rule in plan.rules:
@@ -136,7 +136,7 @@ def _show_and_keep(console: Console, result: dict[str, Any], file: Path) -> None
 
 
 def _ending(error: KeyboardInterrupt | LabError, done: int, of: int, file: Path) -> LabError:
-    """What is said of a measurement that was stopped or failed."""
+    """The message about a measurement that was stopped or failed."""
     kept = f"{done} of {of} rules are done and kept in {file}." if done else "nothing was kept."
     if isinstance(error, LabError):
         return LabError(f"{error} {kept.capitalize()}")
@@ -159,7 +159,7 @@ def _plan(asked: Asked) -> Plan:
 
 
 def _rules(names: str) -> list[type[CheckedOptimizer]]:
-    """The rules of these names; `all` are those that look at one number at a time."""
+    """The rules with these names; `all` are those that treat every element on its own."""
     if names.strip().lower() == "all":
         return [
             rule
@@ -171,12 +171,12 @@ def _rules(names: str) -> list[type[CheckedOptimizer]]:
 
 
 def _check_memory(plan: Plan) -> None:
-    """Refuse what would not fit: a system that runs out of memory ends the process without a word."""
+    """Refuse what would not fit: a system that runs out of memory kills the process without a message."""
     available = bench_machine.available_bytes(plan.device)
     size = plan.model.numbers * plan.dtype.itemsize
     for rule in plan.rules:
         slots = steprule.describe(rule).numbers_per_parameter
-        # Parameters and gradients; everyone's slots; the floor's buffers; the for-loop's and foreach's own.
+        # Parameters and gradients; the slots of each way to step; the floor's buffers; temporaries.
         needed = round(size * (2 + candidates(rule) * slots + (2 + slots) + 3))
         if available is not None and needed > available:
             raise LabError(
@@ -186,9 +186,9 @@ def _check_memory(plan: Plan) -> None:
 
 
 def _reserve(out: Path | None, model: str) -> Path:
-    """Make the file to write to, or the next free `runs/bench-MODEL-1.json`, `-2` …."""
+    """Create the file to write to: `out`, or the next free `runs/bench-MODEL-1.json`, `-2`, …."""
     if out is not None and out.suffix != ".json":
-        raise LabError(f"--out {out} must be a .json file; the chart goes beside it.")
+        raise LabError(f"--out {out} must be a .json file; the chart goes next to it.")
     folder = FOLDER if out is None else out.parent
     number = 1
     try:
@@ -227,7 +227,7 @@ def _measure(
     imports: list[dict[str, float]],
     advance: Advance,
 ) -> dict[str, Any]:
-    """All about one rule; what importing took goes into `imports`."""
+    """All measurements of one rule; its import times are added to `imports`."""
     _fill(params)
     steps = _measure_steps(plan, rule, params, advance)
     measured = {"rule": rule.__name__, **steps, "iteration": _measure_iterations(plan, rule, advance)}

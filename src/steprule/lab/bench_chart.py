@@ -19,12 +19,12 @@ SHOWN = {
 }
 BAR, GAP, WIDTH, MARGIN = 0.2, 0.17, 9.0, 1.1
 LOG_FROM_RATIO = 25
-# Of the axis, for the labels beside the bars.
+# The share of the axis that is kept for the labels next to the bars.
 ROOM = 0.3
 
 
 def draw_chart(file: Path, result: Mapping[str, Any]) -> None:
-    """Draw one bar per rule and way to step it into an SVG or PNG file."""
+    """Draw one bar for each rule and each way to step it, into an SVG or PNG file."""
     pyplot = import_pyplot()
     rows = [[name for name in SHOWN if name in rule["step"]] for rule in result["rules"]]
     height = sum(BAR * len(row) + GAP for row in rows)
@@ -66,7 +66,7 @@ def _draw_bar(axis: Any, middle: float, name: str, step: Mapping[str, Any]) -> N
     axis.barh(middle, step["times_floor"], 0.9 * BAR, color=SHOWN[name][1])
     axis.annotate(
         f"{number(step['times_floor'])} ×   {number(step['ms']['median'])} ms",
-        # Right of the floor's line too, which would cross it.
+        # Right of the floor's line, too, which would otherwise cross it.
         (max(step["times_floor"], 1.0), middle),
         (4, 0),
         textcoords="offset points",

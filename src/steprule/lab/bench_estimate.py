@@ -1,4 +1,4 @@
-"""How long a measurement will take, from trying its parts once."""
+"""How long a measurement will take, estimated by trying its parts once."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["candidates", "estimate"]
 
 
 def candidates(rule: type[CheckedOptimizer]) -> int:
-    """How many optimizers with a state of their own take part for a rule, at most."""
+    """The largest number of optimizers, each with its own state, that take part for a rule."""
     return 7 if hasattr(torch.optim, rule.__name__) else 4
 
 
 def estimate(rules: Sequence[type[CheckedOptimizer]], params: list[nn.Parameter], repeats: int) -> float:
-    """Seconds that it will take to measure these rules.
+    """How many seconds it will take to measure these rules.
 
-    Every part is tried once with the first rule; the others are taken to need time by the bytes they move.
+    Every part is tried once with the first rule; the time for the others is scaled by the bytes they move.
     """
     first, device, dtype = rules[0], params[0].device, params[0].dtype
     started = time.perf_counter()
@@ -33,7 +33,7 @@ def estimate(rules: Sequence[type[CheckedOptimizer]], params: list[nn.Parameter]
     trained = bench_measure.iterations(first, dtype, device)
     once = time.perf_counter() - started
     sample = sum(bench_measure.sample_seconds(action, device) for action in [*steps, *trained.values()])
-    # The last is a for-loop: it has the longest list of what it did to read.
+    # The last one is a for-loop, whose profile takes longest to read.
     once += len(steps) * _seconds(lambda: bench_measure.peak_bytes(steps[-1], device)) / 2
     with tempfile.TemporaryDirectory() as folder:
         fresh = _seconds(lambda: bench_machine.fresh_process(first.__name__, dtype, device, Path(folder)))

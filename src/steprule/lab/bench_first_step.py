@@ -1,6 +1,6 @@
-"""What a fresh process waits for: its imports, and the first step of a rule. Run as a script.
+"""Measures what a new process waits for: its imports, and the first step of a rule. Run as a script.
 
-Its imports stand where they are measured.
+The imports are inside the function, where they are measured.
 
     python -P bench_first_step.py RULE DTYPE DEVICE
 """

@@ -24,7 +24,7 @@ PACKAGE = Path(steprule.__file__).parent
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """What numbers depend on and a reader must know."""
+    """What the results depend on and a reader must know."""
     return {
         "machine": platform.node(),
         "system": f"{platform.system()} {platform.release()}",
@@ -61,7 +61,7 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     """The commit that this package was checked out at, with `-dirty` if it was changed since."""
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # installed, perhaps into somebody else's checkout
+        return None  # installed, perhaps inside another repository
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
@@ -76,7 +76,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """How much memory there is for tensors now, where the system says so."""
+    """How much memory is free for tensors now, if the system says so."""
     if device.type != "cpu":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -98,19 +98,19 @@ def fresh_process(rule: str, dtype: torch.dtype, device: torch.device, cache: Pa
     }
     script = bench_first_step.__file__
     name = str(dtype).removeprefix("torch.")
-    # -P: the script's own folder must not hide modules from it.
+    # -P: modules in the script's own folder must not hide others.
     command = [sys.executable, "-P", script, rule, name, device.type]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if answer.returncode:
         last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
-        raise LabError(f"the first step of {rule} failed in a process of its own: {last}")
+        raise LabError(f"the first step of {rule} failed in a new process: {last}")
     return json.loads(answer.stdout.splitlines()[-1])
 
 
 def first_step(
     rule: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """`fresh_process` with an empty cache folder, and again with what that one left there."""
+    """`fresh_process` with an empty cache folder, and again with the cache that it left."""
     with tempfile.TemporaryDirectory() as folder:
         cold = fresh_process(rule, dtype, device, Path(folder))
         return cold, fresh_process(rule, dtype, device, Path(folder))

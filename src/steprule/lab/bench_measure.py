@@ -1,4 +1,4 @@
-"""How a step is measured: who takes part, in which order, against which floor, and with how much memory."""
+"""How a step is measured: which optimizers take part, in which order, the floor, and the memory."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ __all__ = [
 ]
 
 OURS = "steprule"
-# Our default again, with its state in fewer bits.
+# The default again, with its state in fewer bits.
 STATES = {f"{OURS} {kind} state": kind for kind in ("bf16", "int8")}
 SAMPLE_SECONDS = 0.02
 BATCH = 32
 
 Action = Callable[[], object]
-# Any rule of the catalogue: what its constructor takes besides the parameters differs.
+# Any rule of the catalogue; the arguments of their constructors differ.
 Rule = Callable[..., CheckedOptimizer]
 
 
@@ -66,16 +66,16 @@ class Timing:
 
     @staticmethod
     def of(samples: Sequence[float]) -> Timing:
-        """The quartiles of samples."""
+        """The quartiles of these samples."""
         return Timing(*statistics.quantiles(samples, n=4, method="inclusive"))
 
 
 def ratio(samples: Sequence[float], to: Sequence[float]) -> float:
-    """How many times as long the first took: the median over rounds, each compared within itself."""
+    """How many times as long the first took: the median of the ratios in each round."""
     return statistics.median(a / b for a, b in zip(samples, to, strict=True))
 
 
-# Who takes part
+# Which optimizers take part
 
 
 @dataclass
@@ -94,7 +94,7 @@ def runner_of(optimizer: Optimizer) -> str:
 
 
 def rehearse(rule: Rule, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
-    """Try the rule on tiny parameters of as many dimensions.
+    """Try the rule on tiny parameters with the same numbers of dimensions.
 
     Raises `LabError` with the rule's own message if it cannot step them.
     """
@@ -106,9 +106,9 @@ def rehearse(rule: Rule, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, 
 
 
 def entrants(rule: Rule, params: list[nn.Parameter]) -> Entrants:
-    """Our default, foreach, reference and states in fewer bits; torch's for-loop, foreach and fused.
+    """steprule's default, foreach, reference and smaller states; torch's for-loop, foreach and fused.
 
-    Each has made one step, so its state is there and its kernel compiled. All share the parameters and
+    Each has taken one step, so its state exists and its kernel is compiled. All share the parameters and
     the gradients. Raises `LabError` with the rule's own message if it cannot step these parameters.
     """
     found = Entrants({}, {})
@@ -122,7 +122,7 @@ def entrants(rule: Rule, params: list[nn.Parameter]) -> Entrants:
             _enter(found, f"{OURS} {name}", lambda given=given: rule(params, **given))
     for name, kind in STATES.items():
         if _keeps_nothing(found.optimizers[OURS], params):
-            found.absent[name] = "keeps no number per parameter"
+            found.absent[name] = "keeps no state per element"
         else:
             _enter(found, name, lambda kind=kind: rule(params, state_dtype=kind))
     theirs: Any = getattr(torch.optim, rule.__name__, None)
@@ -142,18 +142,18 @@ def _keeps_nothing(optimizer: Optimizer, params: list[nn.Parameter]) -> bool:
 
 
 def _off(theirs: Any) -> dict[str, bool]:
-    """What asks torch's class for its for-loop."""
+    """The arguments that make torch's class use its for-loop."""
     known = inspect.signature(theirs).parameters if theirs else ()
     return {name: False for name in ("foreach", "fused") if name in known}
 
 
 def _enter(found: Entrants, name: str, make: Callable[[], Optimizer]) -> None:
-    """Build an optimizer and step it once; it stays out if it refuses, unless it is our default."""
+    """Build an optimizer and step it once. If that fails, it is absent, unless it is steprule's default."""
     try:
         optimizer = make()
         _begin(optimizer.step)
     except torch.OutOfMemoryError as error:
-        raise LabError(f"the device has not enough memory for this model: {_line(error)}") from error
+        raise LabError(f"the device does not have enough memory for this model: {_line(error)}") from error
     except (TypeError, ValueError, RuntimeError) as error:
         if name == OURS:
             raise LabError(_line(error)) from error
@@ -163,7 +163,7 @@ def _enter(found: Entrants, name: str, make: Callable[[], Optimizer]) -> None:
 
 
 def _begin(action: Action) -> None:
-    """Do it for the first time. Rules warn then of steps that will not learn, which is no matter here."""
+    """Do it for the first time, without warnings about steps that hardly learn, which do not matter here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         action()
@@ -173,7 +173,7 @@ def _line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-# In which order
+# The order
 
 
 def samples_of(
@@ -181,9 +181,9 @@ def samples_of(
 ) -> dict[str, list[float]]:
     """Milliseconds of one call of each action, a sample per round.
 
-    All take their turn in every round, in a newly drawn order, so whatever slows the machine for a while
-    slows all of them. A sample of a short action is the mean of many calls, after one that is not counted:
-    its memory is then as near to the processor as it gets.
+    They take turns in every round, in a new random order, so whatever slows the machine for a while slows all
+    of them. A sample of a short action is the mean of many calls, after one that is not counted, so that its
+    memory is in the caches.
     """
     calls = {name: _calls(action, device) for name, action in actions.items()}
     samples: dict[str, list[float]] = {name: [] for name in actions}
@@ -205,7 +205,7 @@ def sample_seconds(action: Action, device: torch.device) -> float:
 
 
 def _calls(action: Action, device: torch.device) -> int:
-    """How many calls make a sample that the clock measures well."""
+    """How many calls make a sample that the clock can measure well."""
     shortest = min(_seconds(action, 1, device) for _ in range(2))
     return max(1, math.ceil(SAMPLE_SECONDS / max(shortest, 1e-6)))
 
@@ -229,11 +229,11 @@ def _wait_for(device: torch.device) -> None:
 
 
 class Mover:
-    """Moves as many bytes as a step must, and does nothing else: what it takes is the floor.
+    """Moves as many bytes as a step has to, and does nothing else: the time for that is the floor.
 
     A step reads the parameter, the gradient and the slots that its program reads, and writes what its
-    program writes. Here torch's own `mul_` and `add_` read and write as much: `written` bytes in place,
-    with `read` bytes that stay as they are added to them.
+    program writes. Here torch's own `mul_` and `add_` read and write as much: one buffer is changed in place,
+    and another one, which is only read, is added to it.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device):
@@ -249,7 +249,7 @@ class Mover:
         self._written[self._read.numel() :].mul_(1.0)
 
     def floor(self, samples: Sequence[float]) -> list[float]:
-        """From the milliseconds of moving to those that the step's bytes would take at that bandwidth."""
+        """Convert the milliseconds of moving to those that the step's bytes would take at that bandwidth."""
         return [milliseconds * self._scale for milliseconds in samples]
 
 
@@ -259,7 +259,7 @@ def bytes_moved(optimizer: Optimizer) -> int:
 
 
 def _traffic(optimizer: Optimizer) -> tuple[int, int, int]:
-    """The bytes that a step reads and writes; of them, those written in place, and those only read."""
+    """The bytes that a step reads and writes in total, those it changes in place, and those it only reads."""
     total = in_place = alone = 0
     for group in optimizer.param_groups:
         read, written = _columns(optimizer, group)
@@ -273,7 +273,7 @@ def _traffic(optimizer: Optimizer) -> tuple[int, int, int]:
 
 
 def _columns(optimizer: Optimizer, group: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """What a step reads and writes: 'p', 'g', and the keys of slots; all of them if nothing says which."""
+    """What a step reads and writes: 'p', 'g', and the keys of slots; all of them if the rule is not traced."""
     if isinstance(optimizer, RuleOptimizer) and optimizer.traced:
         program = optimizer.program(group)
         keys = {letter: slot.key for letter, slot in program.slots.items()} | {"p": "p", "g": "g"}
@@ -284,7 +284,7 @@ def _columns(optimizer: Optimizer, group: dict[str, Any]) -> tuple[set[str], set
 
 
 def _with_what_is_beside(keys: set[str], sizes: Mapping[str, int]) -> set[str]:
-    """The keys of what is read or written: codes and their scales in place of slots, further bits of 'p'."""
+    """The keys of what is read or written, with codes and scales for slots and the extra bits of 'p'."""
     beside = {f"{key}_{what}" for key in keys for what in ("codes", "scale")}
     beside |= {"compensation", "low_bits"} if "p" in keys else set[str]()
     return (keys | beside) & sizes.keys()
@@ -297,11 +297,11 @@ def _sizes(optimizer: Optimizer, param: Tensor) -> dict[str, int]:
     return {key: x.numel() * x.element_size() for key, x in tensors.items() if isinstance(x, Tensor)}
 
 
-# How much memory
+# The memory
 
 
 def peak_bytes(step: Action, device: torch.device) -> int:
-    """The most that a step holds beyond what it began with: torch's memory, and Python's and numpy's."""
+    """The most memory that a step adds to what it began with: torch's, and Python's and numpy's."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -343,9 +343,9 @@ def _peak_on_cpu(step: Action) -> int:
 
 
 def iterations(rule: Rule, dtype: torch.dtype, device: torch.device) -> dict[str, Action]:
-    """Forward, backward and step of a small network, with our default, torch's default, torch's fused.
+    """Forward, backward and step of a small network, with steprule's default, torch's default, torch's fused.
 
-    Each has a network of its own, of equal numbers.
+    Each has its own copy of the network.
     """
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
     layers: list[nn.Module] = []

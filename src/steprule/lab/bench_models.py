@@ -1,4 +1,4 @@
-"""What the step is measured on: parameter shapes of known models, or those of a model of the user's own."""
+"""What the step is measured on: parameter shapes of known models, or of a user's own model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def resnet18() -> list[Shape]:
 
 
 def many_small() -> list[Shape]:
-    """400 small tensors, where the cost per tensor counts and not the memory's speed."""
+    """400 small tensors, where the cost per tensor matters and not the memory's speed."""
     return [(64, 64), (64,)] * 200
 
 
@@ -82,7 +82,7 @@ MODELS: dict[str, Callable[[], list[Shape]]] = {
 def load_model(name: str) -> BenchModel:
     """The shapes of the model called `name`, or of what FILE.py:function returns.
 
-    Raises `LabError` if there is no such model, or the file or what it returns is none.
+    Raises `LabError` if there is no such model or file, or if the function does not return a model.
     """
     if name in MODELS:
         return BenchModel(name, tuple(MODELS[name]()))
@@ -127,4 +127,4 @@ def _shapes_of(made: object) -> tuple[Shape, ...] | None:
 
 def _kind(made: object) -> str:
     kind = type(made).__name__
-    return f"a {kind} that holds something else" if kind in ("list", "tuple") else f"a {kind}"
+    return f"a {kind} that holds other things" if kind in ("list", "tuple") else f"a {kind}"

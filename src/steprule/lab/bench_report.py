@@ -1,4 +1,4 @@
-"""What is told about a measurement: what it will be, how far it is, and what came out."""
+"""What is printed about a measurement: the plan, the progress and the results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def number(value: float) -> str:
 
 
 def print_header(console: Console, result: Result, file: Path) -> None:
-    """Say what is going to be measured, on what, and where it is kept."""
+    """Print what will be measured, on what machine, and where the results are kept."""
     grid = Table.grid(padding=(0, 2))
     kind = f"{result['processor']}, {result['cores']} cores, {result['threads']} threads"
     for name, text in {
@@ -52,7 +52,7 @@ def print_header(console: Console, result: Result, file: Path) -> None:
 
 
 def print_estimate(console: Console, seconds: float) -> None:
-    """Say how long it will take."""
+    """Print how long it will take."""
     if seconds < 90:
         about = f"{max(10, 10 * round(seconds / 10))} seconds"
     else:
@@ -64,13 +64,13 @@ def print_estimate(console: Console, seconds: float) -> None:
 
 
 def _busy(result: Result) -> bool:
-    """Whether other processes use a good part of the machine."""
+    """Whether other processes use a large part of the machine."""
     return (result["load"] or 0) > result["cores"] / 2
 
 
 @contextmanager
 def progress(console: Console, total: int) -> Generator[Callable[[str], None]]:
-    """A bar on a terminal, a line every few seconds elsewhere; call what it gives after each part."""
+    """A bar on a terminal, otherwise a line every few seconds. Call the yielded function after each part."""
     if console.is_terminal:
         columns = (BarColumn(bar_width=None), TextColumn("{task.description}"))
         left = (TimeRemainingColumn(compact=True), TextColumn("left"))
@@ -91,7 +91,7 @@ def progress(console: Console, total: int) -> Generator[Callable[[str], None]]:
 
 
 def print_tables(console: Console, result: Result) -> None:
-    """Steps, their memory, whole iterations and first steps, a line per rule."""
+    """Print steps, their memory, whole iterations and first steps, a line per rule."""
     rules: list[Result] = result["rules"]
     _print(
         console,
@@ -101,13 +101,13 @@ def print_tables(console: Console, result: Result) -> None:
     )
     _print(
         console,
-        "The same with state in fewer bits, beside its own floor",
+        "The same with state in fewer bits, compared with its own floor",
         [*(name for kind in STATES for name in (f"{kind} state", "× floor", "torch\u00a0÷ this"))],
         {_name(x): _states(x) for x in rules if any(f"steprule {kind} state" in x["step"] for kind in STATES)},
     )
     _print(
         console,
-        "Memory that a step takes and gives back",
+        "Temporary memory of a step",
         ["runner", *STEPS],
         {_name(x): [x["runner"], *_over(STEPS, x["step"], _memory)] for x in rules},
     )
@@ -126,7 +126,7 @@ def _notes(result: Result) -> Iterable[str]:
     rules: list[Result] = result["rules"]
     speeds = [x["bandwidth"] for x in rules]
     yield (
-        "floor: the bytes that a step must read and write, at the read-write bandwidth measured beside it "
+        "floor: the bytes that a step must read and write, at the read-write bandwidth measured alongside "
         f"({number(min(speeds))} to {number(max(speeds))} GB/s)"
     )
     if any(x["unsteady"] for x in rules):
@@ -136,9 +136,9 @@ def _notes(result: Result) -> Iterable[str]:
         )
     if _busy(result):
         yield f"the load was {result['load']} on {result['cores']} cores at the start: other work was running"
-    yield "torch ÷ steprule: the fastest of torch's, in times of steprule's default"
+    yield "torch ÷ steprule: the time of torch's fastest, divided by that of steprule's default"
     for name, own in result["import"].items():
-        over = " over import torch" if name == "steprule" else ""
+        over = " after import torch" if name == "steprule" else ""
         yield f"import {name}: {number(own)} ms{over}"
 
 
@@ -185,7 +185,7 @@ def _memory(step: Result) -> str:
 
 
 def _print(console: Console, title: str, headings: list[str], rows: Mapping[str, list[Cell]]) -> None:
-    """A table, in as many parts as it takes for every part to fit the console."""
+    """Print a table, in as many parts as needed for each to fit the console."""
     console.print(f"\n{title}")
     endless = console.options.update(max_width=10_000)
     first = 0
@@ -206,7 +206,7 @@ def _table(
     table = Table(box=None, padding=(0, between, 0, 0), header_style="dim")
     table.add_column("", no_wrap=True)
     for heading in headings[first:after]:
-        # Lines of one word are narrow, and a number cut short would be another number.
+        # One word per line is narrow; numbers must not be cut.
         table.add_column(heading.replace(" ", "\n"), justify="right", overflow="fold")
     for name, cells in rows.items():
         table.add_row(Text(name, style="bold"), *cells[first:after])

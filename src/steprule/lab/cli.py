@@ -1,4 +1,4 @@
-"""The entry point of the `steprule` command: what is installed, and how errors are shown."""
+"""The entry point of the `steprule` command: checks what is installed, and shows errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRACEBACK = "STEPRULE_TRACEBACK"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 when all went well, 2 after one line about what did not.
+    """Run the command line and exit: with 0 if all went well, with 2 after one line about what did not.
 
     With STEPRULE_TRACEBACK=1 in the environment, the traceback comes before that line.
     """
@@ -47,9 +47,9 @@ def _run(arguments: list[str]) -> int:
     except LabError as error:
         _show_traceback_if_asked(error)
         _refuse(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):  # before there was anything to keep
+    except (KeyboardInterrupt, typer.Abort):  # before there is anything to keep
         _refuse("stopped.", 130)
-    except Exception as error:  # whatever no one foresaw is a line all the same
+    except Exception as error:  # even an unexpected error is shown in one line
         _show_traceback_if_asked(error)
         _refuse(f"{told(error)}. Set {_TRACEBACK}=1 to see where it came from.")
 
@@ -60,7 +60,7 @@ def _show_traceback_if_asked(error: Exception) -> None:
 
 
 def _refuse(message: str, exit_code: int = 2) -> NoReturn:
-    # A name may hold several spaces in a row, and a command in the message is there to be pasted.
+    # Names may contain several spaces in a row, and commands in the message must stay as they are to be pasted.
     line = " ".join(filter(None, map(str.strip, message.splitlines())))
     print(f"steprule: {line}", file=sys.stderr)
     sys.exit(exit_code)

@@ -1,4 +1,4 @@
-"""The commands of `steprule`: what can be said on the command line."""
+"""The commands of `steprule` and their options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Command(TyperCommand):
 
 
 def _number(kind: type[float], allowed: str, is_allowed: Callable[[Any], bool]) -> Callable[[str], Any]:
-    """What reads an option's number, and says in words what is allowed."""
+    """A parser for an option's number; its error says in words what is allowed."""
 
     def parse(text: str) -> Any:
         try:
@@ -49,7 +49,7 @@ _seed = _number(int, f"a whole number of at least 0 and below {SEEDS}", lambda v
 
 
 def _option(name: str, metavar: str, text: str, parse: Callable[[str], Any] | None = None) -> Any:
-    """An option whose help says its default in words."""
+    """An option whose help text says its default."""
     return typer.Option(name, metavar=metavar, help=text, parser=parse, show_default=False)
 
 
@@ -142,6 +142,7 @@ def train(
 
     The run's folder gets its metrics, curves, configuration and a checkpoint to resume from.
     """
+    # The function is long because its arguments are the options.
     from steprule.lab.runs import Asked, go_on, start
 
     asked = Asked(
@@ -163,7 +164,7 @@ def train(
 def list_rules(
     pattern: Annotated[str, typer.Argument(hidden=True)] = "",
 ) -> None:
-    """List the rules, each in a sentence.
+    """List the rules, with a sentence about each.
 
     PATTERN is part of a name, or a pattern such as 'ada*'; without it, all are listed.
     """
@@ -188,7 +189,7 @@ def show(
     print_rule(rule)
 
 
-@app.command(cls=_Command, short_help="Time a step of each rule, beside torch's.")
+@app.command(cls=_Command, short_help="Time a step of each rule, compared with torch's.")
 def bench(
     model: Annotated[
         str,
@@ -203,7 +204,7 @@ def bench(
         _option(
             "--optimizers",
             "NAMES",
-            "rules of `steprule list` with commas between, or all (default: adamw,adabelief,lion,sgd)",
+            "rules of `steprule list`, separated by commas, or all (default: adamw,adabelief,lion,sgd)",
         ),
     ] = "adamw,adabelief,lion,sgd",
     dtype: Annotated[str, _option("--dtype", "NAME", "fp32, fp64, bf16 or fp16 (default: fp32)")] = "fp32",
@@ -216,11 +217,11 @@ def bench(
         _option(
             "--out",
             "FILE.json",
-            "where the numbers are kept, with a chart beside them (default: a new file in runs/)",
+            "where the measurements are kept, with a chart next to them (default: a new file in runs/)",
         ),
     ] = None,
 ) -> None:
-    """Time a step of each rule, beside torch's and beside the time that moving its memory takes."""
+    """Time a step of each rule, compared with torch's and with the time to read and write its memory."""
     from steprule.lab.bench import Asked
     from steprule.lab.bench import bench as measure
 

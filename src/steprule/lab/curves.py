@@ -1,4 +1,4 @@
-"""The picture of a run: loss, score and learning rate over the epochs."""
+"""The plot of a run: loss, score and learning rate over the epochs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _draw_splits(axis: Any, points: dict[str, Points], is_loss: bool) -> None:
     places, lows, means, highs = zip(*_binned(points["train"]), strict=True)
     # A line through one point cannot be seen.
     axis.plot(places, means, color=TRAIN, marker="o" if len(places) == 1 else "", label="train, while learning")
-    if points["validation"]:  # none if the first epoch was not completed
+    if points["validation"]:  # empty if the first epoch was not completed
         marker = "o" if len(points["validation"]) <= MOST_MARKERS else ""
         validation = zip(*points["validation"], strict=True)
         axis.plot(*validation, color=VALIDATION, marker=marker, label="validation, after each epoch")
@@ -91,14 +91,14 @@ def _draw_splits(axis: Any, points: dict[str, Points], is_loss: bool) -> None:
         axis.set_title(f"test: {text}", loc="right", fontsize=9, color=TEST)
     _set_limits(axis, [*means, *(y for split in ("validation", "test") for _, y in points[split])], is_loss)
     if highs != lows:
-        # The spread of single batches is wide and of little interest: it must not set the scale.
+        # The spread of single batches is wide and less important: it must not set the scale.
         limits = axis.get_ylim()
         axis.fill_between(places, lows, highs, color=TRAIN, alpha=0.15, linewidth=0, label=BAND)
         axis.set_ylim(limits)
 
 
 def _set_limits(axis: Any, levels: Sequence[float], is_loss: bool) -> None:
-    """The lines fill the panel, with a little room above and below."""
+    """Let the lines fill the panel, with a little room above and below."""
     low, high = min(levels), max(levels)
     if is_loss and low > 0 and high > LOG_FROM_RATIO * low:
         room = (high / low) ** 0.06
@@ -111,7 +111,7 @@ def _set_limits(axis: Any, levels: Sequence[float], is_loss: bool) -> None:
 
 
 def _draw_legend(figure: Any, axes: Sequence[Any]) -> None:
-    """One legend below all panels, where it covers none of them."""
+    """One legend below all panels, so that it does not cover them."""
     found: dict[str, Any] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()

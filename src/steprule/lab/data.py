@@ -1,4 +1,4 @@
-"""From a data set of any of the usual kinds to batches of tensors."""
+"""Converts a data set of any of the usual kinds to batches of tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Batches:
-    """A data set that hands out any of its items as one batch: `fetch(indices)`."""
+    """A data set that returns any of its items as one batch: `fetch(indices)`."""
 
     length: int
     fetch: Callable[[Tensor], Batch]
@@ -59,7 +59,7 @@ def as_batches(name: str, data: Data) -> Batches:
             length = len(given)
         batches = Batches(length, lambda index: _read(name, given, index))
     else:
-        raise LabError(f"{name} is a {type(data).__name__}; {_way_out(given)}")
+        raise LabError(f"{name} is a {type(data).__name__}; {_advice(given)}")
     if not len(batches):
         raise LabError(f"{name} is empty; training needs at least one item.")
     return batches
@@ -69,7 +69,7 @@ def _is_pair_of_arrays(given: Any) -> bool:
     if type(given) not in (tuple, list) or len(given) != 2:
         return False
     arrays = [is_array(part) for part in given]
-    # A list beside an array is an array; two lists may as well be two items of a data set.
+    # A list next to an array is an array; two lists may also be two items of a data set.
     lists = [isinstance(part, (list, range)) for part in given]
     return any(arrays) and all(array or listed for array, listed in zip(arrays, lists, strict=True))
 
@@ -83,7 +83,7 @@ def _is_table(given: Any) -> bool:
     return hasattr(given, "columns") and (hasattr(given, "to_numpy") or hasattr(given, "to_pandas"))
 
 
-def _way_out(given: Any) -> str:
+def _advice(given: Any) -> str:
     if isinstance(given, DataLoader):
         return "give its data set, DataLoader.dataset; batches are made here, with --batch-size."
     if isinstance(given, Mapping):
@@ -92,7 +92,7 @@ def _way_out(given: Any) -> str:
         return "give two arrays (X, y), such as (table[inputs].to_numpy(), table[target].to_numpy())."
     return (
         "it must be two arrays (X, y) or a data set with a length and items by number, each of them "
-        "(input, target). What can only be iterated over has to be collected first, with list(…)."
+        "(input, target). Collect what can only be iterated over first, with list(…)."
     )
 
 
@@ -145,10 +145,10 @@ def _input_and_target(item: Any) -> tuple[Any, Any]:
 
 
 def as_input(value: Any, leading: int = 0) -> Tensor:
-    """Floats as they are, bytes as 0 to 1, images with the channel first.
+    """Floats unchanged, bytes as 0 to 1, images with the channel first.
 
     A float tensor already has torch's layout; bytes and arrays have the channel last unless the
-    shape says otherwise. `leading` counts the dimensions before those of one item.
+    shape says otherwise. `leading` is the number of dimensions before those of one item.
     """
     if is_picture(value):
         return _as_floats(picture_as_tensor(value))
@@ -185,7 +185,7 @@ def _stack(name: str, what: str, tensors: Sequence[Tensor], places: Sequence[int
         if tensor.shape != first.shape:
             raise LabError(
                 f"the {what} of {name} have different shapes, {tuple(first.shape)} (item {places[0]}) and "
-                f"{tuple(tensor.shape)} (item {i}); let the data set bring them to one shape."
+                f"{tuple(tensor.shape)} (item {i}); let the data set give them one shape."
             )
     with failing(f"making a batch of the {what} of {name}"):
         return torch.stack(list(tensors))

@@ -37,13 +37,13 @@ def _usable() -> str:
 
 
 def device_facts(device: torch.device) -> dict[str, str]:
-    """The kind of device, and its own name where torch tells it."""
+    """The kind of device, and its name if torch knows it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return {"device": f"{device.type} {name}".strip()}
 
 
 def device_random_state(device: torch.device) -> Any:
-    """The state of the device's own random numbers, which dropout draws from; None on the processor."""
+    """The state of the device's own random numbers, which dropout draws from; None on the CPU."""
     if device.type == "cpu":
         return None
     module: Any = torch.get_device_module(device)

@@ -1,4 +1,4 @@
-"""What goes wrong in a user's input, said in one line.
+"""Errors in a user's input, each in one line.
 
 Every wrong input raises `LabError`; the command line prints its text on one line and exits with code 2.
 """
@@ -16,7 +16,7 @@ __all__ = ["Diverged", "LabError", "Stopped", "at", "did_you_mean", "failing", "
 
 
 class LabError(Exception):
-    """A wrong input, a folder that cannot be used, or a run that cannot go on."""
+    """A wrong input, a folder that cannot be used, or a run that cannot continue."""
 
     exit_code = 2
 
@@ -45,7 +45,7 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def failing(what: str) -> Generator[None]:
-    """Say in one line what failed, whatever a user's own code raises in the block, `SystemExit` included."""
+    """Turn any error of a user's own code, even `SystemExit`, into one line that says what failed."""
     try:
         yield
     except (LabError, KeyboardInterrupt):
@@ -56,7 +56,7 @@ def failing(what: str) -> Generator[None]:
 
 @contextmanager
 def at(where: Callable[[], str]) -> Generator[None]:
-    """Put where it happened before the text of a `LabError` that is raised in the block."""
+    """Begin the text of a `LabError` that is raised in the block with where it happened."""
     try:
         yield
     except LabError as error:
@@ -64,7 +64,7 @@ def at(where: Callable[[], str]) -> Generator[None]:
 
 
 def told(error: BaseException) -> str:
-    """Kind and text of an error that a user's own code raised, and the line of theirs it came from."""
+    """Kind and text of an error that a user's own code raised, and the line of that code that it came from."""
     installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
     not_theirs = (*installed, str(Path(__file__).parents[1]), "<")
     theirs = [
@@ -75,6 +75,6 @@ def told(error: BaseException) -> str:
     place = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
     try:
         text = str(error).rstrip(".")
-    except Exception:  # an error class of the user's own
+    except Exception:  # a user's own error class
         text = ""
     return f"{type(error).__name__}{': ' if text else ''}{text}{place}"

@@ -20,10 +20,10 @@ __all__ = ["Modes", "give_shapes", "parts_in_eval_mode"]
 
 
 class Modes:
-    """The mode that each part of a model was given in, to be put back after every evaluation.
+    """The mode that each part of a model was given in, restored after every evaluation.
 
-    A model that is in eval mode as a whole, as pretrained ones come, is put into train mode; a part that is
-    in eval mode inside a model that is not was put there on purpose.
+    A model that is in eval mode as a whole, as pretrained models are, is put into train mode. If only a part is
+    in eval mode, that is taken to be on purpose.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -48,7 +48,7 @@ class Modes:
             switch_weights(optimizer, training=True)
 
     def _put_back(self) -> None:
-        # By train(), not by the flag alone: a model's own train() may do more, such as unmerge weights.
+        # Call train() rather than set the flag: a model's own train() may do more, such as unmerge weights.
         for part, training in self._given[:1]:
             part.train(training)
         for part, training in self._given:
@@ -66,9 +66,9 @@ def parts_in_eval_mode(model: nn.Module) -> list[str]:
 
 
 def give_shapes(model: nn.Module, data: Batches) -> None:
-    """Let lazy modules see one item, so that they know the shapes of their parameters.
+    """Give lazy modules one item, so that they know the shapes of their parameters.
 
-    Raises `LabError` if some still do not.
+    Raises `LabError` if some still have no shape.
     """
     if not _without_shape(model):
         return

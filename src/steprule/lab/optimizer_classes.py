@@ -1,4 +1,4 @@
-"""What `--optimizer` names: a rule of ours, a class of torch.optim, or a class in a file of the user's own."""
+"""What `--optimizer` names: a rule of ours, a class of torch.optim, or a class in a user's own file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TORCH = "torch:"
 
 
 def find_rule(name: str) -> type[CheckedOptimizer]:
-    """The rule of that name, in capitals or not. Raises `LabError` with the nearest name."""
+    """The rule of that name, in upper or lower case. Raises `LabError` with the nearest name."""
     rules = steprule.catalogue()
     for known, rule in rules.items():
         if known.lower() == name.lower():
@@ -52,7 +52,7 @@ def optimizer_name(given: str) -> str:
 
 
 def optimizer_label(name: str) -> str:
-    """An `optimizer_name` as people read it: `AdamW`, `torch.optim.AdamW`, `Class`."""
+    """An `optimizer_name` as it is shown: `AdamW`, `torch.optim.AdamW`, `Class`."""
     return name.replace(TORCH, "torch.optim.") if name.startswith(TORCH) else name.rpartition(":")[2]
 
 
@@ -65,7 +65,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
 
 
 def optimizer_facts(name: str) -> dict[str, str]:
-    """By what a later resume recognizes the file that the class came from."""
+    """The facts by which a later resume recognizes the file that the class came from."""
     file, colon, _ = name.rpartition(":")
     if not colon or name.startswith(TORCH):
         return {}
@@ -93,7 +93,7 @@ def _of_torch(name: str) -> type[Optimizer]:
 
 @functools.cache
 def _of_file(file: Path, name: str, digest: str) -> type[Optimizer]:
-    """The class of a user's file; loaded once for each content of the file."""
+    """The class in a user's file, which is loaded once for each version of its content."""
     module: ModuleType = import_file(file, "an optimizer", OWN_MODULE)
     found: Any = getattr(module, name, None)
     place = f"{file.name}:{name}"

@@ -1,4 +1,4 @@
-"""From what the command line says to an optimizer and its schedule."""
+"""Builds an optimizer and its schedule from what the command line says."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _parse_dict(setting: str, text: str) -> dict[str, Any]:
-    """`{'exp_avg': 'bf16'}`, or without the quotes, which a shell may have taken."""
+    """`{'exp_avg': 'bf16'}`, or without the quotes, which a shell may have removed."""
     inside, pairs = text.removeprefix("{").removesuffix("}"), dict[str, Any]()
     for pair in filter(None, map(str.strip, inside.split(","))):
         name, colon, value = (part.strip() for part in pair.partition(":"))
@@ -74,7 +74,7 @@ def _parse_dict(setting: str, text: str) -> dict[str, Any]:
 
 
 def build_optimizer(make: type[Optimizer], model: nn.Module, settings: Mapping[str, Any]) -> Optimizer:
-    """The optimizer on the model's parameters. Raises `LabError` with its own message."""
+    """The optimizer of the model's parameters. Raises `LabError` with the optimizer's own message."""
     who = f"torch.optim.{make.__name__}" if make.__module__.startswith("torch.") else make.__name__
     if "params" in settings:
         raise LabError(f"{who} gets its params from the task; --set cannot change them.")
@@ -84,14 +84,14 @@ def build_optimizer(make: type[Optimizer], model: nn.Module, settings: Mapping[s
     build: Any = make
     try:
         return build(model.named_parameters(), **settings)
-    except Exception as error:  # a class of the user's own may fail in any way
+    except Exception as error:  # a user's own class may fail in any way
         if checks_itself and isinstance(error, (TypeError, ValueError, RuntimeError)):
             raise LabError(str(error)) from error
         raise LabError(f"{who} cannot be made: {told(error)}.") from error
 
 
 def _check_settings(who: str, make: type[Optimizer], settings: Mapping[str, Any]) -> None:
-    """Compare the settings with the constructor's signature: torch's classes accept some wrong kinds."""
+    """Compare the settings with the constructor's signature: torch's classes accept some wrong types."""
     known = inspect.signature(make).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
@@ -105,7 +105,7 @@ def _check_settings(who: str, make: type[Optimizer], settings: Mapping[str, Any]
 
 
 def _is_like(default: Any, value: Any) -> bool:
-    """Whether the value is of the same kind as the default; a None or no default tells nothing."""
+    """Whether the value is of the same kind as the default; no default, or None, says nothing."""
     if default is None or default is inspect.Parameter.empty:
         return True
     if isinstance(default, tuple):
@@ -136,21 +136,21 @@ def hyperparameters_of(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def check_can_be_saved(optimizer: Optimizer) -> None:
-    """Raise `LabError` if a checkpoint could be written but not be read again."""
+    """Raise `LabError` if a checkpoint could be written but not read again."""
     held = io.BytesIO()
     try:
         torch.save(optimizer.state_dict(), held)
         torch.load(io.BytesIO(held.getvalue()), weights_only=True)
-    except Exception as error:  # a class of the user's own may keep anything
+    except Exception as error:  # a user's own class may keep anything
         who = type(optimizer).__name__
         raise LabError(
             f"{who} keeps something in its state or groups that a checkpoint cannot hold. Keep tensors, "
-            "numbers and text there."
+            "numbers and strings there."
         ) from error
 
 
 def switch_weights(optimizer: Optimizer, training: bool) -> None:
-    """Put in the weights to train or to evaluate with, where the optimizer tells them apart."""
+    """Switch to the weights for training or for evaluation, if the optimizer has both."""
     switch: Any = getattr(optimizer, "train" if training else "eval", None)
     if callable(switch):
         switch()
@@ -167,7 +167,7 @@ def _is_plain(value: Any) -> bool:
 def build_schedule(name: str, optimizer: Optimizer, steps: int) -> LRScheduler | None:
     """The learning-rate schedule over `steps` steps; None for `none`, which keeps the rate.
 
-    `warmup` rises over the first twentieth of the steps; `cosine` rises so, then falls to a tenth.
+    `warmup` rises over the first twentieth of the steps; `cosine` rises the same way, then falls to a tenth.
     """
     rising = round(WARMUP_SHARE * steps)
     if name == "none":

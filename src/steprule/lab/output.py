@@ -1,4 +1,4 @@
-"""Standard output and standard error that never end a command: what they cannot take is escaped or dropped."""
+"""Standard output and standard error that never end a command: what cannot be written is escaped or dropped."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["SteadyStream", "steady_output"]
 class SteadyStream:
     """A text stream whose `write` does not raise.
 
-    Characters that the stream's encoding lacks are written as escapes. Once it can no longer be written,
-    because its reader is gone or the disk is full, the rest is dropped: a training does not depend on its log.
+    Characters that the stream's encoding lacks are written as escapes. When its reader is gone or the disk is
+    full, the rest is dropped: training must not depend on its log.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -26,7 +26,7 @@ class SteadyStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write the text as far as it can be."""
+        """Write the text as far as possible."""
         try:
             try:
                 self._stream.write(text)
@@ -38,14 +38,14 @@ class SteadyStream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush as far as it can be."""
+        """Flush as far as possible."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
             self._drop(error)
 
     def _drop(self, error: OSError | ValueError) -> None:
-        # A closed pipe is the reader's choice; anything else has lost output that someone wanted.
+        # A closed pipe is the reader's choice; with any other error, output is lost that someone wanted.
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             self.failure = self.failure or error
         # The interpreter flushes what is left when it exits, and would fail again.

@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours, a heading, and ticks that are all of one form."""
+"""What the plots have in common: colours, a heading, and uniform ticks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def import_pyplot() -> Any:
 
 
 def write_heading(figure: Any, title: str, details: str) -> None:
-    """A title and a line of details at the figure's top left, folded to its width; the figure grows by them."""
+    """A title and a line of details at the figure's top left, wrapped to its width; the figure grows by it."""
     width, height = figure.get_size_inches()
     top, parts = 0.1, list[tuple[str, float, dict[str, Any]]]()
     for text, (size, letter), look in (
@@ -79,14 +79,14 @@ def log_ticks(low: float, high: float) -> list[float]:
     decades = math.log10(high / low)
     steps = (1, 2, 5) if decades < 2.5 else (1,)
     every = max(1, math.ceil(decades / MOST_TICKS))
-    # Counted from 1, so that it is among them.
+    # Counted from 10⁰, so that 1 is among them.
     exponents = [exponent for exponent in range(first, last + 1) if exponent % every == 0]
     ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
     return [tick for tick in ticks if low <= tick * (1 + 1e-9) and tick <= high * (1 + 1e-9)]
 
 
 def set_log_scale(axis: Any, name: str) -> None:
-    """Make the axis `x` or `y` logarithmic within its present limits; call it when those are final."""
+    """Make the axis `x` or `y` logarithmic within its current limits; call it when those are final."""
     low, high = getattr(axis, f"get_{name}lim")()
     getattr(axis, f"set_{name}scale")("log")
     getattr(axis, f"set_{name}lim")(low, high)
@@ -106,5 +106,5 @@ def _text_of(tick: float, ticks: list[float]) -> str:
 
 
 def plain_ticks(axis: Any, name: str) -> None:
-    """Let all ticks of a linear axis share one power of ten, which stands at its end, if they need any."""
+    """Let all ticks of a linear axis share one power of ten at its end, if they need one."""
     axis.ticklabel_format(axis=name, style="sci", scilimits=PLAIN_DECADES, useMathText=True, useOffset=False)

@@ -29,7 +29,7 @@ class EpochLines:
         self._epoch = training.step // training.steps_per_epoch
 
     def step(self, step: int, epoch: int, loss: float) -> None:
-        """Take the step in; print a line if the last is a minute old."""
+        """Record the step; print a line if the last one is a minute old."""
         self._step, self._epoch = step, epoch
         self._losses.append(loss)
         if time.perf_counter() - self._shown >= LINE_SECONDS:
@@ -42,7 +42,7 @@ class EpochLines:
 
     def _print(self, more: str) -> None:
         self._shown = time.perf_counter()
-        # Nothing was trained yet if a resumed run begins with the validation that stopped it.
+        # Nothing has been trained yet if a resumed run begins with the validation at which it stopped.
         steps = max(1, self._step - self._first)
         left = (self._shown - self._began) / steps * (self._steps - self._step)
         loss = f"loss {loss_text(sum(self._losses) / len(self._losses))}  " if self._losses else ""
@@ -54,7 +54,7 @@ class EpochLines:
 
 
 class LiveBar(EpochLines):
-    """The same lines, and below them one that moves: epoch, bar, loss, time left."""
+    """The same lines, and a live one below them: epoch, bar, loss, time left."""
 
     def __init__(self, progress: Progress, training: Training) -> None:
         super().__init__(progress.console, training)
@@ -77,7 +77,7 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def progress_on(console: Console, training: Training) -> Generator[Screen]:
-    """The bar where the console is a terminal, else plain lines."""
+    """The bar if the console is a terminal, otherwise plain lines."""
     if not console.is_terminal:
         yield EpochLines(console, training)
         return

@@ -1,4 +1,4 @@
-"""Where chance comes from, and how to put it back where it was."""
+"""The random number generators: seeding, saving and restoring them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["order_of_epoch", "random_state", "seed_everything", "set_random_stat
 
 
 def order_of_epoch(length: int, seed: int, epoch: int) -> Tensor:
-    """The order in which an epoch visits its items: a function of seed and epoch alone."""
-    # torch's generator looks at the low 32 bits of a seed only, so the two are mixed there.
+    """The order in which an epoch visits its items; it depends only on seed and epoch."""
+    # torch's generator uses only the low 32 bits of a seed, so both are mixed there.
     mixed = seed * 1_000_003 + epoch
     return torch.randperm(length, generator=torch.Generator().manual_seed(mixed))
 
@@ -39,7 +39,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put the three global generators back where `random_state()` found them."""
+    """Restore the three global generators to what `random_state()` returned."""
     torch.set_rng_state(state["torch"])
     name, keys, *rest = state["numpy"]
     numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))

@@ -27,9 +27,9 @@ LOOK_SECONDS = 1.0
 
 
 def rehearse(task: Task, config: RunConfig) -> Training:
-    """Build the training, after evaluations and one step of a copy of the model have shown that all fits.
+    """Build the training, after trying evaluations and one step on a copy of the model.
 
-    Raises `LabError` with what does not: the task, its data, the optimizer or a hyper-parameter.
+    Raises `LabError` for what does not fit: the task, its data, the optimizer or a hyper-parameter.
     """
     training = Training(task, config)
     for name, parameter in training.model.named_parameters():
@@ -53,7 +53,7 @@ def rehearse(task: Task, config: RunConfig) -> Training:
 def _worth_trying(data: Batches, batch_size: int) -> list[Tensor]:
     """The first batch, the last one if it is smaller, and before them the items that look out of place."""
     items = list(dict.fromkeys([*_suspects(data, batch_size), *range(min(batch_size, len(data)))]))
-    # Of whole batches, since a model or a loss may count on their size.
+    # Only full batches, since a model or a loss may rely on their size.
     batches = list(torch.split(torch.tensor(items), batch_size))
     if len(batches) > 1 and len(batches[-1]) < batch_size:
         batches.pop()
@@ -64,7 +64,7 @@ def _worth_trying(data: Batches, batch_size: int) -> list[Tensor]:
 def _suspects(data: Batches, batch_size: int) -> list[int]:
     """The first item with NaN in its input, in its target, and those with the smallest and largest class.
 
-    Data that take long to read are looked at for about a second.
+    Data that are slow to read are searched for about a second.
     """
     wrong: dict[str, int] = {}
     classes: list[tuple[int, int]] = []
@@ -105,7 +105,7 @@ def _try_to_train(trial: Training) -> None:
         check_can_be_saved(optimizer)
     if not math.isfinite(loss):
         raise LabError(
-            f"the loss is {loss} before the first step, on a batch without NaN. Look at the model and the loss."
+            f"the loss is {loss} before the first step, on a batch without NaN. Check the model and the loss."
         )
 
 

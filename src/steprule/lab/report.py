@@ -1,4 +1,4 @@
-"""What is told about a run: at its start, and when it is done."""
+"""What is printed about a run: at its start, and when it is done."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WIDTH_OF_LOGS = 160
 
 
 def open_console() -> Console:
-    """Standard output: as wide as the terminal or as COLUMNS says, else wide enough for a log."""
+    """Standard output: as wide as the terminal or as COLUMNS says, otherwise wide enough for a log."""
     console = Console(
         markup=False, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto"
     )
@@ -55,7 +55,7 @@ def hyperparameter_text(config: RunConfig) -> str:
 
 
 def print_header(console: Console, training: Training, folder: RunFolder) -> None:
-    """Say what is going to be trained, on how much, and where it is kept."""
+    """Print what will be trained, on how much data, and where it is kept."""
     config = training.config
     count = sum(parameter.numel() for parameter in training.model.parameters())
     sizes = ", ".join(f"{len(data):,} {name}" for name, data in training.splits().items())
@@ -70,8 +70,8 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
     if still:
         rows["eval mode"] = f"stays on: {', '.join(still)}"
     if training.step == training.steps:
-        longer = "; more --epochs make it longer" if training.schedule is None else ""
-        rows["resumed"] = f"the run is complete, nothing is left to train{longer}"
+        longer = "; a larger --epochs continues it" if training.schedule is None else ""
+        rows["resumed"] = f"the run is complete, there is nothing left to train{longer}"
     elif training.step:
         rows["resumed"] = f"after step {training.step} of {training.steps}"
     grid = Table.grid(padding=(0, 2))
@@ -81,13 +81,13 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
 
 
 def extras_text(config: RunConfig) -> str:
-    """Clipping and device, if they are not the usual ones, to be added to a list."""
+    """Clipping and device, if they are not the default, as the end of a list."""
     clip = "" if config.clip_norm is None else f", gradients clipped to norm {config.clip_norm:g}"
     return clip if config.device == "cpu" else f"{clip}, on {config.device}"
 
 
 def print_results(console: Console, training: Training, lines: Sequence[Line], folder: RunFolder) -> None:
-    """The final table: loss and score on each part of the data, time, and what was written."""
+    """Print the final table: loss and score on each part of the data, time, and what was written."""
     if not lines:
         return
     score = training.task.score
@@ -106,13 +106,13 @@ def print_results(console: Console, training: Training, lines: Sequence[Line], f
     )
     try:
         written = ", ".join(sorted(entry.name for entry in folder.path.iterdir()))
-    except OSError as error:  # deleted meanwhile
+    except OSError as error:  # deleted in the meantime
         raise LabError(f"cannot read the folder '{folder.path}': {error.strerror}.") from error
     console.print(Text(f"in {folder.path}: {written}", overflow="fold"))
 
 
 def pace(steps: int, seconds: float) -> str:
-    """How fast it went, to a whole number of steps unless they are slow."""
+    """Steps per second, as a whole number unless they are slow."""
     per_second = steps / max(seconds, 1e-9)
     return f"{per_second:.0f} steps/s" if per_second >= 10 else f"{per_second:.2g} steps/s"
 

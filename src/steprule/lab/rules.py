@@ -27,7 +27,7 @@ READABLE = 100
 
 
 def print_list(pattern: str) -> None:
-    """Print a sentence on every rule whose name contains the pattern or matches it.
+    """Print a sentence about every rule whose name contains the pattern or matches it.
 
     Raises `LabError` if there is none.
     """
@@ -45,7 +45,7 @@ def print_list(pattern: str) -> None:
         _print_entry(
             console, f"{about.name:{longest}}  {about.numbers_per_parameter:5g}", about.summary, margin
         )
-    note = "state: numbers kept per parameter. More about a rule: steprule show RULE"
+    note = "state: values kept per parameter. More about a rule: steprule show RULE"
     _print_lines(console, ["", *_wrapped(note, _width(console))], "dim")
 
 
@@ -93,7 +93,7 @@ def _shared(hypers: Iterable[HyperParameter]) -> str:
     if not flags and not options:
         return ""
     return (
-        f"As in torch: {', '.join(flags)}. Of every rule here: {', '.join(options)}. "
+        f"As in torch: {', '.join(flags)}. In every rule of steprule: {', '.join(options)}. "
         "In Python, help(steprule.AdamW) explains them."
     )
 
@@ -117,7 +117,7 @@ def _wrapped(text: str, width: int, margin: str = "") -> list[str]:
 
 
 def _folded(line: str, width: int) -> list[str]:
-    """A line of a formula; if it is too long, its statements one below the other, folded before operators."""
+    """A line of a formula; if it is too long, one statement per line, wrapped before operators."""
     if len(INDENT + line) <= width:
         return [INDENT + line]
     margin = INDENT + " " * (len(line) - len(line.lstrip()))
@@ -134,13 +134,13 @@ def _folded(line: str, width: int) -> list[str]:
 
 
 def _at_spaces(line: str, width: int) -> list[str]:
-    """The line, or where it is still too long, its parts between any spaces."""
+    """The line; if it is still too long, wrapped at any space."""
     margin = " " * (len(line) - len(line.lstrip()))
     return [line] if len(line) <= width else _wrapped(line.strip(), width, margin)
 
 
 def _print_entry(console: Console, head: str, text: str, margin: str) -> None:
-    """A head and a text: side by side where the margin has room for the head, else one below the other."""
+    """Print a head and a text, side by side if the head fits into the margin, otherwise one below the other."""
     width = _width(console)
     lines = _wrapped(text, width, margin)
     if len(head) < len(margin) and lines:

@@ -1,4 +1,4 @@
-"""The folder of one run: its configuration, its metrics, and a checkpoint that no kill can damage."""
+"""The folder of one run: its configuration, its metrics, and a checkpoint that a kill cannot damage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHOLE_NUMBERS = ("epochs", "batch_size", "seed", "threads")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run computes, and by what its data are recognised."""
+    """Everything that decides what a run computes, and the facts that identify its data."""
 
     task: str
     optimizer: str
@@ -65,11 +65,11 @@ class RunFolder:
     def save_config(self, config: RunConfig) -> None:
         """Write `config.json`."""
         text = json.dumps(asdict(config), indent=2, ensure_ascii=False) + "\n"
-        # A path need not be text: the bytes of it that are not are escaped.
+        # A path may contain bytes that are not text; they are escaped.
         self.write(CONFIG, lambda stream: stream.write(text.encode(errors="backslashreplace")))
 
     def load_config(self) -> RunConfig:
-        """Read `config.json`. Raises `LabError` if it is missing or is none."""
+        """Read `config.json`. Raises `LabError` if it is missing or invalid."""
         file = self.path / CONFIG
         try:
             values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -80,13 +80,13 @@ class RunFolder:
             if not all(type(values[name]) is int for name in WHOLE_NUMBERS):
                 raise TypeError(f"{', '.join(WHOLE_NUMBERS)} must be whole numbers")
         except FileNotFoundError:
-            raise LabError(f"'{self.path}' holds no run: it has no {CONFIG}.") from None
+            raise LabError(f"'{self.path}' is not the folder of a run: it has no {CONFIG}.") from None
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise LabError(f"{file} cannot be read as a run's configuration: {error}.") from error
         return config
 
     def write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Write a file of the folder as a whole, or leave the one of before. Raises `LabError`."""
+        """Write a file of the folder completely, or keep the previous one. Raises `LabError`."""
         try:
             replace_file(self.path / name, write)
         except OSError as error:
@@ -94,13 +94,13 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is anything to go on from, or to lose: a checkpoint or metrics."""
+        """Whether there is anything to continue, or to lose: a checkpoint or metrics."""
         metrics = self.path / METRICS
         return (self.path / CHECKPOINT).exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
     @contextmanager
     def opened(self) -> Generator[None]:
-        """Keep the run to this process: nothing below can be done otherwise.
+        """Reserve the run for this process; the methods below need that.
 
         Raises `LabError` if the folder cannot be written or another process trains in it.
         """
@@ -122,7 +122,7 @@ class RunFolder:
             end = metrics.seek(0, os.SEEK_END)
             try:
                 written = metrics.write(text)
-                if written != len(text):  # a disk that is nearly full takes a part
+                if written != len(text):  # a disk that is nearly full accepts only a part
                     metrics.write(text[written:])
             except OSError:
                 metrics.truncate(end)
@@ -137,7 +137,7 @@ class RunFolder:
         return [json.loads(line) for line in text.splitlines()]
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint by this state and the metrics so far, or leave it as it was."""
+        """Replace the checkpoint by this state and the length of the metrics, or keep the previous one."""
         metrics = self._opened()
         with self._writing_metrics():
             os.fsync(metrics.fileno())
@@ -150,7 +150,7 @@ class RunFolder:
     def load_checkpoint(self) -> dict[str, Any]:
         """Read the checkpoint, checking every byte and running no code in it; nothing is written.
 
-        Raises `LabError` if it is missing or damaged, or the metrics do not reach as far.
+        Raises `LabError` if it is missing or damaged, or if the metrics are shorter than it says.
         """
         file = self.path / CHECKPOINT
         try:
@@ -161,14 +161,14 @@ class RunFolder:
             state = cast("dict[str, Any]", torch.load(file, map_location="cpu", weights_only=True))
             metrics_bytes = int(state[METRICS_BYTES])
         except FileNotFoundError:
-            raise LabError(f"'{self.path}' has no {CHECKPOINT} to resume from. Start it again.") from None
+            raise LabError(f"'{self.path}' has no {CHECKPOINT} to resume from. Start a new run.") from None
         except Exception as error:  # whatever a damaged file makes the readers raise
             raise LabError(
-                f"{file} is damaged or no checkpoint ({type(error).__name__}); it cannot be resumed."
+                f"{file} is damaged or not a checkpoint ({type(error).__name__}); the run cannot be resumed."
             ) from error
         if self._opened().seek(0, os.SEEK_END) < metrics_bytes:
             raise LabError(
-                f"{self.path / METRICS} has lost lines that its checkpoint counts; the run cannot be resumed."
+                f"{self.path / METRICS} has lost lines since its checkpoint; the run cannot be resumed."
             )
         return state
 
@@ -193,7 +193,7 @@ class RunFolder:
 def new_run_folder(out: Path | None, label: str) -> RunFolder:
     """Make the folder `out`, or the next free `runs/LABEL-1`, `-2` …, for a new run.
 
-    A run that was stopped before its first checkpoint begins again in its folder. Raises `LabError` if `out`
+    A run that was stopped before its first checkpoint starts again in its folder. Raises `LabError` if `out`
     holds anything else or cannot be written.
     """
     try:

@@ -1,4 +1,4 @@
-"""Starting a run, going on with one, and what comes after the last step."""
+"""Starting a run, resuming one, and what comes after the last step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ITEMS_OF_TRAIN = "items of train"
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of `steprule train` as they were given; None is what was not given."""
+    """The options of `steprule train` as they were given; None if not given."""
 
     task: str | None
     optimizer: str | None
@@ -52,7 +52,7 @@ class Asked:
         return task and (self.optimizer is None or optimizer_name(self.optimizer) == run.optimizer)
 
     def differences(self, run: RunConfig) -> list[str]:
-        """What was asked for that the run does not have and cannot be given."""
+        """The options that differ from the run's and cannot be changed."""
         longer = self.epochs is not None and self.epochs > run.epochs and run.schedule == "none"
         pairs: dict[str, tuple[object, object]] = {
             "--task": (self.task and full_name(self.task), run.task),
@@ -73,13 +73,13 @@ class Asked:
 
 
 def full_name(task: str) -> str:
-    """A task's name that holds in every folder: FILE.py:FUNCTION with the whole path."""
+    """A task's name that is valid in every folder: FILE.py:FUNCTION with the full path."""
     file, colon, function = task.rpartition(":")
     return f"{Path(file).resolve()}:{function}" if colon and file else task
 
 
 def start(asked: Asked, out: Path | None) -> None:
-    """Begin a new run. Nothing is written before everything about it was tried once."""
+    """Begin a new run. Nothing is written before everything has been tried once."""
     optimizer = optimizer_name(asked.optimizer or "adabelief")
     optimizer_class(optimizer)
     device = find_device(asked.device or "cpu")
@@ -117,8 +117,8 @@ def go_on(asked: Asked, out: Path | None) -> None:
     differences = asked.differences(config)
     if differences:
         raise LabError(
-            f"'{folder.path}' cannot go on with {', '.join(differences)}. Leave the option out, or "
-            "start a new run without --resume. Only --epochs may grow, when there is no schedule."
+            f"'{folder.path}' cannot continue with {', '.join(differences)}. Leave the option out, or "
+            "start a new run without --resume. Only --epochs may grow, if there is no schedule."
         )
     with folder.opened():
         state = folder.load_checkpoint() if folder.has_begun else None
@@ -145,7 +145,7 @@ def _begin(training: Training, folder: RunFolder) -> None:
 
 
 def facts_of(training: Training) -> dict[str, str]:
-    """The task's own facts, the size of its data, and the file, device and versions that numbers depend on."""
+    """The task's own facts, the size of its data, and the file, device and versions that results depend on."""
     sizes = {f"items of {name}": str(len(data)) for name, data in training.splits().items()}
     versions = {"steprule": steprule.__version__, "torch": torch.__version__}
     own = {**training.task.facts, **optimizer_facts(training.config.optimizer), **device_facts(training.device)}
@@ -156,19 +156,19 @@ def _say_what_changed(config: RunConfig, now: dict[str, str]) -> None:
     changed = [name for name, before in config.facts.items() if before != now.get(name)]
     if ITEMS_OF_TRAIN in changed:
         raise LabError(
-            f"train has {now[ITEMS_OF_TRAIN]} items now, and had {config.facts[ITEMS_OF_TRAIN]} when the run "
-            "began; it cannot go on in the middle of other data. Start a new run without --resume."
+            f"train has {now[ITEMS_OF_TRAIN]} items now, but had {config.facts[ITEMS_OF_TRAIN]} when the run "
+            "began; it cannot continue in the middle of other data. Start a new run without --resume."
         )
     if changed:
         print(
-            f"steprule: changed since the run began: {', '.join(changed)}. It goes on, but not as the "
-            "same run would have without a stop.",
+            f"steprule: changed since the run began: {', '.join(changed)}. It continues, but not "
+            "exactly as the run would have without a stop.",
             file=sys.stderr,
         )
 
 
 def _carry_out(training: Training, folder: RunFolder) -> None:
-    """Train, measure the test data, and show what there is then, also after something failed."""
+    """Train, measure the test data, and show what there is, even after something has failed."""
     console = open_console()
     print_header(console, training, folder)
     failures: list[LabError] = []
@@ -189,7 +189,7 @@ def _carry_out(training: Training, folder: RunFolder) -> None:
             succeeds(lambda: _finish(training, folder))
         succeeds(lambda: print_results(console, training, folder.read_metrics(), folder))
     except KeyboardInterrupt:
-        raise Stopped(f"stopped. Go on from the last checkpoint: {_resume_command(folder)}") from None
+        raise Stopped(f"stopped. Continue from the last checkpoint: {_resume_command(folder)}") from None
     if failures:
         raise _with_what_remains(failures[0], complete, folder) from failures[0]
 
@@ -199,7 +199,7 @@ def _with_what_remains(error: LabError, complete: bool, folder: RunFolder) -> La
         return LabError(f"the run is complete, but {error}")
     if isinstance(error, Diverged):
         return error
-    return LabError(f"{error} What was done is kept. Go on from there with: {_resume_command(folder)}")
+    return LabError(f"{error} What was done is kept. Continue from there with: {_resume_command(folder)}")
 
 
 def _resume_command(folder: RunFolder) -> str:

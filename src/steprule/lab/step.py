@@ -22,10 +22,10 @@ CURVATURE_EVERY = 10
 def step_on(
     task: Task, model: nn.Module, optimizer: Optimizer, batch: Batch, clip_norm: float | None = None
 ) -> tuple[float, float]:
-    """Make one step; the loss and the score on the batch as they were before it.
+    """Take one step; returns the loss and the score on the batch before it.
 
-    A closure serves every rule: one that needs the loss again calls it again, the others once.
-    clip_norm: gradients whose norm, over all of them, is larger are scaled down to it.
+    A closure suits every rule: one that needs the loss again calls it again, the others once.
+    clip_norm: if the norm over all gradients is larger, they are scaled down to it.
     """
     before: tuple[float, float] | None = None
 
@@ -47,7 +47,7 @@ def step_on(
         step(closure)
     except LabError:
         raise
-    except Exception as error:  # a class of the user's own may fail in any way
+    except Exception as error:  # a user's own class may fail in any way
         expected = isinstance(optimizer, CheckedOptimizer) and isinstance(
             error, (RuntimeError, ValueError, TypeError)
         )
@@ -58,7 +58,7 @@ def step_on(
 
 
 def gradients_on(task: Task, model: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
-    """The output and the loss on a batch, after its gradients have been added."""
+    """The output and the loss on a batch; its gradients are added to the parameters' own."""
     given, target = batch
     output = output_of(model, given)
     loss = _loss_of(task, output, target)
@@ -75,13 +75,13 @@ def judge(task: Task, model: nn.Module, batch: Batch) -> tuple[float, float]:
 
 
 def output_of(model: nn.Module, given: Tensor) -> Any:
-    """What the model makes of a batch."""
+    """The model's output on a batch."""
     try:
         with failing("the model"):
             return model(given)
     except LabError as error:
         whole = given.dtype == torch.int64 and "dtype" in str(error)
-        hint = " The inputs are whole numbers (int64); a model that wants floats needs them as floats."
+        hint = " The inputs are whole numbers (int64); if the model takes floats, convert them."
         raise LabError(f"{error}{hint if whole else ''}") from error
 
 

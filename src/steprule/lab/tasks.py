@@ -1,4 +1,4 @@
-"""What is trained: a model, its data, its loss; built in, or from a function of the user's own."""
+"""What is trained: a model, its data and its loss; built in, or from a user's own function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from steprule.lab.errors import LabError, did_you_mean, failing, told
 
-if TYPE_CHECKING:  # numpy comes with the extra only, whose absence has to be told
+if TYPE_CHECKING:  # numpy comes only with the extra, and the message about a missing extra must come first
     from steprule.lab.data import Data
 
 __all__ = [
@@ -41,7 +41,7 @@ COLUMNS = ("split", "step", "epoch", "loss", "lr", "seconds")
 
 @dataclass(frozen=True)
 class Score:
-    """How good a model is, in a unit that people read, beside the loss.
+    """How good a model is, in a unit that is easier to read than the loss.
 
     `of_batch(output, target)` gives a batch's mean as a scalar tensor; `of_mean` turns the mean over
     all batches into the number to show.
@@ -68,15 +68,15 @@ accuracy = Score("accuracy", "%", _percent_right)
 
 @dataclass(frozen=True)
 class Task:
-    """A model, the data it learns from and is judged by, and the loss to make small.
+    """A model, the data for training and evaluation, and the loss to minimize.
 
     `train`, `validation` and `test` are each two arrays (X, y) or a map-style data set whose items
     are (input, target) or dicts such as `{"image": …, "label": …}`. `validation` is measured after
     every epoch, `test` once at the end. `loss(output, target)` returns the batch's mean as a scalar.
-    `epochs` and `batch_size` hold unless the command line gives others. `threads` is how many of the
-    processor's cores torch may use: one is fastest for small models. `finish(model, folder)` may
-    leave something of the trained model in the run's folder. `facts` are written into the run's
-    configuration, to recognise the data by.
+    `epochs` and `batch_size` apply unless the command line gives others. `threads` is how many CPU cores
+    torch may use: one is fastest for small models. `finish(model, folder)` may write results of the
+    trained model to the run's folder. `facts` are written into the run's configuration, to recognize
+    the data.
     """
 
     model: nn.Module
@@ -107,7 +107,7 @@ def loss_text(value: float) -> str:
 
 
 def score_text(value: float | None) -> str:
-    """Two decimal places, or three significant digits where that is more; a dash for an undefined score."""
+    """Two decimal places, or three significant digits if that is more; a dash for an undefined score."""
     if value is None:
         return "–"
     return f"{value:.2f}" if abs(value) >= 10 else loss_text(value)
@@ -116,7 +116,7 @@ def score_text(value: float | None) -> str:
 def load_task(name: str) -> Task:
     """The task called `name`, or the one that FILE.py:function returns.
 
-    Raises `LabError` if there is no such task, or the file or what it returns is not one.
+    Raises `LabError` if there is no such task or file, or if the function does not return a task.
     """
     if name in BUILT_IN:
         return importlib.import_module(f"steprule.lab.{name}").task()
@@ -150,7 +150,7 @@ def _load_own(file: Path, function: str) -> Task:
 
 
 def _check(task: Any) -> None:
-    """Raise `LabError` if a part of a user's task is not of the kind that it must be."""
+    """Raise `LabError` if a part of a user's task has the wrong type."""
     allowed: dict[str, tuple[bool, str]] = {
         "model": (isinstance(task.model, nn.Module), "a torch.nn.Module"),
         "loss": (callable(task.loss), "a function of (output, target)"),
@@ -159,8 +159,8 @@ def _check(task: Any) -> None:
         "batch_size": (_is_count(task.batch_size), "a whole number of at least 1"),
         "threads": (task.threads is None or _is_count(task.threads), "a whole number of at least 1 or None"),
         "finish": (task.finish is None or callable(task.finish), "a function of (model, folder) or None"),
-        "loss_label": (isinstance(task.loss_label, str), "a text"),
-        "facts": (isinstance(task.facts, Mapping), "a dict of names and texts"),
+        "loss_label": (isinstance(task.loss_label, str), "a string"),
+        "facts": (isinstance(task.facts, Mapping), "a dict of names and strings"),
     }
     for name, (right, what) in allowed.items():
         if not right:
@@ -168,7 +168,7 @@ def _check(task: Any) -> None:
             given = value if isinstance(value, (int, float, str)) else f"of type {type(value).__name__}"
             raise LabError(f"Task: {name} is {given}, must be {what}.")
     if task.score is not None and not (isinstance(task.score.name, str) and callable(task.score.of_batch)):
-        raise LabError("Score: name must be a text, and of_batch a function of (output, target).")
+        raise LabError("Score: name must be a string, and of_batch a function of (output, target).")
     if task.score is not None and task.score.name in ("", *COLUMNS):
         raise LabError(
             f"Score: name is '{task.score.name}'; the metrics have columns {', '.join(COLUMNS)} of their own. "
@@ -202,7 +202,7 @@ def made_by(file: Path, function: str, what: str) -> Any:
 
 
 def import_file(file: Path, what: str, name: str) -> Any:
-    """Import a user's file under this module name, with the files beside it importable.
+    """Import a user's file under this module name; it can import the files next to it.
 
     what: what should be in it, for the messages.
 

@@ -21,7 +21,7 @@ BEGINNING, SAMPLE_LENGTH, SAMPLE_SEED, TEMPERATURE = "The ", 1000, 0, 0.7
 
 def task() -> Task:
     """64 characters to the 64 that follow, from the help texts that come with Python."""
-    # Topics quote each other. A paragraph that was trained on would be no test, so each stands once.
+    # Topics quote each other. A paragraph must not be both trained on and tested on, so each is used once.
     paragraphs = dict.fromkeys(p.strip("\n") for t in topics.values() for p in t.split("\n\n"))
     text = "\n\n".join(paragraphs)
     characters = sorted(set(text))

@@ -34,10 +34,10 @@ ITEMS_NAMED = 4
 
 
 class Screen(Protocol):
-    """What shows a training while it runs."""
+    """Shows the progress of a training."""
 
     def step(self, step: int, epoch: int, loss: float) -> None:
-        """One step was made."""
+        """One step was taken."""
         ...
 
     def validated(self, result: str) -> None:
@@ -46,7 +46,7 @@ class Screen(Protocol):
 
 
 class Training:
-    """A task, its optimizer and schedule, and how far they have come."""
+    """A task, its optimizer and schedule, and the progress so far."""
 
     def __init__(self, task: Task, config: RunConfig) -> None:
         self.task = task
@@ -84,7 +84,7 @@ class Training:
         return {name: data for name, data in parts.items() if data is not None}
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as `torch.load(weights_only=True)` accepts it."""
+        """Everything that the rest of the run depends on, as `torch.load(weights_only=True)` accepts it."""
         with failing("the model's state_dict()"):
             model = self.model.state_dict()
         return {
@@ -99,7 +99,7 @@ class Training:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state()`. Raises `LabError` if it belongs to another model or optimizer."""
+        """Continue from a `state()`. Raises `LabError` if it belongs to another model or optimizer."""
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -124,7 +124,7 @@ class Training:
             for index in torch.split(order, self.config.batch_size)[first:]:
                 line = self._train_on(index)
                 self.seconds = time.perf_counter() - started
-                # Only here: the results of a run are the same each time, its seconds are not.
+                # Only here, because the seconds differ each time and all other results do not.
                 folder.add_metrics({**line, "seconds": round(self.seconds, 3)})
                 screen.step(self.step, epoch + 1, line["loss"])
                 if self.step % self.steps_per_epoch == 0:
@@ -137,7 +137,7 @@ class Training:
                     pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved_at - now))
 
     def _validate(self, folder: RunFolder, screen: Screen) -> None:
-        """Measure the validation data. If that fails, the epoch that was trained is in the checkpoint."""
+        """Measure the validation data. If that fails, save the epoch that was trained to the checkpoint."""
         random, device_random = random_state(), device_random_state(self.device)
         try:
             line = self.measure("validation", self.validation)
@@ -153,7 +153,7 @@ class Training:
         screen.validated(shown(line, self.task.score))
 
     def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint, unless a parameter is NaN or infinite: then keep the last one."""
+        """Write a checkpoint, unless a parameter is NaN or infinite: then the last one is kept."""
         for name, parameter in self.model.named_parameters():
             if not parameter.isfinite().all():
                 raise self._diverged(f"parameter {name}", math.nan)
@@ -201,7 +201,7 @@ class Training:
         return line
 
     def _place(self, split: str, batch: Batch, index: Tensor) -> str:
-        """Where something failed: the items that fail by themselves, or the whole batch if that shows none."""
+        """Where something failed: the items that fail alone, or the whole batch if none does."""
         failed: list[int] = []
         with self.modes.evaluating(self.optimizer):
             for row in range(len(index)):
@@ -222,7 +222,7 @@ class Training:
         row, where = found
         raise LabError(
             f"item {int(index[row])} of {split} has {where}, and the loss on it is {loss}. Drop such items, or "
-            "replace what is missing in them."
+            "replace their missing values."
         )
 
     def _diverged(self, what: str, value: float) -> Diverged:
@@ -234,7 +234,7 @@ class Training:
 
 
 def named(items: Tensor) -> str:
-    """`item 7`, or the first few of more: `items 3, 17, 4, 0 and 28 more`."""
+    """`item 7`, or the first few of several: `items 3, 17, 4, 0 and 28 more`."""
     first = ", ".join(str(int(item)) for item in items[:ITEMS_NAMED])
     more = f" and {len(items) - ITEMS_NAMED} more" if len(items) > ITEMS_NAMED else ""
     return f"item{'s' if len(items) > 1 else ''} {first}{more}"
