@@ -74,11 +74,11 @@ DAMAGE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "truths": (put(1, "exp_avg", torch.zeros(2, 3, dtype=torch.bool)), "is torch.bool .*floating"),
     "complex": (put(1, "exp_avg", torch.zeros(2, 3, dtype=torch.complex64)), "is torch.complex64 .*floating"),
     "sparse": (put(1, "exp_avg", torch.zeros(2, 3).to_sparse()), r"'exp_avg' of .*\(torch.sparse_coo\)"),
-    "a count of text": (put(1, "step", "2"), f"'step' of {WEIGHT} \\('2'\\) is no count"),
+    "a count of text": (put(1, "step", "2"), f"'step' of {WEIGHT} \\('2'\\) is not a step count"),
     "a count below zero": (put(1, "step", torch.tensor(-1.0)), f"'step' of {WEIGHT} .*at least 0"),
     "a count of NaN": (put(1, "step", torch.tensor(NAN)), f"'step' of {WEIGHT} .*at least 0"),
-    "two counts": (put(1, "step", torch.ones(2)), f"'step' of {WEIGHT} is no count, must be one number"),
-    "a truth as count": (put(1, "step", True), f"'step' of {WEIGHT} .*is no count"),
+    "two counts": (put(1, "step", torch.ones(2)), f"'step' of {WEIGHT} is not a step count, must be one"),
+    "a truth as count": (put(1, "step", True), f"'step' of {WEIGHT} .*is not a step count"),
     "a list as state": (lambda s: s["state"].update({1: [1]}), "state of parameter 1 is list"),
     "numbers as keys": (put(1, 5, torch.zeros(1)), "state of parameter 1 is dict"),  # type: ignore[arg-type]
     "state of nobody": (lambda s: s["state"].update({9: {}}), "parameter 9, which is in no group"),
@@ -146,7 +146,7 @@ def test_nan_in_any_state_names_parameter_and_slot(case: Case) -> None:
 
 
 def test_a_lacking_slot_without_strict_starts_that_parameter_anew() -> None:
-    """A second moment of zero beside a high count would make steps that are far too large."""
+    """A second moment of zero next to a high count would make the steps far too large."""
     optimizer = build()
     saved = copy.deepcopy(optimizer.state_dict())
     del saved["state"][1]["exp_avg_sq"]
@@ -222,7 +222,7 @@ def test_a_history_kept_elsewhere() -> None:
 
 
 class Keeper(steprule.GenericAdaptiveOptimizer):
-    """Keeps what no rule here does."""
+    """Keeps something that no rule here keeps."""
 
     def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
         state.update(mean=torch.zeros_like(param), past=[torch.zeros_like(param)], note="new", count=0)
@@ -252,7 +252,7 @@ def test_a_rule_written_by_hand_keeps_lists_and_words_and_is_guarded_too() -> No
 
 @given(data=st.data())
 def test_no_random_damage_gets_through_halfway(data: Any) -> None:
-    """Whatever is put anywhere: either it loads, and steps, or nothing has changed."""
+    """Any value in any place: either it loads and steps, or nothing has changed."""
     optimizer = build(Adam)
     saved = copy.deepcopy(optimizer.state_dict())
     junk = st.one_of(
@@ -309,7 +309,7 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in [0, 1, 30, *range(64, len(whole), len(whole) // 60), len(whole) - 1]:
         file.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"run\.pt is damaged or no checkpoint: .+ Use an earlier one"):
+        with pytest.raises(ValueError, match=r"run\.pt is damaged or not a checkpoint: .+ Use an earlier one"):
             load_checkpoint(file)
 
 
@@ -359,7 +359,7 @@ def test_an_object_is_refused_when_it_is_saved_not_when_it_is_needed(tmp_path: P
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "run.pt"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged or no checkpoint"):
+    with pytest.raises(ValueError, match="damaged or not a checkpoint"):
         load_checkpoint(file)
 
 

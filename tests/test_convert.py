@@ -1,4 +1,4 @@
-"""The state of one rule as the state of another: what means the same stays, and no step becomes too large."""
+"""The state of one rule as the state of another: what means the same is kept, and no step becomes too large."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trained(rule: Any, steps: int = 60, **options: Any) -> Any:
 
 
 def longest_steps(optimizer: Any) -> float:
-    """The farthest that any number goes in one of five steps."""
+    """The largest change of any element in one of five steps."""
     longest = 0.0
     for number in range(100, 105):
         before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
@@ -109,7 +109,7 @@ def test_adamw_to_adabelief() -> None:
         ("AdaBelief", "Adam", set(), {"step", "exp_avg", "exp_avg_var"}, {"step", "exp_avg", "exp_avg_sq"}),
         ("Adam", "NAdam", set(), {"step", "exp_avg", "exp_avg_sq"},
          {"step", "exp_avg", "exp_avg_sq", "mu_product"}),
-        # A sum of gradients is no mean.
+        # A sum of gradients is not a mean.
         ("AdamW", "SGD", set(), {"step", "exp_avg", "exp_avg_sq"}, set()),
         ("RMSprop", "Adagrad", set(), {"step", "square_avg"}, {"step", "sum"}),
     ],
@@ -128,7 +128,7 @@ def test_the_largest_square_goes_along_where_both_keep_one() -> None:
     converted, report = convert_state(saved, "AdamW", "AMSGrad")
     assert_same(converted["state"][0]["max_exp_avg_sq"], saved["state"][0]["max_exp_avg_sq"])
     assert report.dropped == ()
-    # The new optimizer may go without, and says so.
+    # The new optimizer may do without, and says so.
     loaded = made(steprule.Adam).load_state_dict(convert_state(saved, "AdamW", "Adam")[0])
     assert loaded.unexpected == ("a: max_exp_avg_sq", "b: max_exp_avg_sq")
 
@@ -145,8 +145,8 @@ def test_a_parameter_without_state_stays_without() -> None:
 @pytest.mark.parametrize(
     ("saved", "old", "new", "message"),
     [
-        ({}, "AdamW", "Lion", "no state dict"),
-        ([], "AdamW", "Lion", "no state dict"),
+        ({}, "AdamW", "Lion", "not a state dict"),
+        ([], "AdamW", "Lion", "not a state dict"),
         (None, "AdamV", "Lion", "no rule 'AdamV'. Did you mean 'Adam'"),
         (None, "AdamW", "Lyon", "no rule 'Lyon'. Did you mean 'Lion'"),
         (None, "Adagrad", "Lion", "'exp_avg', which Adagrad does not keep"),

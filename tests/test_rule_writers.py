@@ -1,4 +1,4 @@
-"""What someone who writes a rule gets wrong: the message names the rule, the line and the way out."""
+"""Errors of people who write rules: the message names the rule, the line and what to write instead."""
 
 from __future__ import annotations
 
@@ -237,12 +237,15 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
         "b: tuple[float, float] = hyper((0.1, 0.2))\nm = slot('m', starts='b')",
         ("starts at 'b'",),
     ),
-    "when a number": ("lr: float = hyper(0.1)\nm = slot('m', when='lr')", ("lr is no switch", "switch=True")),
+    "when a number": (
+        "lr: float = hyper(0.1)\nm = slot('m', when='lr')",
+        ("lr is not a switch", "switch=True"),
+    ),
     "a shape": ("m = slot('m', shape=lambda shape: shape)", ("shape of its own", "Matrix")),
-    "subtracted from nothing": ("m = slot('m', subtracted_from='v')", ("'v', which is no slot's key",)),
+    "subtracted from nothing": ("m = slot('m', subtracted_from='v')", ("subtracted from 'v', which is not",)),
     "decay by another name": (
         "lr: float = hyper(0.1)\nwd: float = decay(0.1)",
-        ("decay() stands under 'wd'", "weight_decay"),
+        ("decay() is declared as 'wd'", "weight_decay"),
     ),
     "decay without lr": (
         "weight_decay: float = decay(0.1, mode='decoupled')",

@@ -1,4 +1,4 @@
-"""State in fewer bits and parameters of 16 bits: what is kept, what is refused, what survives."""
+"""State in fewer bits and 16-bit parameters: what is stored, what is refused, what survives."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_codes_come_back_within_an_eighth(signed: bool, data: Any) -> None:
 
 
 def codes(size: int, signed: bool, kind: str = "int8") -> dict[str, Any]:
-    """The state of a slot of so many numbers, in codes."""
+    """The state of a slot with this many elements, in codes."""
     param, group = torch.nn.Parameter(torch.zeros(size)), {"state_dtype": kind}
     state = storage.create(Slot("x", never_negative=not signed), param, group)
     return state | storage.create_for_parameter(param, group, state, 1)
@@ -127,7 +127,7 @@ def test_random_rounding_of_codes_has_no_bias(signed: bool) -> None:
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_a_number_that_does_not_change_keeps_its_code(signed: bool) -> None:
-    """Whatever the largest of its block does, as long as it is no smaller."""
+    """Whatever the largest element of its block does, as long as it does not shrink."""
     state = codes(8192, signed)
     x = torch.rand(8192)
     storage.store(state, "x", x)
@@ -139,7 +139,7 @@ def test_a_number_that_does_not_change_keeps_its_code(signed: bool) -> None:
         storage.next_keys(state)
         storage.store(state, "x", now)
         back = storage.load(state, "x")
-        # What is counted from code 0 moves a little when the scale doubles, and that is all.
+        # Only the offset of code 0 changes a little when the scale doubles.
         tiny = 2.0**-13 if signed else 2.0**-29
         apart = ((back - now).abs() > tiny * 4).view(-1, storage.BLOCK)[:, 1:]
         assert apart.float().mean() < 0.01
@@ -204,7 +204,7 @@ def test_a_step_on_the_tape_refuses_what_rounds_by_itself(options: dict[str, Any
 
 @each(among=ELEMENTWISE)
 def test_what_a_step_divides_by_is_refused_in_fp16(case: Case) -> None:
-    """Squares of gradients below 2e-4 would be 0 there, and the step endless."""
+    """Squares of gradients below 2e-4 would be 0 there, and the step infinite."""
     params = [torch.nn.Parameter(torch.zeros(3))]
     for slot in case.rule.slots.values():
         if slot.never_negative:
@@ -227,7 +227,7 @@ def test_what_a_step_divides_by_is_refused_in_fp16(case: Case) -> None:
             (
                 "RMSprop",
                 {"centered": True, "state_dtype": {key: kind}},
-                f"RMSprop: '{key}' cannot be kept in {kind}: what 'grad_avg' takes .* Use fp32",
+                f"RMSprop: '{key}' cannot be kept in {kind}: 'grad_avg' is subtracted from .* Use fp32",
             )
             for key, kind in (("square_avg", "bf16"), ("grad_avg", "int8"), ("grad_avg", "fp16"))
         ),
@@ -278,7 +278,7 @@ def test_state_dtype_may_differ_per_slot_and_group() -> None:
     assert optimizer.state[b]["exp_avg"].dtype == torch.bfloat16
 
 
-# Parameters of 16 bits
+# 16-bit parameters
 
 
 @each(among=ELEMENTWISE)
@@ -342,7 +342,7 @@ def test_updates_that_round_away_are_seen_behind_other_parameters(together: bool
 @pytest.mark.parametrize("switches", [{"foreach": False}, {}])
 @pytest.mark.parametrize("options", [{"state_dtype": "bf16"}, {"state_dtype": "int8"}, {}])
 def test_random_rounding_does_not_follow_the_seed(options: dict[str, Any], switches: dict[str, Any]) -> None:
-    """Processes that train copies of one model seed themselves apart, to see other data."""
+    """Processes that train copies of one model use different seeds, to see different data."""
     low = {} if options else {"low_precision": "stochastic"}
     runs = []
     for seed in (1, 2):
@@ -357,7 +357,7 @@ def test_random_rounding_does_not_follow_the_seed(options: dict[str, Any], switc
 
 
 def test_noise_comes_from_the_place_not_from_who_has_state_already() -> None:
-    """One process may have met a gradient that the other has not met yet."""
+    """One process may have had a gradient that the other has not had yet."""
     made: list[Any] = []
     for first in (0, 1):
         params = [torch.nn.Parameter(torch.ones(5000)) for _ in range(2)]

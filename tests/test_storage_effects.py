@@ -1,4 +1,4 @@
-"""What optimizers say of how they store: options without effect, memory, dtypes for names, state that is 0."""
+"""What optimizers report about storage: options without effect, memory, torch dtypes, state that is 0."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_an_option_that_came_too_late_says_so() -> None:
     optimizer = AdamW([param(64, 64)])
     optimizer.init_state()
     optimizer.param_groups[0]["state_dtype"] = "int8"
-    assert "int8: exp_avg was created as fp32 and stays so, for 1 parameter" in optimizer.explain()
+    assert "int8: exp_avg was created as fp32 and stays that way, for 1 parameter" in optimizer.explain()
 
 
 # The report
@@ -113,7 +113,7 @@ class ByHand(steprule.GenericAdaptiveOptimizer):
 
 
 class Measuring(ByHand):
-    """What its state is like depends on numbers, which a shape alone does not have."""
+    """Its state depends on elements, which a meta tensor does not have."""
 
     def init_state(self, state: dict[str, Any], group: dict[str, Any], param: torch.Tensor) -> None:
         state["m"] = torch.zeros(int(param.abs().sum().item()))
@@ -159,7 +159,7 @@ def tensors_in(value: Any) -> Any:
             yield from tensors_in(entry)
 
 
-# dtypes of torch for names
+# torch dtypes instead of names
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_the_older_format_of_torch_is_read(tmp_path: Path) -> None:
 
 
 class Foreign:
-    """No plain thing."""
+    """Not a plain object."""
 
 
 @pytest.mark.parametrize("harm", ["cut", "code", "no dict"])
@@ -249,7 +249,7 @@ def test_slot_keys_that_storage_needs_are_taken() -> None:
                 return -g
 
 
-# 8 bits at the edges
+# 8 bits in edge cases
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 4095, 4096, 4097, 4351, 4352, 4353])

@@ -58,9 +58,9 @@ def catalogue() -> dict[str, type[CheckedOptimizer]]:
 def describe(rule: type[CheckedOptimizer] | CheckedOptimizer | str) -> Description:
     """What a rule is: its formula, hyper-parameters with ranges, state and source.
 
-    rule: its class, an optimizer, or its name, in capitals or not.
+    rule: its class, an optimizer, or its name in upper or lower case.
 
-    Raises: ValueError for an unknown name, TypeError for what is no rule of this library.
+    Raises: ValueError for an unknown name, TypeError for anything that is not a rule of this library.
 
     >>> describe("adamax").slots
     ('exp_avg', 'exp_inf')

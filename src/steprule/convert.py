@@ -1,4 +1,4 @@
-"""Taking the state of one rule over into another, as far as it means the same."""
+"""Converting the state of one rule into the state of another, as far as their slots mean the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGEST = "largest mean of their squares"
 VARIANCE = "mean of their squared distance to the mean"
 
 _ADAMS = ("Adam", "AMSGrad", "AdamW", "NAdam", "RAdam", "SparseAdam")
-# What is not named here means something that no other rule keeps.
+# Slots that are not listed mean something that no other rule keeps.
 MEANINGS: dict[str, dict[str, str]] = {
     **{name: {"exp_avg": MEAN, "exp_avg_sq": SQUARE, "max_exp_avg_sq": LARGEST} for name in _ADAMS},
     **{name: {"square_avg": SQUARE} for name in ("RMSprop", "Adadelta")},
@@ -29,7 +29,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "AdaBelief": {"exp_avg": MEAN, "exp_avg_var": VARIANCE},
     "Muon": {"momentum_buffer": MEAN},
 }
-# A mean that is kept beside one of these at its start makes steps that are too large.
+# What each rule divides by. If one of these were reset and the mean kept, the steps would be too large.
 DIVIDES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_ADAMS, ("exp_avg_sq",)),
     **dict.fromkeys(("RMSprop", "Adadelta"), ("square_avg",)),
@@ -38,72 +38,84 @@ DIVIDES: dict[str, tuple[str, ...]] = {
     "Sophia": ("hessian",),
     "AdaBelief": ("exp_avg_var",),
 }
-# Where the meaning itself is not there: something larger, so that no step is too large.
+# What fills a slot if nothing has its own meaning: something larger, so that no step is too large.
 INSTEAD = {VARIANCE: SQUARE}
 
 
 def convert_state(
     state_dict: Mapping[str, Any], from_: str | type | None = None, to: str | type = "torch"
 ) -> tuple[dict[str, Any], ConversionReport]:
-    """A checkpoint of one rule as a checkpoint of another, and a report of what was kept.
+    """Convert a checkpoint of one rule to another rule, and report what was kept.
 
     When: changing the rule in the middle of training without losing the averages it has gathered.
 
         converted, report = convert_state(adamw.state_dict(), from_="AdamW", to="AdaBelief")
         adabelief.load_state_dict(converted)
 
-    Only slots that mean the same are kept, and the step count with them. All that the new rule divides by
-    has to be among them, else everything is reset: a mean that is kept beside a divisor at its start
-    makes steps that are far too large. AdaBelief's variance starts from Adam's mean square, which is
-    larger. Hyper-parameters are not converted, since lr means another thing in each rule.
+    Only slots that mean the same in both rules are kept, together with the step count. If anything that the
+    new rule divides by is missing, the whole state is reset: a mean that is kept next to a divisor that was
+    reset makes the steps far too large. AdaBelief's variance starts from Adam's mean square, which is larger.
+    Hyper-parameters are not converted, because lr means something different in each rule.
 
-    Numbers in 8 bits and parameters with more bits beside them go along; a rule that looks at whole matrices
-    gets them as plain numbers.
+    Slots in 8 bits stay in 8 bits, and the entries of `low_precision` are kept. For a rule on whole matrices,
+    slots are decoded and those entries are left out.
 
-    to="torch" makes a checkpoint that the class of the same name in torch.optim can load: slots in 8 bits are
-    decoded, and what torch does not know is dropped. Hyper-parameters stay. `from_` may then be left out; if it
-    is given, what this class of torch cannot do is refused.
+    to="torch" makes a checkpoint for the torch.optim class of the same name: slots in 8 bits are decoded, and
+    entries that torch does not know are dropped. Hyper-parameters are kept. `from_` may be left out; if it is
+    given, options that torch's class does not have raise an error.
 
         converted, report = convert_state(adamw.state_dict(), to="torch")
 
     state_dict: not changed; the result shares its tensors. from_, to: names or classes of rules.
 
-    Raises: ValueError for an unknown rule or a state that `from_` did not write.
+    Raises: ValueError for an unknown rule, a state that `from_` did not write, or options that torch lacks.
     """
     if not isinstance(state_dict, Mapping) or {"state", "param_groups"} - set(state_dict):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise errors.not_convertible("this is no state dict", "Pass what optimizer.state_dict() returned.")
+        raise errors.not_convertible("this is not a state dict", "Pass what optimizer.state_dict() returned.")
     if to == "torch":
         return for_torch.convert(state_dict, None if from_ is None else _rule(from_))
     if from_ is None:
         raise errors.not_convertible("from_ is missing", "Give the rule that wrote the state.")
     old, new = _rule(from_), _rule(to)
     states = {place: storage.codes_apart(saved) for place, saved in state_dict["state"].items()}
-    for saved in states.values():
-        for key in saved:
-            if key.removesuffix("_codes") not in _keys(old) and not _beside(key, old):
-                problem = f"the state has '{key}', which {old.__name__} does not keep"
-                raise errors.not_convertible(problem, "Give as from_ the rule that wrote it.")
+    _check_writer(old, states)
     sources = _sources(old, new)
     state: dict[Any, dict[str, Any]] = {}
     for place, saved in states.items():
         converted = _converted(saved, sources, new)
         if converted:
             state[place] = converted
-    kept = {key: _what(old, new, key, source) for key, source in sources.items()} if state else {}
+    report = _report(old, new, states, sources if state else {})
+    keep = ("params", "param_names", "param_shapes", "name")
+    groups = [{k: v for k, v in group.items() if k in keep} for group in state_dict["param_groups"]]
+    return {"state": state, "param_groups": groups}, report
+
+
+def _check_writer(rule: Any, states: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Refuse a state with entries that the rule does not keep."""
+    for saved in states.values():
+        for key in saved:
+            if key.removesuffix("_codes") not in _keys(rule) and not _beside(key, rule):
+                problem = f"the state has '{key}', which {rule.__name__} does not keep"
+                raise errors.not_convertible(problem, "Give as from_ the rule that wrote it.")
+
+
+def _report(
+    old: Any, new: Any, states: Mapping[Any, Mapping[str, Any]], sources: Mapping[str, str]
+) -> ConversionReport:
+    """What was done; `sources` is empty if nothing was kept."""
+    kept = {key: _what(old, new, key, source) for key, source in sources.items()}
     everything = dict.fromkeys(key for saved in states.values() for key in saved)
     present = [key.removesuffix("_codes") for key in everything if not _beside(key, old)]
     wanted = [slot.key for slot in new.slots.values() if slot.when is None]
     wanted += ["step"] * _counts(new)
-    report = ConversionReport(
+    return ConversionReport(
         from_=old.__name__,
         to=new.__name__,
         kept=kept,
-        dropped=tuple(key for key in present if key not in sources.values() or not state),
+        dropped=tuple(key for key in present if key not in sources.values()),
         reset=tuple(key for key in wanted if key not in kept),
     )
-    keep = ("params", "param_names", "param_shapes", "name")
-    groups = [{k: v for k, v in group.items() if k in keep} for group in state_dict["param_groups"]]
-    return {"state": state, "param_groups": groups}, report
 
 
 def _rule(given: str | type) -> Any:
@@ -111,12 +123,12 @@ def _rule(given: str | type) -> Any:
         return given
     rules = catalogue()
     if given not in rules:
-        raise errors.not_convertible(f"no rule '{given}'", errors.nearest(given, rules))
+        raise errors.not_convertible(f"there is no rule '{given}'", errors.nearest(given, rules))
     return rules[given]
 
 
 def _sources(old: Any, new: Any) -> dict[str, str]:
-    """For each slot of the new rule that can be filled: the slot of the old one that fills it."""
+    """The slots of the new rule that can be filled, each with the slot of the old rule that fills it."""
     if old is new:
         return {key: key for key in _keys(old)}
     by_meaning = {meaning: key for key, meaning in _meanings(old).items()}
@@ -141,7 +153,7 @@ def _counts(rule: Any) -> bool:
 
 
 def _beside(key: str, rule: Any) -> bool:
-    """Whether the entry belongs to how slots are stored, and is none of the rule's own."""
+    """Whether the entry says how slots are stored, and is not one of the rule's own."""
     return key in {*storage.EXTRA_KEYS, *(f"{slot.key}_scale" for slot in rule.slots.values())}
 
 
@@ -159,7 +171,7 @@ def _what(old: Any, new: Any, key: str, source: str) -> str:
 
 
 def _converted(saved: Mapping[str, Any], sources: Mapping[str, str], new: Any) -> dict[str, Any]:
-    """The state of one parameter in the new rule; empty if what it would divide by is missing."""
+    """The state of one parameter in the new rule; empty if something it would divide by is missing."""
     known = {key: source for key, source in sources.items() if storage.holds(saved, source)}
     found: dict[str, Any] = {}
     for key, source in known.items():

@@ -1,4 +1,4 @@
-"""How a step rule is stated: hyper-parameters with a range, slots with a checkpoint key, and `update`.
+"""How a step rule is declared: hyper-parameters with a range, slots with a checkpoint key, and `update`.
 
     class Lion(Elementwise):
         lr: float = hyper(default=1e-4, at_least=0)
@@ -12,8 +12,8 @@
             s.m = ema(s.m, g, beta2)
             return change
 
-`update` is read as the paper writes it: `h` hyper-parameters, `p` parameter, `g` gradient, `s` slots, `t` the
-step count 1, 2, 3, …; one number each. It returns the change to add to the parameter (several, in a tuple,
+`update` is written as in the paper, for one element: `h` hyper-parameters, `p` parameter, `g` gradient, `s`
+slots, `t` the step count 1, 2, 3, …. It returns the change to add to the parameter (several, in a tuple,
 are added in order), or `becomes(new_value)`. The gradient and the parameter are never written to.
 
 A boolean hyper-parameter is decided when the program is built, so `if h.nesterov:` is fine. An `if` on
@@ -75,8 +75,8 @@ def hyper(
 
     default: the value, whose kind (number, whole number, boolean, tuple) every value must have.
     at_least, above, at_most, below: the range, checked in the constructor, in groups and on load.
-    choices: the allowed values, for a string. switch: zero means absent, so `if h.name:` may be asked.
-    kw_only: not accepted by position. meaning: half a sentence for `steprule show`.
+    choices: the allowed values, for a string. switch: zero means absent, so `if h.name:` is allowed.
+    kw_only: not accepted by position. meaning: a few words for `steprule show`.
     """
     return Field(
         default,
@@ -112,13 +112,13 @@ def slot(
     not_in_8_bits: str | None = None,
     subtracted_from: str | None = None,
 ) -> Number:
-    """State with one number per entry of the parameter.
+    """State with one value per element of the parameter.
 
     key: the name in checkpoints (torch's where torch has the slot). when: the option it exists for.
     starts: its first value, or the name of the hyper-parameter that gives it. shape: for matrix rules, the
     slot's shape as a function of the parameter's; None where the parameter has no such slot.
-    never_negative: its codes need no sign, and it is no number for fp16 (steps divide by it).
-    not_in_8_bits: why it must not be kept so coarsely. subtracted_from: the key of a slot that it, or its
+    never_negative: its codes need no sign, and fp16 is refused, because steps divide by it.
+    not_in_8_bits: why it must not be stored in 8 bits. subtracted_from: the key of a slot that it, or its
     square, is subtracted from; both then stay in full precision, so that rounding cannot make the difference
     negative.
     """
@@ -137,7 +137,7 @@ def slot(
 
 
 def scalar_slot(key: str, *, starts: float | str = 0.0) -> float:
-    """State with one number per parameter tensor, such as a running product; a plain number in `update`."""
+    """State with one value per parameter tensor, such as a running product; a plain number in `update`."""
     return cast(float, Slot(key, starts=starts, per_tensor=True))
 
 
@@ -178,7 +178,7 @@ def _declared_fields(cls: type, body: dict[str, Any]) -> dict[str, Field]:
     declared = {name: value for name, value in body.items() if isinstance(value, Field)}
     texts: dict[str, Any] = body.get("__annotations__", {})
     try:
-        # A file loaded by hand is no module that others can import.
+        # The module of a file that was loaded by hand may not be in sys.modules.
         hints = typing.get_type_hints(cls, vars(sys.modules.get(cls.__module__, typing)))
     except (NameError, TypeError):
         hints = {}
@@ -227,7 +227,7 @@ def _constructor(cls: type[_Rule], positional: list[str]) -> Callable[..., None]
 
 
 class Elementwise(_Rule):
-    """A rule that looks at one number at a time: subclass it, declare, and write `update`.
+    """A rule that treats every element on its own: subclass it, declare, and write `update`.
 
     What a subclass gets: groups, checks, hooks, closures, schedulers, checkpoints, complex and half-precision
     parameters, and every runner. `params` may be an iterable of tensors or of (name, tensor) pairs, a list
@@ -267,7 +267,7 @@ class Elementwise(_Rule):
 
 
 class Matrix(Elementwise):
-    """A rule that looks at whole matrices; its `update` may use `steprule.matrix.words` on tensors.
+    """A rule on whole matrices; its `update` may use `steprule.matrix.words` on tensors.
 
     `update` is tried on every new kind of parameter before anything moves. If it raises later, because of the
     values that it is given, the parameters before that one have moved; a note on the error says so.

@@ -21,7 +21,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def in_group(group: int | None) -> str:
-    """Where: nothing for the constructor's own arguments, else the parameter group."""
+    """Where: empty for the constructor's own arguments, otherwise the parameter group."""
     return "" if group is None else f" (parameter group {group})"
 
 
@@ -61,7 +61,7 @@ def wrong_type(who: str, what: str, given: object, allowed: str, group: int | No
 
 
 def tensor_not_one_element(who: str, what: str, shape: object, group: int | None = None):
-    """A tensor hyper-parameter with more than one entry."""
+    """A tensor hyper-parameter that does not have exactly one element."""
     return ValueError(
         f"{who}: Tensor {what} must be 1-element, got shape {tuple(shape)}"  # type: ignore[call-overload]
         f"{in_group(group)}. Give one number per parameter group."
@@ -138,7 +138,7 @@ def not_a_leaf(who: str, name: str, group: int):
 def names_missing(who: str, group: int):
     """Some parameters with names, some without."""
     return ValueError(
-        f"{who}: some parameters of parameter group {group} have names and some have not. Name all of "
+        f"{who}: some parameters of parameter group {group} have names and some do not. Name all of "
         "them, as named_parameters() does, or none."
     )
 
@@ -161,7 +161,7 @@ def in_two_groups(who: str, names: str, group: int):
 
 
 def duplicate_parameters(who: str, names: str, group: int) -> str:
-    """The warning for a parameter that stands twice in one group."""
+    """The warning for a parameter that is in one group twice."""
     return (
         f"{who}: a parameter group with duplicate parameters: {names} (parameter group {group}). "
         "Each is updated once per step."
@@ -172,7 +172,7 @@ def duplicate_parameters(who: str, names: str, group: int) -> str:
 
 
 def sparse_gradient(who: str, name: str, alternative: str = "SparseAdam"):
-    """A rule without a sparse form met a sparse gradient."""
+    """A rule without a sparse form got a sparse gradient."""
     return RuntimeError(
         f"{who} needs dense gradients, got a sparse one for {name}. Use {alternative} for that "
         "parameter, or Embedding(sparse=False)."
@@ -188,7 +188,7 @@ def sparse_with_option(who: str, option: str, name: str):
 
 
 def dense_gradient(who: str, name: str):
-    """A rule for sparse gradients met a dense one."""
+    """A rule for sparse gradients got a dense one."""
     return RuntimeError(
         f"{who} needs sparse gradients, got a dense one for {name}. Use Adam for that parameter, or "
         "Embedding(sparse=True)."
@@ -196,7 +196,7 @@ def dense_gradient(who: str, name: str):
 
 
 def complex_parameter(who: str, name: str, error: type[Exception] = RuntimeError):
-    """A rule without a complex form met a complex parameter."""
+    """A rule without a complex form got a complex parameter."""
     return error(f"{who} does not support complex parameters, got one: {name}. Optimize torch.view_as_real(x).")
 
 
@@ -210,13 +210,10 @@ def closure_missing(who: str):
     )
 
 
-# Runners
-
-
 def gradient_of_other_size(who: str, name: str, given: object, wanted: object):
     """A gradient that cannot be broadcast to its parameter."""
     return RuntimeError(
-        f"{who}: the gradient of {name} has size {given}, must be {wanted} as the parameter. "
+        f"{who}: the gradient of {name} has size {given}, must be {wanted} like the parameter. "
         "Was the parameter replaced after the backward pass? Call zero_grad() and backward() again."
     )
 
@@ -224,14 +221,14 @@ def gradient_of_other_size(who: str, name: str, given: object, wanted: object):
 def gradient_elsewhere(who: str, name: str, given: object, wanted: object):
     """A gradient on another device than its parameter."""
     return RuntimeError(
-        f"{who}: the gradient of {name} is on {given}, must be on {wanted} as the parameter. "
+        f"{who}: the gradient of {name} is on {given}, must be on {wanted} like the parameter. "
         "Expected all tensors to be on the same device: call zero_grad() after moving the model."
     )
 
 
 def complex_gradient(who: str, name: str):
     """A complex gradient of a real parameter."""
-    return RuntimeError(f"{who}: the gradient of {name} is complex, must be real as the parameter.")
+    return RuntimeError(f"{who}: the gradient of {name} is complex, must be real like the parameter.")
 
 
 def state_does_not_fit(who: str, name: str, problem: str, fix: str):
@@ -258,7 +255,7 @@ def runner_unavailable(who: str, asked: str, reason: str):
 
 
 def captured_counts(who: str):
-    """A step in a CUDA graph would repeat the step count of today for ever."""
+    """A CUDA graph would repeat the step with the same step count forever."""
     return RuntimeError(
         f"{who}: a CUDA graph is being captured, but step counts and scalars are on the host. "
         "Give capturable=True, or fused=True."
@@ -294,10 +291,10 @@ def option_of_another_version(who: str, key: str, given: object, group: int):
 
 
 def loaded_by_position(who: str, saved: str, current: str) -> str:
-    """The warning for names of which not one is on both sides."""
+    """The warning for parameter names that are all different on the two sides."""
     return (
-        f"{who}.load_state_dict: no parameter name in the checkpoint is a name here (the first one there is "
-        f"'{saved}', here '{current}'). Number and shapes agree, so the parameters were matched by position."
+        f"{who}.load_state_dict: no parameter name in the checkpoint is known here (the first one there is "
+        f"'{saved}', here '{current}'). Their number and shapes agree, so they were matched by position."
     )
 
 
@@ -321,7 +318,7 @@ def cannot_write(path: object, reason: object):
 
 def damaged_file(path: object, reason: str):
     """A file that is no checkpoint, or no longer the one that was written."""
-    return ValueError(f"{path} is damaged or no checkpoint: {reason}. Use an earlier one.")
+    return ValueError(f"{path} is damaged or not a checkpoint: {reason}. Use an earlier one.")
 
 
 def unsafe_file(path: object, wanted: Iterable[str]):
@@ -341,10 +338,10 @@ def not_plain(path: object, wanted: Iterable[str]):
 
 
 def nonfinite_gradients(who: str, names: Iterable[str]):
-    """Gradients that are not numbers, where the user asked to hear of it."""
+    """NaN or infinite gradients, where the user asked for an error."""
     return RuntimeError(
         f"{who}: the gradient of {listed(names)} is NaN or infinite; nothing was moved. Look for the cause in "
-        "the loss or a large lr, clip the gradients, or pass over such steps with nonfinite='skip'."
+        "the loss or a large lr, clip the gradients, or skip such steps with nonfinite='skip'."
     )
 
 
@@ -357,13 +354,13 @@ def not_convertible(problem: str, fix: str):
 
 
 def no_such_rule(name: str, near: str | None, rules: Sequence[str]):
-    """A name that is no rule's."""
+    """A name that no rule has."""
     hint = f"Did you mean '{near}'?" if near else f"The rules are {', '.join(rules)}."
     return ValueError(f"there is no rule '{name}'. {hint}")
 
 
 def no_rule(module: str, name: str):
-    """Something that is no rule of this library."""
+    """Something that is not a rule of this library."""
     return TypeError(
         f"{module}.{name} is not a rule of steprule. Give one of its classes, an optimizer made from one, or a "
         "name such as 'AdamW'."
@@ -383,7 +380,7 @@ def not_dense(who: str, name: str):
 def sophia_without_hessian(name: str) -> str:
     """The warning for Sophia's first step when the curvature was never estimated."""
     return (
-        f"Sophia: update_hessian was never called for {name}, so the curvature is 0 and every number moves "
+        f"Sophia: update_hessian was never called for {name}, so the curvature is 0 and every element moves "
         "by lr. Call update_hessian(n) after a backward pass with labels sampled from the model."
     )
 
@@ -408,7 +405,7 @@ def closure_without_loss(who: str, given: str):
 
 
 def unknown_line_search(who: str, given: object, allowed: Iterable[object], group: int | None):
-    """A line search that does not exist; torch's error for it is of this type, too."""
+    """A line search that does not exist; torch's error for it has this type, too."""
     listed_ones = ", ".join(map(repr, allowed))
     return RuntimeError(f"{who}: line_search_fn = {given!r}, must be one of {listed_ones}{in_group(group)}.")
 
@@ -440,20 +437,20 @@ def no_slot_to_store(who: str, key: str, slots: Iterable[str], group: int | None
 
 
 def not_to_be_kept_so(who: str, key: str, kind: str, reason: str, instead: str, group: int | None):
-    """A slot that this few bits would spoil."""
+    """A slot that so few bits would spoil."""
     return ValueError(f"{who}: '{key}' cannot be kept in {kind}: {reason}{in_group(group)}. Use {instead}.")
 
 
 def sparse_with_reduction(who: str, name: str):
-    """A rule that needs all elements of a tensor, and a gradient that has some of its rows."""
+    """A rule that needs all elements of a tensor, and a gradient with only some of its rows."""
     return RuntimeError(
-        f"{who} takes mean, norm or largest of whole tensors, and the sparse gradient of {name} has only some "
+        f"{who} takes mean, norm or largest of whole tensors, but the sparse gradient of {name} has only some "
         "rows. Use Embedding(sparse=False)."
     )
 
 
 def sparse_with_codes(who: str, name: str):
-    """Rows of a sparse gradient cannot be stepped alone where 256 neighbours share a scale."""
+    """A sparse gradient's rows cannot be stepped alone if 256 neighbours share a scale."""
     return RuntimeError(
         f"{who}: state_dtype='int8' does not go with the sparse gradient of {name}: "
         "neighbours share a scale and would change too. Use bf16 for that group, or Embedding(sparse=False)."
@@ -461,18 +458,18 @@ def sparse_with_codes(who: str, name: str):
 
 
 def rounding_has_no_tape(who: str, given: str, group: int | None):
-    """Storage that rounds by itself, in a step that autograd is to follow."""
+    """Storage that rounds, in a step that autograd should follow."""
     return ValueError(
-        f"{who}: differentiable=True does not go with {given}{in_group(group)}: autograd cannot follow how it "
-        "rounds. Use fp32."
+        f"{who}: differentiable=True does not go with {given}{in_group(group)}: autograd cannot follow its "
+        "rounding. Use fp32."
     )
 
 
 def codes_in_parts(who: str, name: str, group: int | None):
-    """A DTensor, whose parts need not begin where a block of codes does."""
+    """A DTensor, whose shards need not begin where a block of codes does."""
     return ValueError(
         f"{who}: state_dtype='int8' does not go with {name}{in_group(group)}, which is sharded (a DTensor): "
-        "neighbours share a scale, and a shard may part them. Use bf16."
+        "neighbours share a scale, and sharding may separate them. Use bf16."
     )
 
 
@@ -518,5 +515,5 @@ def updates_round_away(who: str, name: str, dtype: object, fraction: float) -> s
     """The warning for 16-bit parameters that hardly move."""
     return (
         f"{who}: in the first step {fraction:.0%} of the updates of {name} ({dtype}) rounded away, so it will "
-        "hardly learn. Use low_precision='kahan', 'stochastic' or 'master'; 'none' says that this is meant."
+        "hardly learn. Use low_precision='kahan', 'stochastic' or 'master'; 'none' says that you want this."
     )

@@ -34,7 +34,7 @@ def plain_slot_given_a_value(rule: str, name: str):
     """A slot of one plain number, given a value per element or a reduction."""
     return TypeError(
         f"{rule}.update: slot '{name}' is a scalar_slot: one plain number per tensor, made of h, t and other "
-        "scalar slots. It was given what is made of p, g or a slot (a reduction such as norm(g) is, too). "
+        "scalar slots. It was given a value made of p, g or a slot (a reduction such as norm(g) is one, too). "
         "Declare it as slot(…), which stores that value for every element."
     )
 
@@ -53,7 +53,7 @@ def hyperparameter_assigned(rule: str, name: str):
 
 
 def bad_statement(rule: str, what: str, fix: str):
-    """A rule that is not stated as rules are."""
+    """A rule whose declaration is wrong."""
     return TypeError(f"{rule}: {what}. {fix}")
 
 
@@ -95,7 +95,7 @@ def template_arguments(rule: str, method: str, given: Sequence[str], wanted: Seq
 
 
 def template_returned(who: str, kind: str):
-    """A method of a GenericAdaptiveOptimizer that makes something in place of changing what it is given."""
+    """A method of a GenericAdaptiveOptimizer that returns something instead of changing what it is given."""
     what = "fill the state that it is given" if who.endswith("init_state") else "change param in place"
     return TypeError(f"{who} returned a {kind}, which would be lost. Let it {what}, and return nothing.")
 
@@ -174,7 +174,7 @@ def instead_of(name: str, words: Sequence[str]) -> str:
 
 
 def language(words: Sequence[str]) -> str:
-    """What a rule is written in."""
+    """The language that a rule is written in."""
     small = [word for word in words if word.islower()]
     text = "A rule is written with + - * / **, comparisons, abs and the words of steprule.words"
     return f"{text}: {', '.join(small)}."
@@ -208,7 +208,7 @@ def a_kind(given: object) -> str:
 
 
 def no_operand(where: str, given: object):
-    """Something in a formula that is no number."""
+    """Something in a formula that is not a number."""
     shown = (
         f"{given!r} (a {type(given).__name__})" if isinstance(given, (str, bytes, complex)) else a_kind(given)
     )
@@ -220,9 +220,7 @@ def no_operand(where: str, given: object):
 
 def reduced_plain_number(word: str):
     """`mean(h.lr)` in a rule."""
-    return TypeError(
-        f"{word}(…) takes a value per element, such as g; a plain number is one already. Drop {word}."
-    )
+    return TypeError(f"{word}(…) takes a value per element, such as g, not a plain number. Drop {word}.")
 
 
 def reduced_twice(rule: str, word: str):
@@ -242,7 +240,7 @@ def nothing_returned(rule: str):
 
 
 def wrong_return(rule: str, given: object, in_tuple: bool):
-    """An `update` that returns what is no change."""
+    """An `update` that returns something other than a change."""
     kind = type(given).__name__
     if kind == "Becomes":
         return TypeError(
@@ -281,7 +279,7 @@ def conditions() -> str:
 
 
 def raised_in_rule(who: str, problem: str, way_out: str) -> str:
-    """What Python or the writer's own code raised inside a method of a rule, in its rule's name."""
+    """What Python or the writer's own code raised inside a method of a rule, with the rule's name."""
     return f"{who}: {problem.rstrip('.')}. {way_out}".rstrip()
 
 

@@ -1,4 +1,4 @@
-"""The other door: write `init_state` and `step_param` by hand, with any torch code."""
+"""Rules written by hand: `init_state` and `step_param`, with any torch code."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["GenericAdaptiveOptimizer", "WeightDecay"]
 class GenericAdaptiveOptimizer(CheckedOptimizer):
     """An optimizer from two methods that a subclass overrides.
 
-    When: a rule needs more than mathematics on single numbers; otherwise declare it as `Elementwise`, which
-    also makes it fast. A subclass gets groups, checks, closures, hooks, refusal of sparse gradients and
-    checkpoints.
+    When: a rule needs more than mathematics on single elements; otherwise declare it as `Elementwise`, which
+    also makes it fast. A subclass gets groups, checks, closures, hooks and checkpoints; sparse gradients are
+    refused.
 
         class MyOptimizer(GenericAdaptiveOptimizer):
             def init_state(self, state, group, param):
@@ -122,7 +122,7 @@ ARGUMENTS = {"init_state": ["state", "group", "param"], "step_param": ["state", 
 
 
 def _check_method(rule: type[GenericAdaptiveOptimizer], name: str) -> None:
-    """Refuse a method that cannot be called as it will be."""
+    """Refuse a method that does not take the arguments it will be called with."""
     signature = inspect.signature(getattr(rule, name))
     after_self = not isinstance(inspect.getattr_static(rule, name), (staticmethod, classmethod))
     wanted = ARGUMENTS[name]

@@ -9,10 +9,10 @@ means the same in every runner, down to the rounding:
 * `ema(old, new, beta)` is `lerp(old, new, 1 - beta)`; `ema_sq(old, x, beta)` scales, then multiply-adds.
 * What is made only of hyper-parameters and `t` is a plain number, computed in double precision.
 * A comparison counts as 1 where it holds and as 0 elsewhere.
-* `mean`, `norm` and `largest` make one value of a whole tensor. It goes wherever a value per element does, and
-  a plain number goes wherever either does.
+* `mean`, `norm` and `largest` make one value of a whole tensor. It can be used wherever a value per element
+  can, and a plain number wherever either can.
 
-Those are the roundings of torch's own operations, which is what makes the numbers equal to torch.optim's.
+These are the roundings of torch's own operations, so that the results equal torch.optim's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 
 
 class Machine(Protocol):
-    """What carries words out: a runner's table, or the tracer that writes them down."""
+    """What carries out words: a runner's table, or the tracer that records them."""
 
     rule: str
 
@@ -57,12 +57,12 @@ class Machine(Protocol):
         ...
 
     def plain(self, value: Any) -> Any:
-        """The value as a plain number. Raises: TypeError if it is none."""
+        """The value as a plain number. Raises: TypeError if it is not one."""
         ...
 
 
 class Number:
-    """One number of every entry of a tensor: what `p`, `g` and the slots are inside `update`.
+    """One value per element of a tensor: what `p`, `g` and the slots are inside `update`.
 
     Products are kept unevaluated until they are used, so that a sum can fuse with the product on its
     right. `product` is (w, b, c) for `w * b * c`; w or c may be None.
@@ -169,7 +169,7 @@ class Number:
 
 
 def operand(machine: Machine, value: Any) -> Any:
-    """What a machine takes for a Number or a plain number."""
+    """A Number or a plain number, as a machine takes it."""
     if isinstance(value, Number):
         return value.handle
     return value if type(value) is float else machine.plain(value)
@@ -266,7 +266,7 @@ def spell(value: Any) -> str:
 def spell_number(memory: Any, value: Any) -> str:
     """The same as an operand, for which a comparison counts as 1 or 0."""
     if isinstance(value, Symbol) and value.truth:
-        # A table of truths on a device cannot be subtracted.
+        # A boolean table on a device cannot be subtracted.
         return memory.name(f"select({value.text}, 1, 0)")
     return spell(memory.plain(value))
 
@@ -288,7 +288,7 @@ def _scalar_sqrt(x: float) -> float:
     return x**0.5 if x >= 0 else math.nan
 
 
-# The plus makes 1 and 0 of True and False.
+# The plus turns True and False into 1 and 0.
 
 
 def _scalar_larger(a: float, b: float) -> float:
@@ -346,14 +346,14 @@ def _apply(word: str, *operands: Any) -> Any:
             texts = (spell_number(memory, x) for x in operands)
             return Symbol(memory, memory.name(f"{word}({', '.join(texts)})"))
     for given in operands:
-        # A tensor hyper-parameter has an item; so have numpy's numbers.
+        # A hyper-parameter that is a tensor has `item`, and so do numpy's numbers.
         if not isinstance(given, Real) and not hasattr(given, "item"):
             raise rule_errors.no_operand(word, given)
     return SCALAR_WORDS[word](*operands)
 
 
 def _lifted(value: Any, like: Any) -> Any:
-    """A plain number as a Number beside the other operands; a Number as it is."""
+    """A plain number as a Number if another operand is one; a Number unchanged."""
     if isinstance(value, Number) or not isinstance(like, Number):
         return value
     return _apply("where", 1.0, value, like)
@@ -395,14 +395,14 @@ def smaller(a: Value, b: Value | float) -> Value:
 
 
 def clamp(x: Any, low: Any, high: Any) -> Any:
-    """X, moved into the range from low to high."""
+    """Move x into the range from low to high."""
     if isinstance(x, Number) and not isinstance(low, Number) and not isinstance(high, Number):
         return _apply("clamp", x, low, high)
     return smaller(larger(x, low), high)
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """A where the condition holds, b elsewhere; each may be per element or a plain number."""
+    """Take a where the condition holds, b elsewhere; each may be per element or a plain number."""
     if isinstance(condition, Symbol) and not condition.truth:
         # In double: a number that float32 cannot hold is not 0.
         condition = condition != 0
@@ -416,7 +416,7 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 
 
 def lerp(a: Any, b: Any, weight: Any) -> Any:
-    """A + weight · (b - a)."""
+    """Interpolate: a + weight · (b - a)."""
     like = next((x for x in (a, b, weight) if isinstance(x, Number)), None)
     if like is None:
         return a + weight * (b - a)

@@ -59,13 +59,13 @@ class LBFGS(CheckedOptimizer):
     less than tolerance_change. Without a search the last move of a step is not evaluated, as in torch.
 
     All parameters are one vector: there is one parameter group, on one device, and a gradient of None
-    counts as zeros. The state belongs to that vector; it is kept with the first parameter, its history in
-    lists, because checkpoints of torch.optim.LBFGS keep it so. With `maximize` the loss and its gradient are
+    counts as zeros. The state belongs to that vector; it is kept with the first parameter, and its history
+    in lists, as in checkpoints of torch.optim.LBFGS. With `maximize` the loss and its gradient are
     negated wherever they are evaluated; the closure's own loss is returned.
 
-    When the loss or its gradient is NaN or infinite, the search turns back from there. Where that does not
-    help, the parameters go back to where the iteration began, the history is emptied, the step ends, and
-    a RuntimeWarning says so.
+    If the loss or its gradient is NaN or infinite, the search turns back from there. If that does not help,
+    the parameters go back to where the iteration began, the history is emptied, the step ends, and a
+    RuntimeWarning says so.
     """
 
     one_vector = True
@@ -143,7 +143,7 @@ class LBFGS(CheckedOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take the one group that the constructor makes.
 
-        Raises: ValueError for a second one, else as every optimizer does.
+        Raises: ValueError for a second one, otherwise as every optimizer does.
         """
         super().add_param_group(param_group)
         if len(self.param_groups) > 1:
@@ -220,7 +220,7 @@ class LBFGS(CheckedOptimizer):
 
 
 def _misfit(key: str, value: Any, numbers: int | None) -> str:
-    """Why this cannot be a part of the state for so many numbers, if that is known; nothing if it can."""
+    """Why this cannot be part of the state of so many elements (None: not known); empty if it can."""
     vectors = value if key in ("old_dirs", "old_stps") else [value]
     if key in ("d", "prev_flat_grad", "old_dirs", "old_stps"):
         if not isinstance(vectors, list):
@@ -244,7 +244,7 @@ def _misfit(key: str, value: Any, numbers: int | None) -> str:
 
 
 def _minimize(loss: _Loss, group: dict[str, Any], state: dict[str, Any]) -> str:
-    """Algorithm 7.5: direction, distance, move, until a reason to stop. What went wrong, if anything."""
+    """Algorithm 7.5: direction, distance, move, until a reason to stop. Returns what went wrong."""
     params = group["params"]
     value, gradient = loss()
     if value == math.inf:
@@ -279,7 +279,7 @@ def _minimize(loss: _Loss, group: dict[str, Any], state: dict[str, Any]) -> str:
 
 
 def _first_distance(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Scalar:
-    """Where the search begins, or what is gone without one."""
+    """The distance at which the search begins, or that is moved without one."""
     lr = group["lr"]
     if isinstance(lr, Tensor):
         # A copy: the distance stays in the state, and a schedule changes the group's tensor in place.
@@ -293,7 +293,7 @@ def _first_distance(gradient: Tensor, state: dict[str, Any], group: dict[str, An
 def _searched_move(
     loss: _Loss, start: Point, begun: list[Tensor], group: dict[str, Any], state: dict[str, Any]
 ) -> tuple[float, Tensor]:
-    """Move to the distance that the search finds. The loss and gradient there."""
+    """Move to the distance that the search finds. Returns the loss and gradient there."""
     params, d = group["params"], state["d"]
 
     def look(t: Scalar) -> Point:
@@ -340,7 +340,7 @@ def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) ->
 
 
 def remember(gradient: Tensor, state: dict[str, Any], history_size: int) -> None:
-    """Keep what the last iteration changed, if the loss curves upwards there; drop the oldest."""
+    """Add the last iteration's change to the history if the loss curves upwards there; drop the oldest."""
     y = gradient.sub(state["prev_flat_grad"])
     s = state["d"].mul(state["t"])
     curvature = y.dot(s)
@@ -370,7 +370,7 @@ def two_loops(gradient: Tensor, state: dict[str, Any], history_size: int) -> Ten
 
 
 def follow(gradient: Tensor, state: dict[str, Any]) -> None:
-    """Bring the history to where the model is: it may have been moved, or become float64, since."""
+    """Bring the history to the model's device and dtype, which may have changed since."""
     if "d" in state and (state["d"].dtype, state["d"].device) != (gradient.dtype, gradient.device):
         for key, value in state.items():
             if isinstance(value, Tensor):
@@ -386,7 +386,7 @@ def follow(gradient: Tensor, state: dict[str, Any]) -> None:
 class _Loss:
     """The closure as a function of where the parameters are: its value and the flat gradient.
 
-    maximize: of both the negative, whose minimum is the closure's maximum.
+    maximize: negate both, so that the minimum is the closure's maximum.
     """
 
     def __init__(self, who: str, closure: Callable[[], Any], params: list[Tensor], maximize: bool):
@@ -396,7 +396,7 @@ class _Loss:
         self.failures = 0
 
     def __call__(self) -> tuple[float, Tensor]:
-        """The loss and its gradient; a loss of infinity where either is not finite."""
+        """The loss and its gradient; the loss is infinity if either is not finite."""
         with torch.enable_grad():
             returned = self.closure()
         if self.evaluations == 0:
@@ -422,7 +422,7 @@ class _Loss:
 
 
 def flat_gradient(params: list[Tensor]) -> Tensor:
-    """The gradients end to end, in a new tensor; a complex number as two real ones."""
+    """The gradients end to end in a new tensor; a complex number counts as two real ones."""
     parts: list[Tensor] = []
     for param in params:
         gradient = torch.zeros_like(param) if param.grad is None else param.grad
@@ -445,7 +445,7 @@ def move(params: list[Tensor], d: Tensor, t: Scalar) -> None:
 
 
 def put_back(params: list[Tensor], saved: list[Tensor]) -> None:
-    """θ as it was saved."""
+    """Set θ back to what was saved."""
     for param, value in zip(params, saved, strict=True):
         param.copy_(value)
 

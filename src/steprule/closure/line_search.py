@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-# A Python float, or a tensor of one number: both occur, and are mixed, where torch.optim mixes them. Rounding
+# A Python float, or a tensor with one element: both occur, and are mixed where torch.optim mixes them. Rounding
 # every one of them to a float would change the last bits of the result.
 Scalar: TypeAlias = Any
 
@@ -27,7 +27,7 @@ NARROWEST = 1e-9
 class Point(NamedTuple):
     """A place along the direction: the distance, the loss, its slope along the direction, the gradient.
 
-    A loss of infinity says that there is no loss at this place.
+    A loss of infinity means that there is no loss at this place.
     """
 
     t: Scalar
@@ -65,13 +65,13 @@ def strong_wolfe(
     c1: float = 1e-4,
     c2: float = 0.9,
 ) -> Point:
-    """A point that satisfies both conditions; the lowest point of the last bracket where none was found.
+    """A point that satisfies both conditions; the lowest point of the last bracket if none was found.
 
     look: evaluates a distance. start: the point at distance 0, with a negative slope. t: the first trial.
-    trials: how many more are allowed. reach: the largest number in the direction; a bracket so narrow
+    trials: how many more are allowed. reach: the largest element of the direction; a bracket so narrow
     that no parameter can move by 1e-9 ends the search.
 
-    A trial without a loss lies beyond every good point: the search turns back from it.
+    A trial without a loss counts as beyond every good point: the search turns back from it.
     """
     wolfe = Wolfe(start, c1, c2)
     before, here = start, look(t)
@@ -121,9 +121,9 @@ def lower_first(ends: list[Point]) -> tuple[int, int]:
 
 
 def kept_off_the_ends(t: Scalar, left: Scalar, right: Scalar, hugged_before: bool) -> tuple[Scalar, bool]:
-    """The trial, moved inwards where it would shrink the bracket too little; whether it hugs an end.
+    """The trial, moved inwards if it would shrink the bracket too little; and whether it is close to an end.
 
-    Within a tenth of the width of an end is allowed once in a row; on the end itself, never.
+    Within a tenth of the width from an end is allowed once in a row; on the end itself, never.
     """
     margin = 0.1 * (right - left)
     if min(right - t, t - left) >= margin:
@@ -134,9 +134,9 @@ def kept_off_the_ends(t: Scalar, left: Scalar, right: Scalar, hugged_before: boo
 
 
 def cubic_minimum(one: Point, other: Point, lowest: Scalar, highest: Scalar) -> Scalar:
-    """The distance at which the cubic through both values and slopes is least, kept inside the bounds.
+    """The distance at which the cubic through both values and slopes is smallest, kept inside the bounds.
 
-    Where no cubic fits, or it has no minimum: the middle of the bounds.
+    If no cubic fits, or it has no minimum, the middle of the bounds.
     """
     middle = (lowest + highest) / 2.0
     left, right = (one, other) if one.t <= other.t else (other, one)

@@ -1,4 +1,4 @@
-"""Checkpoints: what `state_dict` writes, and fitting one to an optimizer before anything is changed."""
+"""Checkpoints: what `state_dict` writes, and fitting one to an optimizer before anything changes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ CODES = (torch.int8, torch.uint8)
 
 
 def pack(optimizer: Any) -> Dict:
-    """The optimizer in torch's format; where the parameters have names, with their shapes.
+    """The optimizer in torch's format, with the shapes of the parameters if they have names.
 
-    State of a parameter that is in no group any more is left out, and so are empty states, as in torch.
+    State of a parameter that is no longer in any group is left out, and so are empty states, as in torch.
     """
     groups: list[Dict] = []
     places: dict[int, int] = {}
@@ -51,7 +51,7 @@ def pack(optimizer: Any) -> Dict:
 def fit(
     optimizer: Any, state_dict: Mapping[str, Any], strict: bool, hyperparams: Any
 ) -> tuple[Dict, LoadReport]:
-    """The new `state` and `param_groups` of the optimizer, copied from a checkpoint, and what was done.
+    """The new `state` and `param_groups` of the optimizer, copied from a checkpoint, and a report.
 
     Raises: ValueError or TypeError that names what does not fit.
     """
@@ -115,7 +115,7 @@ def _fit(
 
 
 def _read(who: str, state_dict: Any) -> tuple[list[Dict], dict[Any, Dict]]:
-    """The groups and the states of a checkpoint, if it has the form of one."""
+    """The groups and the states of a checkpoint; refuses what does not have its form."""
     if not isinstance(state_dict, Mapping):
         raise errors.not_a_state_dict(who, type(state_dict).__name__)
     whole = cast("Mapping[Any, Any]", state_dict)
@@ -158,7 +158,7 @@ def _malformed(who: str, what: str, given: Any) -> Exception:
 
 
 class _States:
-    """Refits the state of one parameter after the other, and notes what there is to report."""
+    """Fits the state of one parameter after another, and collects what there is to report."""
 
     def __init__(self, optimizer: Any, slots: dict[str, Slot], strict: bool):
         self.optimizer = optimizer
@@ -179,7 +179,7 @@ class _States:
         saved_groups: list[Dict],
         groups: list[Dict],
     ) -> defaultdict[Any, Any]:
-        """The states of all parameters: the saved one where there is one, else what it is now."""
+        """The states of all parameters: the saved one if there is one, otherwise the current one."""
         state: defaultdict[Any, Any] = defaultdict(dict)
         by_key = {there.key: (there, here) for there, here in match.pairs}
         for key, value in saved.items():
@@ -222,7 +222,7 @@ class _States:
         return fitted
 
     def _entries(self, place: matching.Place, saved: Dict, group: Dict) -> Dict:
-        """Copies of the entries that the optimizer has a use for."""
+        """Copies of the entries that the optimizer can use."""
         fitted: Dict = {}
         beside = storage.beside_parameter(self.like, group)
         scales = {f"{key}_scale": key for key in self.slots}
@@ -242,12 +242,12 @@ class _States:
                 slot = self.slots[slot_key]
                 fitted[slot.key if key == slot_key else key] = self._slot(place, slot, value, key != slot_key)
                 if key != slot_key and f"{slot_key}_scale" not in saved:
-                    problem = f"'{key}' of {place.shown} stands without '{slot_key}_scale'"
+                    problem = f"'{key}' of {place.shown} is there without its '{slot_key}_scale'"
                     raise errors.checkpoint(self.who, problem)
         return fitted
 
     def _convert(self, place: matching.Place, state: Dict, saved_group: Dict, group: Dict) -> None:
-        """Bring the slots to how the optimizer keeps them, and complete what is kept beside them."""
+        """Convert the slots to the optimizer's own storage, and add the entries that it needs."""
         param = self.like
         before = len(self.converted)
         for slot in self.slots.values():
@@ -262,7 +262,7 @@ class _States:
         state |= storage.create_for_parameter(param, group, state, self.optimizer.place_of(place.key))
 
     def _keeps(self, place: matching.Place, key: str, value: Any, group: Dict) -> bool:
-        """Whether the optimizer has this slot. One that an option has switched off is left out."""
+        """Whether the optimizer has this slot. A slot that an option has switched off is left out."""
         if key not in self.slots:
             if self.strict and value is not False:
                 raise errors.checkpoint(
@@ -277,7 +277,7 @@ class _States:
         return False
 
     def _stored(self, place: matching.Place, key: str, value: Any) -> Tensor:
-        """What is kept beside the slots where state or parameters are kept in fewer bits."""
+        """An entry that belongs to the storage of state or parameters in fewer bits."""
         param = self.like
         wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "compensation": (tuple(param.shape), param.dtype),
@@ -327,14 +327,14 @@ class _States:
         return _copied(value, None if slot.per_tensor else param.device)
 
     def _count(self, place: matching.Place, value: Any) -> Any:
-        """The number of steps, in the type that the rule keeps it in."""
+        """The step count, in the type in which the rule keeps it."""
         fine = isinstance(value, (int, float)) and not isinstance(value, bool)
         if isinstance(value, Tensor):
             fine = value.numel() == 1 and not value.is_complex() and value.dtype is not torch.bool
         number = float(value) if fine else -1.0
         if not 0 <= number < float("inf"):
             given = "" if isinstance(value, Tensor) and value.numel() > 1 else f" ({value!r})"
-            problem = f"'step' of {place.shown}{given} is no count, must be one number, at least 0"
+            problem = f"'step' of {place.shown}{given} is not a step count, must be one number, at least 0"
             raise errors.checkpoint(self.who, problem)
         as_int = self.optimizer.gradients == "rows only"
         if type(value) is int if as_int else isinstance(value, Tensor):
@@ -345,12 +345,12 @@ class _States:
         return count
 
     def _complete(self, place: matching.Place, fitted: Dict, saved_group: Dict, group: Dict) -> bool:
-        """Whether nothing is missing. A slot at its start beside a high count would be silently wrong."""
+        """Whether nothing is missing. A slot that starts anew next to a high count would be silently wrong."""
         lacking: list[str] = []
         if "step" not in fitted and self.optimizer.counts(group):
             if self.optimizer.counts_steps is True:
                 lacking.append("step")
-            # torch's SGD keeps no count, yet its buffer says that the first step is over.
+            # torch's SGD keeps no count, but if it has a buffer, the first step is over.
             fitted["step"] = torch.ones((), dtype=scalar_dtype(), device="cpu")
         for slot in self.slots.values():
             if storage.holds(fitted, slot.key) or not slot.exists(group) or slot.shape_for(self.like) is None:
@@ -366,7 +366,7 @@ class _States:
         return not lacking
 
     def _check_range(self, place: matching.Place, key: str, state: Dict) -> None:
-        """Refuse elements that only became infinite by what they are now kept in."""
+        """Refuse elements that became infinite in the dtype they are now stored in."""
         value: Tensor = state[storage.entry_of(state, key)]
         label = f"{place.label}: {key}"
         if _is_finite(state.get(f"{key}_scale", value)) or label in self.nonfinite:
@@ -377,7 +377,7 @@ class _States:
         self.nonfinite.append(label)
 
     def _check_finite(self, place: matching.Place, key: str, value: Any) -> None:
-        if all(map(_is_finite, _tensors_in(value))):
+        if all(map(_is_finite, tensors_in(value))):
             return
         if self.strict:
             problem = f"'{key}' of {place.shown} is NaN or infinite"
@@ -393,15 +393,16 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
-def _tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a state entry, or in the lists and dicts that it is made of."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for entry in cast("list[Any]", value):
-            yield from _tensors_in(entry)
+            yield from tensors_in(entry)
     elif isinstance(value, Mapping):
         for entry in cast("Mapping[Any, Any]", value).values():
-            yield from _tensors_in(entry)
+            yield from tensors_in(entry)
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -412,7 +413,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _copied(value: Any, device: torch.device | None) -> Any:
-    """A copy that shares nothing, with every tensor in its dtype and layout, on this device if one is given."""
+    """A copy that shares no memory; tensors keep dtype and layout, and go to the device if one is given."""
     if isinstance(value, Tensor):
         value = value.detach()
         return value.clone() if device is None else value.to(device, copy=True)

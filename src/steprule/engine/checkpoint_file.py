@@ -17,23 +17,23 @@ import torch
 from steprule import errors
 
 TEMPORARY = ".tmp"
-# How a file begins that is no archive.
+# How files begin that torch wrote before 1.6, which are not archives.
 OLDER = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 
 
 def save_checkpoint(path: str | PathLike[str], checkpoint: Mapping[str, Any]) -> None:
-    """Write a training checkpoint so that at any moment a whole one is there: this one, or the one before.
+    """Write a training checkpoint so that at any moment there is a complete one: this one or the previous one.
 
-    When: instead of `torch.save`, for what must survive a kill or a power failure in the middle of writing.
-    Several processes may write the same path; the last one stays.
+    When: instead of `torch.save`, for files that must survive a kill or a power failure during the writing.
+    Several processes may write the same path; the last one wins.
 
         save_checkpoint("run.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
-    path: the file; beside it there is `path` + ".tmp" while it is written. checkpoint: tensors, numbers,
-    strings, and dicts, lists and tuples of them.
+    path: the file; `path` + ".tmp" exists while it is being written. checkpoint: tensors, numbers, strings, and
+    dicts, lists and tuples of them.
 
     Raises: TypeError for anything else, since `load_checkpoint` would refuse it; OSError if the file cannot
-    be written. What was there before is then kept.
+    be written. The previous file is then kept.
     """
     file = Path(path).resolve()
 
@@ -48,12 +48,12 @@ def save_checkpoint(path: str | PathLike[str], checkpoint: Mapping[str, Any]) ->
 
 
 def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint to main memory, checking every byte and running no code that it may hold.
+    """Read a checkpoint into main memory, checking every byte and running no code from it.
 
-    When: always, for files of `save_checkpoint` or `torch.save`; `load_state_dict` copies the tensors to
-    where their parameters are. Files of torch before 1.6 are read too; they have no checksums.
+    When: always, for files of `save_checkpoint` or `torch.save`; `load_state_dict` then copies the tensors to
+    the devices of their parameters. Files of torch before 1.6 can be read too; they have no checksums.
 
-    Raises: FileNotFoundError, or ValueError if the file is damaged, is no checkpoint, or asks for code.
+    Raises: FileNotFoundError, or ValueError if the file is damaged, is not a checkpoint, or would run code.
     """
     file = Path(path)
     with open(file, "rb") as stream:
@@ -78,7 +78,7 @@ def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _read_older(file: Path) -> dict[str, Any]:
-    """Read what torch wrote before its version 1.6: no archive, and no checksums."""
+    """Read a file that torch wrote before 1.6: not an archive, and without checksums."""
     try:
         checkpoint: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes the reader raise
@@ -90,7 +90,7 @@ def _read_older(file: Path) -> dict[str, Any]:
 
 
 def replace_file(file: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at any moment, power failure included, the old or the new one is there.
+    """Write a file so that at any moment, even after a power failure, the old or the new one is there.
 
     Raises: OSError if it cannot be written, and what `write` raises; then the old one is kept.
     """
@@ -116,7 +116,7 @@ def replace_file(file: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 @contextlib.contextmanager
 def _folder_for_one(path: Path) -> Generator[int | None]:
-    """The folder, opened to be synced, and locked so that two writers never share a temporary file."""
+    """The folder, opened for syncing, and locked so that two writers never share a temporary file."""
     if sys.platform == "win32":  # where a folder cannot be opened
         yield None
         return

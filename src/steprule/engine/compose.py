@@ -1,4 +1,4 @@
-"""One step of a rule, in order: gradient, rule, decay, apply. Every runner runs exactly this text."""
+"""One step of a rule: maximize, weight decay, `update`. Every runner runs exactly this code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DECAYS: dict[str, Callable[..., Any]] = {}
 
 
 def decay(place: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a way to decay weights: place is 'gradient' or 'parameter'."""
+    """Register a kind of weight decay; place is what it changes, 'gradient' or 'parameter'."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         DECAYS[function.__name__] = function
@@ -157,11 +157,11 @@ def _check_plain_change(p: Number, part: Any, in_tuple: bool) -> None:
         raise rule_errors.wrong_return(p.machine.rule, part, in_tuple) from None
 
 
-# What the writer of a rule wrote, and what goes wrong in it
+# Errors in what the writer of a rule wrote
 
 
 def called(who: str, written: Any, call: Callable[[], Any]) -> Any:
-    """The result of a call of what the writer of a rule wrote; an error names the rule and the line.
+    """Call a method that the writer of a rule wrote; an error then names the rule and the line.
 
     who: the rule and its method. written: that method.
     """
@@ -173,7 +173,7 @@ def called(who: str, written: Any, call: Callable[[], Any]) -> Any:
 
 
 def name_in(error: Exception, who: str, written: Any) -> None:
-    """Have an error say in which rule it was raised, on which line, and what to write instead."""
+    """Make an error say in which rule and on which line it was raised, and what to write instead."""
     if hasattr(error, "in_rule"):
         return
     error.in_rule = who  # type: ignore[attr-defined]
@@ -187,7 +187,7 @@ def name_in(error: Exception, who: str, written: Any) -> None:
 
 
 def _place_of(error: Exception, written: Any) -> tuple[str, int]:
-    """Where in the method the error was raised, or else where the method begins."""
+    """Where in the method the error was raised, otherwise where the method begins."""
     code = getattr(inspect.unwrap(getattr(written, "func", written)), "__code__", None)
     if code is None:
         return "", 0
@@ -199,7 +199,7 @@ _FOREIGN_CALL = re.compile(r"\b(?:math|torch|np|numpy|F|functional|special)\.(\w
 
 
 def _explained(who: str, error: Exception, given: str, file: str, line: int) -> str:
-    """What Python, torch or the writer's own code said, in the rule's name, and what to write instead."""
+    """The message of Python, torch or the writer's own code, with the rule and what to write instead."""
     problem = given.partition("\n")[0].partition(", but expected one of")[0]
     if isinstance(error, KeyError):
         problem = f"there is no key '{given}'"

@@ -1,8 +1,8 @@
 """Prints a program as the source of a CPU kernel: one pass over memory for all tensors of the program.
 
-The source is Python for numba, meant to be read: it stands in the cache folder beside its machine code, where
-`explain` says. Each word of a program is one line of it, by the table below. All numbers are computed in
-float32, or in float64 where the arrays are, and rounded once when they are stored.
+The source is Python for numba, meant to be read: it is in the cache folder next to its machine code, and
+`explain` says where. Each word of a program becomes one line, by the table below. All values are computed in
+float32, or in float64 if the arrays have that dtype, and rounded once when they are stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-# What only stands beside numbers, or keeps them as codes.
+# The dtypes of codes, and of what is stored next to values.
 STORAGE = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int64: "int64"}
 
 # What each word becomes; the operands' texts are filled in. The roundings are those of torch's CPU operations.
@@ -57,7 +57,7 @@ WORDS = {
     "where": "where({0}, {1}, {2})",
 }
 
-# These words when the second operand is a plain number, and the same for every entry.
+# These words if the second operand is a plain number, which is the same for every element.
 BOUNDS = {"larger": "at_least({0}, {1})", "smaller": "at_most({0}, {1})"}
 
 # Powers that torch computes without `pow`.
@@ -71,7 +71,7 @@ POWERS = {
     -2.0: "number(1.0) / ({0} * {0})",
 }
 
-# How a reduction starts, takes one number in, and (in numpy) combines what the chunks came to.
+# How a reduction starts, and how it takes in one value.
 REDUCTIONS = {
     "mean": ("0.0", "sum_with({0}, float64({1}))"),
     "norm": ("0.0", "sum_with({0}, float64({1}) * float64({1}))"),
@@ -90,12 +90,12 @@ CODED = (torch.int8, torch.uint8)
 
 
 def arrays_of(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[str]:
-    """The names of a kernel's arrays, in the order that it finds their addresses in."""
+    """The names of a kernel's arrays, in the order in which it gets their addresses."""
     return [*program.inputs, *(name for name in dtypes if name not in program.inputs)]
 
 
 def noisy(program: Program, sweep: Pass, dtypes: Mapping[str, torch.dtype]) -> dict[str, tuple[str, int]]:
-    """What the pass rounds at random: where its key is, and the salt that tells its noise apart."""
+    """What the pass rounds at random: where the key is, and the salt that makes the noise different."""
     rounded = [x for x in program.slots if dtypes[x] in (*CODED, torch.bfloat16)]
     rounded = sorted(rounded, key=lambda x: program.slots[x].key) if storage.SLOT_KEY in dtypes else []
     found = {x: (storage.SLOT_KEY, storage.salt_of(place)) for place, x in enumerate(rounded)}
@@ -105,7 +105,7 @@ def noisy(program: Program, sweep: Pass, dtypes: Mapping[str, torch.dtype]) -> d
 
 
 def why_not(dtypes: Mapping[str, torch.dtype]) -> str | None:
-    """Why arrays of these dtypes cannot be computed with together, or None."""
+    """Why arrays of these dtypes cannot be used together, or None."""
     for name, dtype in dtypes.items():
         if dtype not in DTYPES and dtype not in CODED:
             return f"{name} is {dtype}, which no CPU kernel is written for"
@@ -117,7 +117,7 @@ def why_not(dtypes: Mapping[str, torch.dtype]) -> str | None:
 def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]:
     """The kernels of a program, one per pass.
 
-    dtypes: of 'p', 'g' and every slot letter of the program, then of what `storage` keeps beside them: the
+    dtypes: of 'p', 'g' and every slot letter of the program, then of what `storage` keeps next to them: the
     scales of codes ('<letter>_scale') and the entries named in `storage.EXTRA_KEYS`.
     """
     printed: list[Source] = []
@@ -169,7 +169,7 @@ class _Printer:
         return "\n".join([*head, *("            " + line for line in (*body, *after)), ""])
 
     def _before(self) -> list[str]:
-        """What is the same for all entries of a tensor."""
+        """What is the same for all elements of a tensor."""
         touched = self.sweep.inputs.keys() | self.sweep.outputs.keys()
         beside = {f"{name}_scale" for name in self.coded} | set(storage.EXTRA_KEYS)
         lines = ["chunk = chunk_at(job, place)"]
@@ -195,11 +195,11 @@ class _Printer:
         return lines
 
     def _entries(self, inside: list[str]) -> list[str]:
-        """The loop over the entries of a chunk."""
+        """The loop over the elements of a chunk."""
         return ["for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
 
     def _blocks(self, inside: list[str]) -> list[str]:
-        """The same, block by block: noise restarts in each, and codes wait for its largest element."""
+        """The same, block by block: noise restarts in each, and codes need its largest element first."""
         written = [name for name in self.coded if name in self.sweep.outputs]
         size = storage.BLOCK
         lines = [f"buffer_{name} = scratch(job, part * {len(written)} + {i})" for i, name in enumerate(written)]
@@ -211,7 +211,7 @@ class _Printer:
         body += [f"noise_{name} = hash_of(key_{name}, start // {size} + block)" for name in self.noisy]
         body += [f"top_{name} = size_of_zero()" for name in written]
         body += ["for i in range(count):", *("    " + x for x in inside)]
-        # Memory is idle while codes are made, unless it is asked for what comes next.
+        # Memory would be idle while codes are computed, so fetch what comes next meanwhile.
         body += [f"fetch(in_{name}, {2 * size})" for name in arrays if written]
         for name in written:
             body += [f"scale_{name} = scale_of(top_{name})", f"store(at_{name}_scale, block, scale_{name})"]
@@ -223,7 +223,7 @@ class _Printer:
         return lines + ["    " + x for x in body]
 
     def _loaded(self, name: str) -> str:
-        """The text that loads an entry of an array."""
+        """The text that loads an element of an array."""
         array = f"{'in' if self.in_blocks else 'at'}_{name}"
         if name in self.coded:
             return f"load_code({array}, i, scale_{name})"
@@ -234,7 +234,7 @@ class _Printer:
         return f"load({array}, i)"
 
     def _stored(self, name: str, x: str) -> list[str]:
-        """The lines that store an entry of an array."""
+        """The lines that store an element of an array."""
         array = f"{'in' if self.in_blocks else 'at'}_{name}"
         if name in self.coded:
             return [f"store(buffer_{name}, i, {x})", f"top_{name} = larger_size(top_{name}, {x})"]
@@ -247,7 +247,7 @@ class _Printer:
         return [f"store({array}, i, {x})"]
 
     def _inside(self) -> list[str]:
-        """What is done for each entry: load, compute, store."""
+        """What is done for each element: load, compute, store."""
         lines = [f"{r} = {self._loaded(name)}" for name, r in self.sweep.inputs.items()]
         lines += [self._line(x) for x in self.sweep.instructions if not x.out.reduced]
         for place, reduction in enumerate(self.sweep.reductions):
@@ -259,7 +259,7 @@ class _Printer:
         return lines
 
     def _after(self) -> list[str]:
-        """What the reductions came to over the chunk."""
+        """The lines that keep the results of the reductions over the chunk."""
         count = len(self.sweep.reductions)
         return [f"keep_partial(job, {count}, {place}, chunk, float64(total{place}))" for place in range(count)]
 

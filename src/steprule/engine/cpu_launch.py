@@ -1,6 +1,6 @@
-"""Runs the kernels of a program over a set of tensors: where each is, how the work is cut and shared.
+"""Runs the kernels of a program over a set of tensors: where they are, and how threads share the work.
 
-What depends on the tensors' sizes alone is made once; their addresses are handed in at every step.
+What depends only on the tensors' sizes is made once; their addresses are passed in at every step.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from steprule.engine.program import Program
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # slow to import
 
-# A chunk is long enough that its own cost vanishes and short enough to share tensors out evenly.
+# A chunk is long enough that its overhead does not matter, and short enough to share tensors evenly.
 CHUNK = 1 << 14
-# What starting on a chunk costs, in entries.
+# What starting a chunk costs, in elements.
 CHUNK_COST = 256
 
 
@@ -27,7 +27,7 @@ class Launch:
     """One program over tensors of these lengths and dtypes, ready to run.
 
     dtypes: of 'p', 'g' and every slot letter, and of what is stored beside them (see `cpu_kernel.sources`).
-    lengths: the number of entries of each tensor.
+    lengths: the number of elements of each tensor.
     """
 
     def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], lengths: Sequence[int]):
@@ -59,7 +59,7 @@ class Launch:
         self._job[cpu_threads.JOB.index("tensors")] = len(lengths)
 
     def explain(self) -> list[str]:
-        """Where the kernels can be read, and what keeps them from all of torch's threads."""
+        """Where the kernels can be read, and why they do not use torch's threads if they do not."""
         files = [kernel_cache.source_of(*text) for text in self._texts]
         alone = cpu_threads.alone()
         return [f"kernel: {file}" for file in files if file is not None] + (
@@ -67,16 +67,16 @@ class Launch:
         )
 
     def check(self, counts_on_host: bool) -> None:
-        """Nothing hinders a step here; see the launch on a GPU."""
+        """Nothing can be wrong here; see the launch on a GPU."""
 
     def place(self, name: str, addresses: Sequence[int]) -> None:
-        """Say where the first entry of each tensor is, for one input of the program."""
+        """Set the address of the first element of each tensor, for one input of the program."""
         self._pointers[self._inputs.index(name)] = addresses
 
     def run(self, scalars: Sequence[Sequence[float]], rows: Sequence[int]) -> None:
         """One step.
 
-        scalars: rows of what `Program.scalars` computes. rows: which of them is each tensor's own.
+        scalars: rows of what `Program.scalars` computes. rows: which of them each tensor uses.
         """
         if len(scalars) != len(self._scalars):
             self._scalars = np.zeros((len(scalars), self._scalars.shape[1]))
@@ -99,10 +99,10 @@ class Launch:
         self._job[cpu_threads.JOB.index(name)] = table.ctypes.data
 
     def _share(self, number: int) -> None:
-        """Split the chunks into as many shares as there are threads, of as equal work as can be.
+        """Split the chunks into one share per thread, each of about the same work.
 
-        Each thread gets the same part of every tensor that it gets from torch's own kernels, so that it finds
-        in its caches, and on its side of the machine, what it worked on there.
+        Each thread gets the same part of every tensor as in torch's own kernels, so that what it worked on
+        there is still in its caches and on its side of the machine.
         """
         if len(self._bounds) == number + 1:
             return
@@ -123,7 +123,7 @@ class Launch:
             self._job[cpu_threads.JOB.index(name)] = getattr(openmp, name, 0)
 
     def _combine(self, word: str, partials: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What a reduction came to over each tensor, from what it came to over its chunks in order."""
+        """The result of a reduction over each tensor, from the results over its chunks in order."""
         counts = -(-self._lengths // CHUNK)
         starts = (np.cumsum(counts) - counts)[counts > 0]
         result = np.zeros(len(counts))
@@ -135,9 +135,9 @@ class Launch:
 
 
 def _aligned(count: int) -> NDArray[np.float32]:
-    """So many zeros that begin with a cache line, of which then no two threads share one.
+    """Zeros that begin at a cache line, so that no two threads share one.
 
-    Without that a step in 8 bits took up to twice as long.
+    Without that, a step in 8 bits took up to twice as long.
     """
     line = 128 // 4  # processors fetch lines in pairs
     room = np.zeros(count + line, dtype=np.float32)
@@ -146,7 +146,7 @@ def _aligned(count: int) -> NDArray[np.float32]:
 
 
 def _chunks(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(tensor, first entry, number of entries) of each chunk, tensor after tensor."""
+    """(tensor, first element, number of elements) of each chunk, tensor after tensor."""
     counts = -(-lengths // CHUNK)
     tensors = np.repeat(np.arange(len(lengths)), counts)
     starts = (np.arange(len(tensors)) - np.repeat(np.cumsum(counts) - counts, counts)) * CHUNK

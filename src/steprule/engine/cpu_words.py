@@ -1,10 +1,10 @@
 """The words that a generated CPU kernel is written in, as numba sees them.
 
-Arithmetic words round as torch's own CPU operations do. The others take a kernel's job apart
-(`cpu_threads.JOB` lists what it holds) and move numbers between memory and the precision that they are
-computed in. Importing this module imports numba, so only the compiler does it.
+Arithmetic words round as torch's own CPU operations do. The others read the fields of a kernel's job (listed
+in `cpu_threads.JOB`) and convert values between memory and the precision that they are computed in. Importing
+this module imports numba, so only the compiler does it.
 """
-# numba has no types of its own, and the body of a word sees only its compiler's objects.
+# numba has no type annotations, and the body of a word sees only its compiler's objects.
 # pyright: basic
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from steprule.engine.cpu_threads import JOB
 
 INT16, INT32, INT64 = (ir.IntType(bits) for bits in (16, 32, 64))
 
-# numba has no 16-bit floats on the CPU: a pointer to one of these integers stands for a pointer to one.
+# numba has no 16-bit floats on the CPU: a pointer to one of these integers stands for a pointer to a float.
 BFLOAT16, FLOAT16 = types.uint16, types.int16
 KINDS = {types.int8: torch.int8, types.uint8: torch.uint8}
 
@@ -71,7 +71,7 @@ def llvm(name):
 
 
 def _extreme(comparison):
-    """The one that compares so; of equal ones (0 and -0) the second, as in torch.maximum."""
+    """The larger or smaller of two values; of equal ones (0 and -0) the second, as in torch.maximum."""
 
     def build(builder, a, b):
         chosen = builder.select(builder.fcmp_ordered(comparison, a, b), a, b)
@@ -81,7 +81,7 @@ def _extreme(comparison):
 
 
 def _bounded(comparison):
-    """The bound where it compares so, else the number, also where they are equal: as in torch.clamp."""
+    """The bound if the value is beyond it, otherwise (even if they are equal) the value, as in torch.clamp."""
 
     def build(builder, x, bound):
         chosen = builder.select(builder.fcmp_ordered(comparison, bound, x), bound, x)
@@ -111,13 +111,13 @@ power = binary(llvm("pow"))
 fma = ternary(llvm("fma"))  # x · y + z, rounded once
 lerp = ternary(_lerp)  # x + z · (y - x), from whichever end is nearer
 negative = unary(lambda builder, x: builder.fneg(x))
-sign = unary(_sign)  # 0 for what is not a number, as torch.sign has it
-larger = binary(_extreme(">"))  # not a number if either is not
+sign = unary(_sign)  # 0 for NaN, as in torch.sign
+larger = binary(_extreme(">"))  # NaN if either is NaN
 smaller = binary(_extreme("<"))
 at_least = binary(_bounded(">"))
 at_most = binary(_bounded("<"))
 where = ternary(lambda builder, condition, a, b: builder.select(condition, a, b))
-# The order of a sum over a tensor is free: that is what lets several lanes carry it.
+# A sum over a tensor may be taken in any order, so that several lanes can share it.
 sum_with = binary(lambda builder, total, x: builder.fadd(total, x, flags=("reassoc",)))
 
 
@@ -134,7 +134,7 @@ def _entry(builder, table, index, kind: ir.Type = INT64):
 
 
 def _ask_openmp(name, otherwise):
-    """What an OpenMP function without arguments answers; `otherwise` where its address is 0."""
+    """The result of an OpenMP function without arguments; `otherwise` if its address is 0."""
 
     def build(builder, job):
         address = _field(builder, job, name)
@@ -208,7 +208,7 @@ def reduced(context, job, reduction, tensor):
 
 @intrinsic
 def keep_partial(context, job, reductions, reduction, chunk, value):
-    """Note down what a reduction came to over a chunk."""
+    """Keep the result of a reduction over a chunk."""
 
     def generate(context, builder, signature, values):
         job, reductions, reduction, chunk, value = values
@@ -222,7 +222,7 @@ def keep_partial(context, job, reductions, reduction, chunk, value):
 
 
 def array_of(kind):
-    """The word that gives a pointer to an entry of an array: (job, array, tensor, entry)."""
+    """The word that gives a pointer to an element of an array: (job, array, tensor, element)."""
     pointer = types.CPointer(kind)
 
     def generate(context, builder, signature, values):
@@ -257,7 +257,7 @@ def _widen(builder, kind, bits):
 
 
 def _narrow(builder, kind, x):
-    """Round once, to the nearest, ties to even; what is not a number stays none."""
+    """Round once, to nearest, ties to even; NaN stays NaN."""
     if kind == FLOAT16:
         return builder.bitcast(builder.fptrunc(x, ir.HalfType()), INT16)
     if kind != BFLOAT16:
@@ -272,7 +272,7 @@ def _narrow(builder, kind, x):
 
 @intrinsic
 def load(context, array, index):
-    """An entry, in the precision that it is computed in."""
+    """An element, in the precision that it is computed in."""
     kind = array.dtype
     number = types.float32 if kind in (BFLOAT16, FLOAT16) else kind
 
@@ -284,7 +284,7 @@ def load(context, array, index):
 
 @intrinsic
 def store(context, array, index, x):
-    """Put a number back, in the array's own precision."""
+    """Store a value in the array's own precision."""
     kind = array.dtype
 
     def generate(context, builder, signature, values):
@@ -294,7 +294,7 @@ def store(context, array, index, x):
     return types.void(array, index, x), generate
 
 
-# Storage: small floats that share a scale, and parameters of 16 bits with more elsewhere (see storage.py)
+# Storage: small floats that share a scale, and 16-bit parameters with more bits elsewhere (see storage.py)
 
 
 def _constant(value, kind=INT32):
@@ -311,7 +311,7 @@ def _bits_of(builder, x):
 
 @intrinsic
 def hash_of(context, key, place):
-    """32 random bits for a place: storage.mix, on the low 32 bits."""
+    """32 random bits for a position: storage.mix, on the low 32 bits."""
 
     def generate(context, builder, signature, values):
         x = builder.xor(builder.trunc(values[1], INT32), values[0])
@@ -323,14 +323,14 @@ def hash_of(context, key, place):
 
 
 def _noise(builder, start, index, bits):
-    """So many bits for an entry of a block, as `storage.noise_for` makes them; `start` is its block's."""
+    """Random bits for an element of a block, as in `storage.noise_for`; `start` is those of the block."""
     steps = builder.mul(builder.trunc(index, INT32), _constant(storage.GOLDEN))
     return builder.lshr(builder.add(start, steps), _constant(32 - bits))
 
 
 @intrinsic
 def offset(context, array, entries):
-    """The same array, some entries on."""
+    """The same array, from a later element on."""
 
     def generate(context, builder, signature, values):
         return builder.gep(values[0], [values[1]])
@@ -340,7 +340,7 @@ def offset(context, array, entries):
 
 @intrinsic
 def fetch(context, array, first):
-    """Ask memory for the block that begins there, whether or not there is one."""
+    """Prefetch the block that begins there, whether or not there is one."""
 
     def generate(context, builder, signature, values):
         size = context.get_abi_sizeof(context.get_value_type(array.dtype))
@@ -357,7 +357,7 @@ def fetch(context, array, first):
 
 @intrinsic
 def scratch(context, job, place):
-    """As many numbers as a block has, of this thread's own."""
+    """A buffer for one block, used by this thread only."""
     pointer = types.CPointer(types.float32)
 
     def generate(context, builder, signature, values):
@@ -386,7 +386,7 @@ def size_of_zero(context):
 
 @intrinsic
 def larger_size(context, top, x):
-    """The larger of a size's bits and those of |x|; positive floats order as their bits do."""
+    """The larger of a size's bits and those of |x|; positive floats have the same order as their bits."""
 
     def generate(context, builder, signature, values):
         size = builder.and_(_bits_of(builder, values[1]), _constant(0x7FFFFFFF))
@@ -397,7 +397,7 @@ def larger_size(context, top, x):
 
 @intrinsic
 def scale_of(context, top):
-    """The scale of a block, from the bits of its largest number."""
+    """The scale of a block, from the bits of its largest element."""
 
     def generate(context, builder, signature, values):
         largest = _float_of(builder, values[0])
@@ -433,7 +433,7 @@ _FIRST = {kind: int(np.float32(zero).view(np.int32)) for kind, zero in _ZERO.ite
 
 @intrinsic
 def load_code(context, array, index, scale):
-    """A number from its code and the scale of its block."""
+    """A value from its code and the scale of its block."""
     kind = array.dtype
 
     def generate(context, builder, signature, values):
@@ -452,7 +452,7 @@ def load_code(context, array, index, scale):
 
 @intrinsic
 def store_code(context, array, index, x, inverse, start):
-    """Keep a number as a code, rounded up or down by noise."""
+    """Store a value as a code, rounded up or down by noise."""
     kind = array.dtype
 
     def generate(context, builder, signature, values):
@@ -480,7 +480,7 @@ def _int16_at(builder, array, index):
 
 @intrinsic
 def load_master(context, array, low, index):
-    """A float32 from the parameter's 16 bits and the lower half beside them."""
+    """A float32 from the parameter's 16 bits and the lower half next to them."""
 
     def generate(context, builder, signature, values):
         array, low, index = values
@@ -493,7 +493,7 @@ def load_master(context, array, low, index):
 
 @intrinsic
 def store_master(context, array, low, index, x):
-    """A float32 as the parameter's 16 bits, rounded half up, and the signed rest beside them."""
+    """Store a float32 as the parameter's 16 bits, rounded half up, and the signed rest next to them."""
 
     def generate(context, builder, signature, values):
         array, low, index, x = values
@@ -509,7 +509,7 @@ def store_master(context, array, low, index, x):
 
 @intrinsic
 def store_compensated(context, array, rest, index, x):
-    """A number rounded to 16 bits, and what that leaves out, in 16 bits too."""
+    """Store a value rounded to 16 bits, and what that leaves out, in 16 bits too."""
     kind = array.dtype
 
     def generate(context, builder, signature, values):
@@ -529,7 +529,7 @@ def store_compensated(context, array, rest, index, x):
 
 @intrinsic
 def store_randomly(context, array, index, x, start):
-    """A bfloat16, rounded up or down by noise."""
+    """Store a value as bfloat16, rounded up or down by noise."""
 
     def generate(context, builder, signature, values):
         array, index, x, start = values

@@ -1,4 +1,4 @@
-"""The docstrings of rules: what their writers wrote, and after it every argument, from the fields."""
+"""The docstrings of rules: what their writers wrote, followed by every argument, from the fields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def with_arguments(rule: type, fields: Mapping[str, Field]) -> str:
 
 
 def written(rule: type) -> str:
-    """The docstring without the arguments; without one of its own, that of the class whose `update` it has."""
+    """The docstring without the arguments; a rule without one has that of the class whose `update` it uses."""
     text = rule.__doc__ or next((x.__doc__ for x in rule.__mro__ if "update" in vars(x)), None)
     return ("\n\n" + inspect.cleandoc(text or "")).partition(_HEAD)[0].lstrip("\n")
 

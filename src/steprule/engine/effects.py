@@ -1,4 +1,4 @@
-"""Options that change nothing for these parameters, each in a sentence."""
+"""Options that have no effect on these parameters, each explained in a sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = {dtype: name for name, dtype in storage.DTYPES.items()} | {torch.float64
 
 
 def without_effect(optimizer: Any, group: dict[str, Any]) -> list[str]:
-    """What a group asks for and does not get."""
+    """What a group asks for but does not get."""
     params: list[Tensor] = [p for p in group["params"] if not is_lazy(p)]
     low = group.get("low_precision")
     lines: list[str] = []
@@ -50,13 +50,13 @@ def _of_state_dtype(kind: str, slots: list[Any], params: list[Tensor]) -> list[s
     if kind == "int8":
         small = [p for p in params if p.numel() < storage.SMALLEST and not p.is_complex()]
         lines += _stays(kind, small, f"of fewer than {storage.SMALLEST:,} elements ")
-    elif kind != "bf16":  # in which rounding at random is an effect
+    elif kind != "bf16":  # bf16 has an effect on bf16 parameters, too: it rounds at random
         lines += _said(kind, params, lambda p: p.dtype == storage.DTYPES[kind])
     return lines + _stays(kind, [p for p in params if p.is_complex()], "")
 
 
 def _said(option: str, params: list[Tensor], idle: Callable[[Tensor], bool]) -> list[str]:
-    """One line for the parameters that an option has no effect on."""
+    """One line about the parameters on which an option has no effect."""
     found = list(filter(idle, params))
     if not found:
         return []
@@ -81,7 +81,7 @@ def _created_before(optimizer: Any, group: dict[str, Any], params: list[Tensor])
                 continue
             dtype = state[storage.entry_of(state, slot.key)].dtype
             if dtype != storage.dtype_for(slot, param, kind):
-                line = f"{kind}: {slot.key} was created as {NAMES.get(dtype, 'int8')} and stays so"
+                line = f"{kind}: {slot.key} was created as {NAMES.get(dtype, 'int8')} and stays that way"
                 lines[line] = lines.get(line, 0) + 1
     return [f"{line}, for {n} parameter{'s' * (n > 1)}" for line, n in lines.items()]
 

@@ -13,7 +13,7 @@ import torch
 from steprule import errors
 from steprule.words import SCALAR_WORDS
 
-# Where a group with nonfinite="skip" counts the steps that were passed over.
+# The key under which a group with nonfinite="skip" counts its skipped steps.
 SKIPPED_STEPS = "skipped_steps"
 # Keys that schedulers and this library put into groups; no hyper-parameter may have such a name.
 TAKEN_KEYS = frozenset(
@@ -22,7 +22,7 @@ TAKEN_KEYS = frozenset(
 )
 # torch's switches. Not every rule of torch has each of them; groups hold the same keys as torch's.
 FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
-# Options that no rule of torch has: they stand in a group only where they were given.
+# Options that torch's rules do not have: a group has them only if they were given.
 OPTIONS = ("state_dtype", "low_precision", "nonfinite")
 
 Shape = Callable[[torch.Size], tuple[int, ...] | None]
@@ -71,9 +71,9 @@ class Field:
         return " and ".join(words) or kind or "a finite number"
 
     def check(self, who: str, value: Any, group: int | None) -> Any:
-        """The value as it goes into the group, or an error that says what is allowed."""
+        """The value as the group stores it; raises an error that says what is allowed."""
         if self.free:
-            return value  # checked where it is used, beside the slots that it names
+            return value  # checked where it is used, against the slots that it names
         if self.choices is not None:
             if value not in self.choices:
                 raise errors.out_of_range(who, self.name, value, self.allowed, group)
@@ -93,7 +93,7 @@ class Field:
         length = len(defaults)
         if type(value) in (str, bytes, dict) or not hasattr(value, "__getitem__"):
             raise errors.wrong_type(who, self.name, value, f"{length} numbers", group)
-        # Configurations bring lists of their own kinds, and arrays.
+        # Configuration libraries pass lists of their own types, and arrays.
         entries = tuple(cast("Iterable[Any]", value))
         if len(entries) != length:
             raise errors.out_of_range(who, self.name, value, f"{length} numbers", group)
@@ -127,7 +127,7 @@ class Field:
         return value
 
     def _plain(self, who: str, what: str, value: Any, group: int | None) -> float:
-        """A Python number for any kind of number; text and truths are none."""
+        """A Python number for any kind of number; strings and booleans are refused."""
         if type(value) is int and abs(value) < 2**1000:
             return value
         try:
@@ -142,13 +142,13 @@ class Field:
             raise errors.out_of_range(who, what, value, self.allowed, group) from None
 
     def named(self, name: str, type_text: str) -> Field:
-        """The field as the class body named it."""
+        """The field with the name and type that it has in the class body."""
         return replace(self, name=name, type=type_text)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """State that a rule keeps: one number per entry of the parameter, or one per tensor."""
+    """State that a rule keeps: one value per element of the parameter, or one per tensor."""
 
     key: str
     when: str | None = None
@@ -161,7 +161,7 @@ class Slot:
     letter: str = ""
 
     def exists(self, group: dict[str, Any]) -> bool:
-        """Whether the options of this group call for the slot."""
+        """Whether this group's options need the slot."""
         return self.when is None or bool(group[self.when])
 
     def shape_for(self, param: torch.Tensor) -> tuple[int, ...] | None:
@@ -173,7 +173,7 @@ class Slot:
     def create(
         self, param: torch.Tensor, group: dict[str, Any], dtype: torch.dtype | None = None
     ) -> torch.Tensor | None:
-        """The slot at its start; in the parameter's dtype unless another is given."""
+        """The slot with its initial value, in the parameter's dtype unless another is given."""
         shape = self.shape_for(param)
         if shape is None:
             return None
@@ -200,14 +200,14 @@ SCALAR_WORDS["as_stored"] = _as_stored
 
 
 def scalar_dtype() -> torch.dtype:
-    """The dtype of step counts and other per-tensor numbers, as in torch.optim."""
+    """The dtype of step counts and other per-tensor values, as in torch.optim."""
     double = torch.get_default_dtype() == torch.float64
     return torch.float64 if double else torch.float32
 
 
 def make_step_counter(device: torch.device | str = "cpu") -> torch.Tensor:
-    """A step count at zero, on the CPU as in torch.optim unless it has to be where the parameter is."""
+    """A step count of zero; on the CPU, as in torch.optim, unless it has to be where the parameter is."""
     if str(device) == "cpu":
-        # Fake tensors know the value of this, but not of zeros.
+        # As a fake tensor, this keeps its value; torch.zeros would not.
         return torch.tensor(0.0, dtype=scalar_dtype(), device="cpu")
     return torch.zeros((), dtype=scalar_dtype(), device=device)

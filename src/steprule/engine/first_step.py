@@ -1,4 +1,4 @@
-"""What the first step shows about parameters of 16 bits: updates and state that round to nothing."""
+"""What the first step shows about 16-bit parameters: updates and state that round away."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOO_MANY = 0.5
 
 
 class Watch:
-    """Looks at the first elements of a group's largest parameter of 16 bits, before and after a step."""
+    """Compares the first elements of a group's largest 16-bit parameter before and after a step."""
 
     def __init__(self, group: dict[str, Any]):
         self.group = group
@@ -50,7 +50,7 @@ class Watch:
 
 
 def _divisors(optimizer: Any, group: dict[str, Any], param: Tensor) -> list[tuple[str, Tensor]]:
-    """The slots in fp16 that a step writes and divides by."""
+    """The fp16 slots that a step writes and divides by."""
     state = optimizer.state.get(param, {})
     written = optimizer.program(group).outputs if optimizer.traced else optimizer.slots
     slots = [optimizer.slots[letter].key for letter in written if letter in optimizer.slots]
@@ -70,6 +70,6 @@ def _fraction(which: Tensor, of: Tensor) -> float:
 
 
 def _sample(tensor: Any) -> Tensor:
-    """The first elements; of a sharded tensor, those of this process."""
+    """The first elements; of a sharded tensor, those in this process."""
     local: Tensor = tensor.to_local() if storage.sharded(tensor) else tensor
     return local.reshape(-1)[:SAMPLE]

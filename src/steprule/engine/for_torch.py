@@ -1,4 +1,4 @@
-"""Checkpoints for torch.optim, and what a conversion did."""
+"""Conversion of checkpoints for torch.optim, and the report of any conversion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from steprule.engine.fields import SKIPPED_STEPS
 from steprule.engine.load_report import as_table
 from steprule.engine.matching import SHAPES
 
-# Group keys of every rule here, and of no class of torch.
+# Switches that have no effect on results, and group keys that torch's classes do not have.
 RUNNERS = ("foreach", "fused", "capturable", "differentiable")
 OURS = ("state_dtype", "low_precision", "nonfinite", SHAPES, SKIPPED_STEPS, "weight_decay_mode")
 
@@ -48,7 +48,7 @@ def convert(state_dict: Mapping[str, Any], rule: Any) -> tuple[dict[str, Any], C
     theirs = None if rule is None else getattr(torch.optim, rule.__name__, None)
     if rule is not None and theirs is None:
         problem = f"torch.optim has no {rule.__name__}"
-        raise errors.not_convertible(problem, "Convert to a rule that torch has first.")
+        raise errors.not_convertible(problem, "First convert it to a rule that torch has.")
     kept: dict[str, str] = {}
     dropped: dict[str, None] = {}
     states = {place: _plain(saved, rule, kept, dropped) for place, saved in state_dict["state"].items()}
@@ -99,7 +99,7 @@ def _check_options(group: Mapping[str, Any], rule: Any, own: set[str], index: in
 
 
 def _check_decay(group: Mapping[str, Any], rule: Any, index: int) -> None:
-    """Refuse weight decay that torch's class would carry out in another way."""
+    """Refuse weight decay that torch's class would apply in another way."""
     mode, decoupled = group.get("weight_decay_mode"), group.get("decoupled_weight_decay")
     usual = None if rule is None else rule.decay_default
     if decoupled is not None:

@@ -1,8 +1,8 @@
 """A program over lists of tensors: one `torch._foreach_*` call per word, for many tensors at once.
 
-Tensors are taken in buckets whose temporaries stay below `BUCKET_BYTES`; a large tensor is cut into views.
-Within a bucket, a temporary is reused as soon as nothing needs it any more. The numbers are those of the
-reference, bit for bit: the words are the same ATen operations, on the same values.
+Tensors are processed in buckets whose temporaries stay below `BUCKET_BYTES`; a large tensor is cut into views.
+Within a bucket, a temporary is reused as soon as nothing needs it any more. The results equal the reference's
+bit for bit: the words are the same ATen operations on the same values.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BINARY = {
 
 
 def _listed(word: str, in_place: bool) -> Callable[..., Any] | None:
-    """The call of torch for a word on lists of tensors, or None where there is none."""
+    """torch's function for a word on lists of tensors, or None if there is none."""
     name = word if word in UNARY else BINARY.get(word)
     if name is None:
         return None
@@ -58,7 +58,7 @@ _copy: Callable[[Tensors, Tensors], None] = getattr(torch, "_foreach_copy_")  # 
 
 
 def run(program: Program, scalars: tuple[Any, ...], columns: dict[str, Tensors], dtype: torch.dtype) -> None:
-    """One step of tensors that share their scalars. `columns` holds a list for 'p', 'g' and every slot."""
+    """One step of tensors that share their scalars. `columns` has a list for 'p', 'g' and every slot."""
     live = most_alive(program, [name for name, column in columns.items() if column[0].dtype != dtype])
     for bucket in _buckets(columns, live, dtype, cut=not program.reduces):
         _run_bucket(program, scalars, bucket, dtype)
@@ -74,7 +74,7 @@ def _run_bucket(
     home: dict[int, str] = {}
     for name, register in program.inputs.items():
         stored = columns[name]
-        # No name of its own for what is converted: it would keep the copy in memory to the end.
+        # Bind no variable to a converted copy: that would keep it in memory to the end.
         values[register.index] = stored if stored[0].dtype == dtype else [x.to(dtype) for x in stored]
         if values[register.index] is not stored:
             owned.add(register.index)
@@ -83,7 +83,7 @@ def _run_bucket(
     for step, dying in zip(program.instructions, _deaths(program), strict=True):
         first = step.operands[0]
         index = first.index if isinstance(first, Register) else -1
-        # In place: on a temporary that dies here, or on a slot that this very word replaces.
+        # In place: on a temporary that is not needed any more, or on a slot that this word replaces.
         mine = index in owned or (index in home and goal.get(step.out.index) == home[index])
         reuse = mine and index in dying and step.word in IN_PLACE and _fits(step, first)
         values[step.out.index] = _carry_out(machine, step, values, scalars, reuse)
@@ -99,10 +99,10 @@ def _run_bucket(
 def _store(
     program: Program, columns: dict[str, Tensors], values: dict[int, Tensors], home: dict[int, str]
 ) -> None:
-    """Copy every result to where it belongs, unless it was computed there."""
+    """Copy every result to where it belongs, unless it was computed in place."""
     moved = {name: r.index for name, r in program.outputs.items() if home.get(r.index) != name}
     for index in moved.values():
-        # One slot took over another's old value, which is overwritten as well.
+        # A slot gets the old value of another one, which is overwritten as well.
         if home.get(index) in moved:
             values[index] = [x.clone() for x in values[index]]
             home.pop(index)
@@ -122,7 +122,7 @@ def _carry_out(
         value: Any = scalars[x.index] if isinstance(x, Scalar) else x
         if isinstance(x, Register):
             value = values[x.index]
-            # A comparison is kept as it is where it is asked for, and counts as 1 or 0 elsewhere.
+            # A comparison stays boolean as a condition, and counts as 1 or 0 elsewhere.
             if x.mask and (step.word != "where" or place):
                 value = [machine.counted(entry) for entry in value]
         operands.append(value)
@@ -135,13 +135,13 @@ def _carry_out(
     for i in range(count):
         row: list[Any] = [x[i] if type(x) is list else x for x in operands]
         made = machine.emit(step.word, *row)
-        # A plain choice hands an operand through; what is later changed in place must be its own.
+        # A plain choice returns one of its operands: copy it, since results are later changed in place.
         result.append(made.clone() if any(made is x for x in row) else made)
     return result
 
 
 def _fits(step: Instruction, first: Any) -> bool:
-    """Whether the result has the form of the first operand, which no other operand is."""
+    """Whether the result has the form of the first operand, and no other operand is the same register."""
     if first.mask or (first.reduced and not step.out.reduced):
         return False
     return sum(isinstance(x, Register) and x.index == first.index for x in step.operands) == 1
@@ -161,7 +161,7 @@ def _deaths(program: Program) -> list[set[int]]:
 def most_alive(program: Program, converted: Iterable[str] = ()) -> int:
     """The largest number of temporaries that exist at once.
 
-    converted: the inputs that are not stored in the dtype that is computed in, so that copies are needed.
+    converted: the inputs that are stored in another dtype than the one computed in, so that they are copied.
     """
     alive = {program.inputs[name].index for name in converted if name in program.inputs}
     inputs = {register.index for register in program.inputs.values()} - alive
@@ -229,7 +229,7 @@ def check_scalars(program: Program, group: dict[str, Any], work: list[Work]) -> 
 
 
 def prepare(program: Program, group: dict[str, Any], work: list[Work]) -> Callable[[], None]:
-    """One step of these parameters, those with equal scalars together: all but running it."""
+    """Prepare a step of these parameters, those with equal scalars together. Returns what runs it."""
     together: dict[Any, list[Work]] = {}
     known: dict[Any, tuple[Any, Any]] = {}
     for entry in work:
@@ -243,7 +243,7 @@ def prepare(program: Program, group: dict[str, Any], work: list[Work]) -> Callab
     def step() -> None:
         for (seen, *_), entries in together.items():
             scalars, updated = known[seen]
-            # Floats, also for comparisons: torch's lists take no truth for a factor.
+            # Floats, even for comparisons: torch's lists do not accept a boolean as a factor.
             plain = tuple(map(float, scalars))
             run(program, plain, _columns(program, entries), compute_dtype(entries[0][0]))
             for _, _, state in entries:

@@ -1,8 +1,8 @@
-"""What is kept once per tensor, and the scalars made of it, where the host must not look.
+"""What is kept once per tensor, and the scalars computed from it, if the host must not read them.
 
 A step that is captured in a CUDA graph, or that a gradient scaler may skip, has its step count and its
 learning rate on the device. Here the scalars of a program are computed there too: the function that computes
-them is plain arithmetic, so it takes tables with one entry per tensor in place of numbers.
+them is plain arithmetic, so it accepts tables with one entry per tensor in place of numbers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from steprule.words import SCALAR_WORDS
 
 
 class DeviceCounters:
-    """What `Counters` is on the host: the counts of tensors that step together, each with scalars of its own.
+    """What `Counters` is on the host: the counts of tensors that step together, each with its own scalars.
 
-    They lie in tables, of which the states hold views: one operation of the device then counts for all.
+    They are in tables, and the states hold views of these: one operation on the device then counts for all.
     dtype: what the scalars are rounded to.
     """
 
@@ -82,7 +82,7 @@ class DeviceCounters:
         return table
 
     def _as_double(self, value: Any) -> Any:
-        """A hyper-parameter; a number of the host stays there, one of the device is not looked at."""
+        """A hyper-parameter; a tensor on the device is not read by the host."""
         if isinstance(value, tuple):
             return tuple(map(self._as_double, cast(tuple[Any, ...], value)))
         if not isinstance(value, Tensor):
@@ -105,7 +105,7 @@ class DeviceKeys:
 
 
 def _table(states: Sequence[dict[str, Any]], key: str, device: torch.device) -> Tensor:
-    """One table of what the states keep under a key. They get views of it."""
+    """One table of what the states keep under a key; the states get views of it."""
     # A table made in inference mode could not be written outside of it.
     with torch.inference_mode(False), torch.no_grad():
         table = torch.stack([state[key].reshape(()).to(device, non_blocking=True) for state in states])
@@ -140,7 +140,7 @@ WORDS: dict[str, Callable[..., Tensor]] = {
 
 
 def as_table(x: Any, device: torch.device) -> Tensor:
-    """A plain number as a table with one entry for all tensors; a table as it is."""
+    """A plain number as a table with one entry for all tensors; a table unchanged."""
     return x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float64, device=device)
 
 

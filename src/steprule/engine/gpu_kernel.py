@@ -1,12 +1,12 @@
 """Prints a program as the source of a GPU kernel: one pass over memory for all tensors of the program.
 
-The source is Python for Triton, meant to be read: it stands in the cache folder. Each word of a program is
-one line of it, by the table below. All numbers are computed in float32, or in float64 where the arrays are,
-and rounded once, to the nearest with ties to even, when they are stored.
+The source is Python for Triton, meant to be read: it is in the cache folder. Each word of a program becomes one
+line, by the table below. All values are computed in float32, or in float64 if the arrays have that dtype, and
+rounded once, to nearest with ties to even, when they are stored.
 
-Two functions make a pass: `entries` does the work for one block of entries, `kernel` walks one chunk of one
-tensor. Full blocks are not masked, so that every thread loads and stores 16 bytes at a time. Where a pass
-reduces, `combine` adds up what the chunks of each tensor came to, always in the same order. Words that Triton
+A pass has two functions: `entries` does the work for one block of elements, `kernel` goes through one chunk of
+one tensor. Full blocks are not masked, so that every thread loads and stores 16 bytes at a time. If a pass has
+reductions, `combine` adds up the results of each tensor's chunks, always in the same order. Words that Triton
 lacks are functions of `gpu_words`.
 """
 
@@ -20,7 +20,8 @@ import torch
 from steprule.engine.cpu_kernel import CODED, DTYPES, STORAGE, Source, arrays_of, noisy
 from steprule.engine.program import Instruction, Operand, Pass, Program, Register
 
-# What each word becomes; the operands' texts are filled in. `-x` would be `0 - x` in Triton, and lose a sign.
+# What each word becomes; the operands' texts are filled in. `-x` would be `0 - x` in Triton and lose the sign
+# of zero.
 WORDS = {
     "neg": "{0} * -1.0",
     "abs": "tl.abs({0})",
@@ -74,14 +75,14 @@ POWERS: dict[float, tuple[str, ...]] = {
 }
 PRODUCTS = {"square": "{0} * {0}", "cube": "{0} * {0} * {0}"}
 
-# How a reduction starts, and takes one block of numbers in; what is masked out counts as its start.
+# How a reduction starts, and how it takes in one block of values; masked values count as its start.
 REDUCTIONS = {
     "mean": ("0.0", "{0} + {1}"),
     "norm": ("0.0", "{0} + {1} * {1}"),
     "largest": ('float("-inf")', WORDS["larger"]),
 }
 
-# How its lanes become one number, and how the numbers of all chunks become the result.
+# How the lanes of a reduction become one value, and how the values of all chunks become the result.
 FOLDS = {
     "mean": ("tl.sum({0})", "{0} / tl.load(lengths + tensor)"),
     "norm": ("tl.sum({0})", "tl.sqrt({0})"),
@@ -104,7 +105,7 @@ def why_not(program: Program, dtypes: Mapping[str, torch.dtype]) -> str | None:
 
 
 def _needs_power(step: Instruction) -> bool:
-    """Whether the word is a power that no product, quotient or root makes."""
+    """Whether the word is a power that products, quotients and roots cannot make."""
     if step.word == "exponential":
         return True
     exponent = step.operands[-1]
@@ -165,7 +166,7 @@ class _Printer:
         functions += [self._combine()] if self.totals else []
         return head + "\n" + "\n\n\n".join("\n".join(lines) for lines in functions) + "\n"
 
-    # One block of entries
+    # One block of elements
 
     def _entries(self) -> list[str]:
         """The function that loads, computes and stores."""
@@ -190,7 +191,7 @@ class _Printer:
         return [*lines, f"    return {', '.join(self.totals)}"] if self.totals else lines
 
     def _given(self) -> list[str]:
-        """What `entries` is handed because it is the same for all entries of a tensor."""
+        """The arguments of `entries` that are the same for all elements of a tensor."""
         inside = [x for x in self.sweep.instructions if not x.out.reduced]
         used = {x for step in (*inside, *self.sweep.reductions) for x in step.operands}
         used |= set(self.sweep.outputs.values())
@@ -203,7 +204,7 @@ class _Printer:
         return [*arrays, *keys, *scaling, *scalars, *(name for _, name in sorted(reduced))]
 
     def _load(self, name: str) -> str:
-        """The text that loads entries of an array, as the numbers that they stand for."""
+        """The text that loads elements of an array and decodes them."""
         if name in self.coded:
             codes, scales = (
                 f"tl.load(at_{name} + i, inside)",
@@ -245,13 +246,13 @@ class _Printer:
         return "SIGNED" if self.dtypes[name] == "int8" else "UNSIGNED"
 
     def _wide(self, name: str, stored: str) -> str:
-        """Numbers as they are computed with, from what an array holds."""
+        """Values in the precision they are computed in, from what an array holds."""
         if self.dtypes[name] == "bfloat16":
             return f"from_bfloat16({stored})"
         return stored if f"tl.{self.dtypes[name]}" == self.number else f"{stored}.to(number)"
 
     def _narrow(self, name: str, value: str) -> str:
-        """What an array holds, from numbers."""
+        """What an array holds, from values."""
         if self.dtypes[name] == "bfloat16":
             return f"to_bfloat16({value})"
         return value if f"tl.{self.dtypes[name]}" == self.number else f"{value}.to(tl.{self.dtypes[name]})"
@@ -283,7 +284,7 @@ class _Printer:
         return lines
 
     def _before(self) -> Iterator[str]:
-        """Where the chunk is, and what is the same for all its entries; a skipped step has no entries."""
+        """Where the chunk is, and what is the same for all its elements; a skipped step has none."""
         yield "chunk = chunks + 3 * tl.program_id(0).to(tl.int64)"
         yield "tensor, start = tl.load(chunk), tl.load(chunk + 1)"
         yield "length = tl.where(tl.load(scaling + 1) == 0.0, tl.load(chunk + 2), 0).to(tl.int32)"
@@ -379,7 +380,7 @@ class _Printer:
     def _number(self, operand: Operand, plain: bool = False) -> str:
         """The operand's text; a comparison counts as 1 or 0, as in torch.
 
-        plain: beside an operator a plain number takes the other side's precision; elsewhere float32.
+        plain: next to an operator, a plain number takes the other side's precision; elsewhere it is float32.
         """
         if isinstance(operand, float):
             value = repr(operand) if math.isfinite(operand) else f'float("{operand}")'

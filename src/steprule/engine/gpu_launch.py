@@ -1,6 +1,6 @@
 """Runs the kernels of a program over a set of tensors on a GPU: one launch for all of them.
 
-What depends on the tensors' sizes alone is sent to the device once; their addresses are sent when one of them
+What depends only on the tensors' sizes is sent to the device once; their addresses are sent when one of them
 has changed, and the scalars at every step. Nothing waits for the device, and nothing is read back from it.
 """
 
@@ -27,10 +27,10 @@ from steprule.engine.cpu_kernel import arrays_of
 from steprule.engine.kernel_cache import NoKernel
 from steprule.engine.program import Program
 
-# Entries that one program of the launch walks, and how many of them it holds in registers at a time.
+# How many elements one program of the launch processes, and how many it holds in registers at a time.
 CHUNK = 1 << 13
 BLOCK = 1 << 10
-# Products are fused with sums where a rule says so, and nowhere else.
+# Products are fused with sums only where the rule says so.
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 
@@ -38,7 +38,7 @@ class Launch:
     """One program over tensors of these lengths and dtypes on one device, ready to run.
 
     dtypes: of 'p', 'g' and every slot letter, and of what is stored beside them (see `cpu_kernel.sources`).
-    lengths: the number of entries of each tensor.
+    lengths: the number of elements of each tensor.
 
     Raises: NoKernel if it cannot be compiled here.
     """
@@ -57,7 +57,7 @@ class Launch:
         self._rule = program.rule
         self.dtype = torch.float64 if torch.float64 in dtypes.values() else torch.float32
         self._inputs = arrays_of(program, dtypes)
-        # The others are read one number at a time.
+        # The others are read one value at a time.
         self._wide = [not name.endswith(("_scale", "_key")) for name in self._inputs]
         self._texts = gpu_kernel.sources(program, dtypes)
         self._kernels = [_functions(*text) for text in self._texts]
@@ -86,7 +86,7 @@ class Launch:
             raise errors.captured_counts(self._rule)
 
     def place(self, name: str, addresses: Sequence[int]) -> None:
-        """Say where the first entry of each tensor is, for one input of the program."""
+        """Set the address of the first element of each tensor, for one input of the program."""
         self._pointers[:, self._inputs.index(name)] = addresses
 
     def run(
@@ -95,8 +95,8 @@ class Launch:
         """One step.
 
         scalars: rows of what `Program.scalars` computes, or a table of them on the device, in `dtype`.
-        rows: which of them is each tensor's own. scaling: what `DeviceCounters.scaling` made, if a
-        gradient scaler is at work.
+        rows: which of them each tensor uses. scaling: what `DeviceCounters.scaling` made, if a gradient
+        scaler is used.
         """
         if not self._programs:
             return
@@ -145,11 +145,11 @@ class Launch:
         host = torch.as_tensor(array, device="cpu").to(dtype)
         if self.device.type == "cpu":
             return host.clone()
-        # Pinned memory is read later; torch does not give it to anyone else before that.
+        # Pinned memory is read later; torch does not reuse it before that.
         return host.pin_memory().to(self.device, non_blocking=True)
 
 
-# Launches that a CUDA graph may repeat. It reads their tables for as long as it lives, which nobody is told.
+# Launches that a CUDA graph may replay. It reads their tables for as long as it exists, without notice.
 _captured: list[Any] = []
 
 
@@ -159,7 +159,7 @@ def _capturing(device: torch.device) -> bool:
 
 
 def _on(device: torch.device) -> Any:
-    """A block in which kernels go to this device."""
+    """A context in which kernels are launched on this device."""
     if device.type == "cpu":
         return contextlib.nullcontext()
     return torch.get_device_module(device).device(device)
@@ -189,7 +189,7 @@ def _functions(name: str, text: str) -> tuple[Any, Any]:
     if os.path.isabs(file):
         with contextlib.suppress(OSError):
             kernel_cache.keep(Path(file), text.encode())
-    # Triton reads the text of a function back through this cache, so a full disk is no matter.
+    # Triton reads the text of a function from this cache, so a full disk does not matter.
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     module = ModuleType(name)
     exec(compile(text, file, "exec"), vars(module))
@@ -197,14 +197,14 @@ def _functions(name: str, text: str) -> tuple[Any, Any]:
 
 
 def _file_of(name: str, text: str) -> str:
-    """The file of a kernel's text: in the cache, or a name alone where there is none."""
+    """The file of a kernel's text: in the cache folder, or only a name if there is none."""
     file = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
     folder = kernel_cache.cache_folder()
     return file if folder is None else str(folder / file)
 
 
 def _chunks(lengths: Any) -> Any:
-    """(tensor, first entry, number of entries) of each chunk, tensor after tensor."""
+    """(tensor, first element, number of elements) of each chunk, tensor after tensor."""
     counts = -(-lengths // CHUNK)
     tensors = np.repeat(np.arange(len(lengths)), counts)
     starts = (np.arange(len(tensors)) - np.repeat(np.cumsum(counts) - counts, counts)) * CHUNK

@@ -1,6 +1,6 @@
 """The words that a generated GPU kernel is written in, besides Triton's own.
 
-They round, and keep numbers, bit for bit as `reference` and `storage` do. Importing this module imports
+They round and store values bit for bit as `reference` and `storage` do. Importing this module imports
 Triton, so only a generated kernel does it.
 """
 # Triton has no type annotations: arguments and results here are blocks of values on the device.

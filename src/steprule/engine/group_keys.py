@@ -1,7 +1,7 @@
 """Which keys of a parameter group are hyper-parameters, which are misspelt ones, and which are notes.
 
 torch keeps any key in a group, and trainers and wrappers put their own there: `lr_scale`, `rho`, `name`. A
-misspelt hyper-parameter must not hide among these notes, because then its default would be used silently.
+misspelt hyper-parameter must not pass for such a note, because its default would then be used silently.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from steprule import errors
 from steprule.engine.fields import OPTIONS
 
-# Other words for a hyper-parameter, too far from its name to be found by their letters.
+# Other names for a hyper-parameter that are too different from its own to be found by their letters.
 SYNONYMS = {"lr": ("learningrate",), "eps": ("epsilon",)}
 ALIKE = 0.8
 
@@ -40,10 +40,10 @@ def check(who: str, group: Mapping[Any, Any], known: set[str], index: int) -> No
 
 
 def misspelt(key: str, known: Iterable[str]) -> str | None:
-    """The hyper-parameter that this key was meant to be; None if it is like none of them.
+    """The hyper-parameter that this key was probably meant to be, or None.
 
-    A typo changes, drops or doubles letters after the first one. A word more, as in `weight_decay_scale`, makes
-    another name.
+    A typo changes, drops or doubles letters after the first one. An extra word, as in `weight_decay_scale`,
+    makes another name.
     """
     letters = _letters(key)
     for name in sorted(known):
@@ -61,5 +61,5 @@ def _alike(letters: str, right: str) -> bool:
 
 
 def _letters(name: str) -> str:
-    """The name without case, signs and doubled letters."""
+    """The name in lower case, without punctuation and doubled letters."""
     return re.sub(r"(.)\1+", r"\1", re.sub(r"[^a-z0-9]", "", name.lower()))

@@ -54,7 +54,7 @@ def address_of(name: str, text: str) -> int:
 
 
 def source_of(name: str, text: str) -> Path | None:
-    """The file where a kernel's text can be read, or None where there is no cache."""
+    """The file where a kernel's text can be read, or None if there is no cache."""
     folder = cache_folder()
     return None if folder is None else folder / f"{name}-{_key(text)[:16]}.py"
 

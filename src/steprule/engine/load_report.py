@@ -1,4 +1,4 @@
-"""What loading a checkpoint did, as a value to look at and as a table to read."""
+"""What loading a checkpoint did, as a value and as a printed table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from steprule import errors
 
 @dataclass(frozen=True)
 class Change:
-    """Something that is not the same in the checkpoint and in the optimizer."""
+    """Something that differs between the checkpoint and the optimizer."""
 
     what: str
     saved: Any
@@ -25,15 +25,15 @@ class Change:
 class LoadReport:
     """What `load_state_dict` took from a checkpoint, and what it did not. `print` shows a table.
 
-    matched_by: "name" or "position". matched: the parameters that have their saved state now.
-    missing: parameters and slots that the checkpoint lacks; such a parameter keeps the state it has, one
-    that lacks a slot is reset (a slot that an option adds starts alone).
-    unexpected: parameters, slots and hyper-parameters that the optimizer lacks; not used.
+    matched_by: "name" or "position". matched: the parameters that were found in the checkpoint.
+    missing: parameters and slots that the checkpoint lacks. Such a parameter keeps the state it has. One that
+    lacks a slot is reset, unless an option adds the slot: then only that slot starts from its initial value.
+    unexpected: parameters, slots and hyper-parameters that the optimizer does not have; they are not used.
     reshaped: parameters of another shape, which keep the state they have.
-    moved: parameters that were in another group. converted: values that have another type now.
+    moved: parameters that were in another group. converted: values whose type has changed.
     nonfinite: state that is NaN or infinite.
-    notes: keys of the checkpoint's groups that are no hyper-parameters here, taken over as they are.
-    renamed: where no name matched and the place decided, the names that are not the same.
+    notes: keys of the checkpoint's groups that are not hyper-parameters here, kept unchanged.
+    renamed: the names that differ, if no name matched and the position decided.
     hyperparameters: those that differ, and whether the "saved" or the "current" value was taken.
     """
 
@@ -66,7 +66,7 @@ class LoadReport:
             yield "converted", change.what, f"from {change.saved} to {change.current}"
         for change in self.renamed:
             yield "by position", change.what, f"'{change.saved}' in the checkpoint"
-        yield from (("note", text, "no hyper-parameter, kept") for text in self.notes)
+        yield from (("note", text, "not a hyper-parameter, kept") for text in self.notes)
         yield from (("not finite", name, "NaN or infinite in the checkpoint") for name in self.nonfinite)
         for change in self.hyperparameters:
             saved, current = plain(change.saved), plain(change.current)
@@ -75,12 +75,12 @@ class LoadReport:
 
 
 def plain(value: Any) -> str:
-    """A hyper-parameter in a sentence."""
+    """A hyper-parameter, as messages show it."""
     return repr(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
 
 
 def as_table(rows: Iterable[tuple[str, str, str]], limit: int = 12) -> list[str]:
-    """Lines with three aligned columns; of many rows of one kind, the first few and how many more."""
+    """Lines with three aligned columns. Of many rows of one kind: the first few, and how many more."""
     kinds: dict[str, list[tuple[str, str]]] = {}
     for kind, what, text in rows:
         kinds.setdefault(kind, []).append((what, text))
@@ -95,5 +95,5 @@ def as_table(rows: Iterable[tuple[str, str, str]], limit: int = 12) -> list[str]
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Names in a sentence."""
+    """Names in quotes, for a sentence."""
     return errors.listed(f"'{name}'" for name in names)

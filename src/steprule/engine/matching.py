@@ -1,8 +1,8 @@
-"""Who is who: the parameters of a checkpoint, and those of the optimizer that loads it.
+"""Matches the parameters of a checkpoint with those of the optimizer that loads it.
 
-Where both sides have names, the names decide; what wrappers put before and between them does not count.
-Without names, or where not one name is on both sides, the places decide, and then everything must agree: the
-number of groups, their sizes and every shape that is known.
+If both sides have names, the names decide; what wrappers add to them does not count. Without names, or if no
+name is on both sides, positions decide, and then everything must agree: the number of groups, their sizes and
+every shape that is known.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Place:
 
     @property
     def shown(self) -> str:
-        """How messages call it."""
+        """How messages refer to it."""
         return self.label if self.label.startswith("parameter ") else f"'{self.label}'"
 
 
 @dataclass(frozen=True)
 class Match:
-    """Which saved parameter is which of the optimizer's, as pairs (saved, own).
+    """Which saved parameter belongs to which of the optimizer's, as pairs (saved, own).
 
-    strangers: both sides have names, but not one in common, so the places decided.
+    strangers: both sides have names, but none in common, so positions decided.
     """
 
     by: str
@@ -73,7 +73,7 @@ def own_places(groups: list[dict[str, Any]]) -> list[Place]:
 
 
 def saved_places(groups: list[dict[str, Any]], state: Mapping[Any, Any], slots: Iterable[Any]) -> list[Place]:
-    """The parameters of a checkpoint. A shape is known if it was stored, or a slot of that shape was."""
+    """The parameters of a checkpoint. A shape is known if it was stored, or if a slot of that shape was."""
     slots = list(slots)
     places: list[Place] = []
     for index, group in enumerate(groups):
@@ -107,7 +107,7 @@ def names_of(group: Mapping[str, Any]) -> list[str] | None:
 
 
 def _without_wrappers(places: list[Place]) -> list[str]:
-    """The names of parameters in the bare module."""
+    """The names of the parameters in the module without its wrappers."""
     split = (place.label.split(".") for place in places)
     return [".".join([*(part for part in parts[:-1] if part not in WRAPPERS), parts[-1]]) for parts in split]
 
@@ -143,8 +143,8 @@ def match(
 ) -> Match:
     """Pair the parameters.
 
-    in_order: the rule keeps one state for all parameters together, so they must be the same in the same
-    order. Raises: ValueError if there are no names to go by and the places do not agree.
+    in_order: the rule keeps one state for all parameters together, so they must be the same ones in the same
+    order. Raises: ValueError if there are no names to match by and the positions do not agree.
     """
     named = all(names_of(g) is not None for g in (*saved_groups, *own_groups) if g["params"])
     there, here = _without_wrappers(saved), _without_wrappers(own)
@@ -158,7 +158,7 @@ def match(
     if in_order and there != here:
         raise errors.checkpoint(
             who,
-            "it keeps one history for all parameters together, and in the checkpoint they are others, or in "
+            "it keeps one history for all parameters together, and the checkpoint has other parameters or "
             "another order",
             "Build it from the same parameters in the same order.",
         )
@@ -175,7 +175,7 @@ def match(
 
 
 def _without_prefix(there: list[str], here: list[str]) -> tuple[list[str], list[str]]:
-    """The names without a prefix that is before every name of one side, if then both sides have the same."""
+    """The names, without a prefix that every name of one side has if that makes both sides equal."""
     for longer, shorter in ((there, here), (here, there)):
         prefix = longer[0].partition(".")[0] + "." if longer else ""
         if prefix and {prefix + name for name in shorter} == set(longer):
@@ -227,7 +227,7 @@ def _by_position(
     for there, here in pairs:
         if _differ(there, here):
             problem = (
-                f"{here.shown} has shape {here.shape}, and in its place the checkpoint has "
+                f"{here.shown} has shape {here.shape}, but in its position the checkpoint has "
                 f"{there.shown} with shape {there.shape}"
             )
             raise errors.checkpoint(who, problem, fix)

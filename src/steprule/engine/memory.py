@@ -1,11 +1,11 @@
-"""How many bytes an optimizer keeps and needs, known before its first step."""
+"""How many bytes an optimizer's state takes and its step needs, known before the first step."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from steprule import errors
 from steprule.engine import foreach, runners, storage
+from steprule.engine.checkpoint import tensors_in
 from steprule.engine.fields import Slot
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.reference import compute_dtype
@@ -32,7 +33,7 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes of state per entry and group, and the most that a step needs besides; prints as a table.
+    """Bytes of state per entry and group, and the most that a step needs in addition; prints as a table.
 
     transient_bytes: None if that is not known, as for a step written by hand.
     """
@@ -44,7 +45,7 @@ class MemoryReport:
 
     @property
     def state_bytes(self) -> int:
-        """All state together."""
+        """The size of the whole state."""
         return sum(row.bytes for row in self.rows)
 
     @property
@@ -62,17 +63,17 @@ class MemoryReport:
         lines.append(f"{'':>5}  {'state':<42}{self.state_bytes:>16,}{self.torch_state_bytes:>16,}")
         lines.append(f"{'':>5}  {'parameters':<42}{self.parameter_bytes:>16,}")
         transient = "unknown" if self.transient_bytes is None else f"{self.transient_bytes:,}"
-        lines.append(f"{'':>5}  {'a step needs besides, at most':<42}{transient:>16}")
+        lines.append(f"{'':>5}  {'temporaries of a step, at most':<42}{transient:>16}")
         lines.append(f"{per_number:.3f} bytes of state per parameter")
         return "\n".join(lines)
 
 
 def memory_report(optimizer: CheckedOptimizer) -> MemoryReport:
-    """What the state of every trainable parameter takes, against torch's.
+    """The memory that the state of the trainable parameters takes, compared with torch's.
 
-    Tensors that exist are counted as they are. What the first step will add to them is counted too, so the
-    report can be read before a run, to see what `state_dtype` and `low_precision` save. Of a DTensor, the
-    part in this process counts.
+    Tensors that exist are counted as they are. What the first step will add is counted too, so the report can
+    be read before a run, to see what `state_dtype` and `low_precision` save. Of a DTensor, only the part in
+    this process counts.
     """
     if not isinstance(optimizer, CheckedOptimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise errors.not_an_optimizer("memory_report", type(optimizer).__name__)
@@ -100,15 +101,15 @@ def memory_report(optimizer: CheckedOptimizer) -> MemoryReport:
 def _entries(
     optimizer: CheckedOptimizer, param: Tensor, group: dict[str, Any]
 ) -> Iterator[tuple[str, str, int, int]]:
-    """(entry, dtype, bytes, bytes as torch) of one parameter: what exists, then what its first step adds."""
+    """(entry, dtype, bytes, bytes as torch) of one parameter: what exists, then what the next step adds."""
     there: dict[str, Any] = dict(optimizer.state.get(param, {}))
     slots = {slot.key: slot for slot in optimizer.slots.values()}
     shadow = torch.empty_like(_local(param), device="meta")
     new: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # written by hand, it may ask for what a shadow does not have
+    with contextlib.suppress(Exception):  # a rule written by hand may read elements
         new = optimizer.state_to_come(shadow, group, there, 0)
     for key, value in (there | new).items():
-        for tensor in _tensors_in(value):
+        for tensor in tensors_in(value):
             size = _size(tensor)
             yield key, str(tensor.dtype), size, _torch_size(slots, key, tensor, param) if slots else size
 
@@ -116,21 +117,13 @@ def _entries(
 def _history_to_come(
     optimizer: CheckedOptimizer, index: int, params: list[Tensor], rows: list[MemoryRow]
 ) -> list[MemoryRow]:
-    """What a history over all parameters may still grow to."""
+    """How much a history over all parameters may still grow."""
     each = optimizer.numbers_beside_slots(optimizer.param_groups[index])
     kept = sum(row.bytes for row in rows if row.group == index)
     missing = int(each * sum(_size(p) for p in params)) - kept
     if missing <= 0:
         return []
-    return [MemoryRow(index, "history to come (most)", str(params[0].dtype), missing, missing)]
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for entry in cast("list[Any]", value):
-            yield from _tensors_in(entry)
+    return [MemoryRow(index, "history, later (max)", str(params[0].dtype), missing, missing)]
 
 
 def _local(tensor: Any) -> Tensor:
@@ -143,7 +136,7 @@ def _size(tensor: Tensor) -> int:
 
 
 def _torch_size(slots: dict[str, Slot], key: str, kept: Tensor, param: Tensor) -> int:
-    """What torch keeps in place of this entry of a declared rule."""
+    """What torch would keep in place of this entry of a declared rule."""
     slot = slots.get(key.removesuffix("_codes"))
     if slot is None:
         return _size(kept) if key == "step" else 0
@@ -151,7 +144,7 @@ def _torch_size(slots: dict[str, Slot], key: str, kept: Tensor, param: Tensor) -
 
 
 def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Tensor]) -> int:
-    """The most bytes of temporaries at one time, by the runner that will run."""
+    """The most bytes of temporaries at any time, for the runner that will be used."""
     runner = runners.choose(type(optimizer), group).runner
     if runner.endswith("kernel") or not params:
         return 0

@@ -1,4 +1,4 @@
-"""Moving the state between devices, apart from the parameters."""
+"""Moving the state between devices, independently of the parameters."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from steprule.engine import plans
 
 Move = Callable[[Tensor], Tensor]
-# Numbers kept once per tensor, besides those that a rule declares.
+# Values kept once per tensor, besides the scalar slots that a rule declares.
 ON_HOST = frozenset({"step", "rounding_key", "slot_rounding_key"})
 
 
 def move_state(optimizer: Any, move_for: Callable[[Tensor], Move]) -> None:
     """Put every tensor of the state where `move_for(parameter)` puts it.
 
-    Numbers kept per tensor, such as step counts, stay: they are read on the host.
+    Values kept once per tensor, such as step counts, stay where they are: they are read on the host.
     """
     plans.forget(optimizer)
     stay = {slot.key for slot in optimizer.slots.values() if slot.per_tensor} | ON_HOST
@@ -41,12 +41,12 @@ def _moved(value: Any, move: Move) -> Any:
 
 
 def to(device: torch.device) -> Move:
-    """Onto this device; a tensor that is there already stays the same tensor."""
+    """Onto this device; a tensor that is already there stays the same tensor."""
     return lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned())
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Into main memory: for CUDA into pages that the device can read back at full speed."""
+    """Into main memory; from CUDA into pinned memory, which the device can read back at full speed."""
     if type(tensor) is Tensor and tensor.is_cuda:
         return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
     return tensor.to("cpu")

@@ -1,4 +1,4 @@
-"""What happens to a step whose gradients are NaN or infinite, where a group asks for something to happen."""
+"""What happens to a step with NaN or infinite gradients, if a group asks for a check."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from steprule.engine.matching import Place, own_places
 
 
 def allow_step(optimizer: Any, count: bool = True) -> bool:
-    """Whether the gradients may move anything, decided over all groups together.
+    """Whether to take the step, decided for all groups together.
 
-    Groups with nonfinite="ignore" are not looked at. count: add a skipped step to the groups' counts.
+    Groups with nonfinite="ignore" are not checked. count: add a skipped step to the groups' counts.
     Raises: RuntimeError that names the parameters, if a group with nonfinite="raise" has such gradients.
     """
     groups: list[dict[str, Any]] = optimizer.param_groups
@@ -41,7 +41,7 @@ def offenders(groups: list[dict[str, Any]]) -> list[Place]:
 
 @torch.no_grad()
 def all_finite(tensors: list[Any]) -> bool:
-    """Whether all numbers are finite. As a rule each is read once, and the host waits once."""
+    """Whether all elements are finite. Normally each is read once, and the host waits once."""
     plain: list[Tensor] = []
     for tensor in tensors:
         numbers = _numbers(tensor)
@@ -52,14 +52,14 @@ def all_finite(tensors: list[Any]) -> bool:
         finite: Any = numbers.isfinite().all()
         if not bool(finite.full_tensor() if hasattr(finite, "full_tensor") else finite):
             return False
-    # A finite norm proves it. Any other may only have overflowed, so the numbers themselves are asked.
+    # A finite norm proves it. Any other may only have overflowed, so the elements are checked.
     if not plain or bool(get_total_norm(plain).isfinite()):
         return True
     return all(bool(torch.stack(x.aminmax()).isfinite().all()) for x in plain if x.numel())
 
 
 def _numbers(gradient: Tensor) -> Tensor:
-    """The numbers of a gradient as real ones; of a sparse one, what its rows add up to."""
+    """The elements of a gradient as real numbers; of a sparse one, with its rows added up."""
     gradient = gradient.detach()
     if gradient.is_sparse:
         gradient = gradient.coalesce().values()

@@ -1,4 +1,4 @@
-"""What every optimizer here is: a `torch.optim.Optimizer` that checks its groups and keeps torch's contract."""
+"""The base of every optimizer: a `torch.optim.Optimizer` that checks its groups and keeps torch's contract."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ DECAY_MODES = ("l2", "decoupled", "absolute")
 
 
 def _never_traced(step: Callable[..., Any]) -> Any:
-    """Have a compiler leave `step` alone.
+    """Keep the compiler from tracing `step`.
 
-    A compiled training step then calls the same kernels as any other, and is never recompiled for an lr.
-    torch.compiler.disable imports the compiler, which takes seconds, so it waits until somebody else has.
+    A compiled training step then calls the same kernels as any other, and is not recompiled when lr changes.
+    torch.compiler.disable imports the compiler, which takes seconds, so it is called only after that.
     """
     left_alone: list[Callable[..., Any]] = []
 
@@ -97,22 +97,22 @@ class WeightDecay:
 class CheckedOptimizer(torch.optim.Optimizer):
     """The contract: parameters in, groups checked, `step` with closure and hooks, safe checkpoints.
 
-    Subclasses say what one group does in `_prepare_group`.
+    Subclasses implement the step of one group in `_prepare_group`.
     """
 
     fields: ClassVar[dict[str, Field]] = {}
     slots: ClassVar[dict[str, Slot]] = {}
     decay_default: ClassVar[str | None] = None
-    # Group keys that torch's rule of this name holds at one value.
+    # Group keys that have one fixed value in torch's rule of this name.
     fixed: ClassVar[dict[str, Any]] = {}
-    # What is kept for a parameter besides slots.
+    # The state keys of a parameter besides its slots.
     further_state: ClassVar[frozenset[str]] = frozenset()
-    # One state for all parameters together, kept with the first, whose vectors hold them in their order.
+    # One state for all parameters together, kept with the first; its vectors hold all of them in order.
     one_vector: ClassVar[bool] = False
 
     @staticmethod
     def numbers_beside_slots(group: Mapping[str, Any]) -> float:
-        """How many numbers per parameter are kept that are no declared slot."""
+        """How many values per parameter are kept outside the declared slots."""
         return 0.0
 
     def __init__(self, params: Any, defaults: dict[str, Any]):
@@ -126,7 +126,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         return set(self.fields) | set(self.defaults)
 
     def _normalize(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
-        """Check every hyper-parameter in a group or in the defaults, and spell decay objects out."""
+        """Check every hyper-parameter in a group or in the defaults, and expand decay objects."""
         who = type(self).__name__
         decay = group.get("weight_decay")
         if isinstance(decay, WeightDecay):
@@ -149,7 +149,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         return group
 
     def _check_combinations(self, group: dict[str, Any], index: int | None) -> None:
-        """Refuse options that exclude each other; rules add their own."""
+        """Refuse options that exclude each other; rules add their own checks."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, before or in the middle of training.
@@ -187,17 +187,17 @@ class CheckedOptimizer(torch.optim.Optimizer):
         self.param_groups.append(group)
 
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
-        """Refuse parameters that the rule can never step; rules add their own."""
+        """Refuse parameters that the rule can never step; rules add their own checks."""
 
     def _check_whole(self, group: dict[str, Any], index: int | None) -> None:
-        """Refuse parameters of which no process holds all, for rules that look at all of them at once."""
+        """Refuse parameters that no process holds completely, for rules that need the whole tensor."""
         names: list[str] = group.get("param_names", [])
         for place, param in enumerate(group["params"]):
             if storage.split(param):
                 raise errors.matrix_in_parts(type(self).__name__, _name(names, place), index)
 
     def name_of(self, param: Tensor) -> str:
-        """How messages call a parameter: its name, or its place among all parameters."""
+        """How messages refer to a parameter: by name, or by position among all parameters."""
         for group in self.param_groups:
             for place, candidate in enumerate(group["params"]):
                 if candidate is param:
@@ -216,7 +216,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         return place
 
     def names_in(self, group: dict[str, Any]) -> list[str]:
-        """How messages call the parameters of a group."""
+        """How messages refer to the parameters of a group."""
         names = group.get("param_names")
         if names:
             return [f"'{name}'" for name in names]
@@ -269,7 +269,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
     _keys_checked: int = 0
 
     def _check_new_keys(self) -> None:
-        """Look for misspelt keys once more, if keys were put into groups since the last step."""
+        """Look for misspelt keys again if keys have been added to groups since the last step."""
         keys = sum(map(len, self.param_groups))
         if keys != self._keys_checked:
             for index, group in enumerate(self.param_groups):
@@ -277,16 +277,16 @@ class CheckedOptimizer(torch.optim.Optimizer):
             self._keys_checked = keys
 
     def _may_step(self, count: bool = True) -> bool:
-        """Whether the gradients are finite, in groups that ask; else count a step that is passed over."""
+        """Whether the gradients are finite in the groups that ask for it; otherwise count a skipped step."""
         asked = any("nonfinite" in group for group in self.param_groups)
         return not asked or nonfinite.allow_step(self, count)
 
     def nonfinite_parameters(self) -> list[str]:
-        """The parameters whose gradients are NaN or infinite now, by name, or else by place."""
+        """The parameters whose gradients are NaN or infinite now, by name or by position."""
         return [place.label for place in nonfinite.offenders(self.param_groups)]
 
     def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
-        """Check whatever may fail in a step of this group; return what takes it, and raises no more."""
+        """Check everything that may fail in a step of this group; return a function that takes the step."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> CheckedOptimizer:
@@ -302,14 +302,14 @@ class CheckedOptimizer(torch.optim.Optimizer):
     ) -> dict[str, Any]:
         """The state entries that the next step creates for a parameter.
 
-        there: those that it has. place: the parameter's position (see `place_of`).
+        there: those that it already has. place: the parameter's position (see `place_of`).
         """
         return {}
 
     # Checkpoints
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # torch adds 'differentiable' to the defaults of every optimizer, also of one that does not know it.
+        # torch adds 'differentiable' to the defaults of every optimizer, even of one that does not have it.
         known: dict[str, Any] = dict(state.get("defaults") or self.defaults)
         super().__setstate__(state)
         self.defaults = known
@@ -318,10 +318,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
                 group.setdefault(key, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state and the groups in torch's format, with shapes where the parameters have names.
+        """The state and the groups in torch's format, with shapes if the parameters have names.
 
-        Tensors are those of the optimizer, not copies. State of parameters that are in no group any more
-        is left out.
+        Tensors are those of the optimizer, not copies. State of parameters that are no longer in any group is
+        left out.
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
@@ -341,17 +341,17 @@ class CheckedOptimizer(torch.optim.Optimizer):
         """Load a checkpoint of this optimizer, or of the torch.optim class of the same name.
 
         Parameters are matched by name if both sides have names, whatever their order, their groups and the
-        wrappers around the module; else by position, if numbers and shapes agree. Where both sides have names
-        and no name matches, the position decides too, and a warning says so. Tensors are copied, follow their
-        parameter's device and keep their dtype and layout; numbers kept per tensor, such as step counts, stay
-        where they are.
+        wrappers around the module; otherwise by position, if their number and shapes agree. If both sides have
+        names but none matches, position decides too, with a warning. Tensors are copied to the device of their
+        parameter and keep their dtype and layout; values kept per tensor, such as step counts, stay where they
+        are.
 
         strict: refuse added, removed and reshaped parameters, missing slots, NaN and unknown keys. False
         loads what fits, leaves the rest as it is, and reports it.
-        hyperparams: "saved" takes those of the checkpoint, "current" keeps those of the groups; a dict says
-        which for single ones, as in {"lr": "current"}, and means "saved" for others. How the state is stored
+        hyperparams: "saved" takes those of the checkpoint, "current" keeps those of the groups; a dict
+        decides for single ones, as in {"lr": "current"}, and leaves the others "saved". How the state is stored
         (state_dtype, low_precision) is decided by the groups, and the state is converted to it;
-        {"state_dtype": "saved"} takes over how it was stored.
+        {"state_dtype": "saved"} keeps the storage of the checkpoint.
 
         Raises: ValueError or TypeError that names what does not fit; then nothing is changed.
         """
@@ -373,9 +373,9 @@ class CheckedOptimizer(torch.optim.Optimizer):
         return report
 
     def _check_loaded(self, state: Mapping[Tensor, Any]) -> None:
-        """Refuse a loaded state before it is taken over; rules add their own."""
+        """Refuse a loaded state before it replaces the current one; rules add their own checks."""
 
-    # Where the state is
+    # Moving the state
 
     _state_is_away: bool = False
 
@@ -390,7 +390,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
     def offload_state(self) -> None:
         """Move the state to main memory (pinned, from CUDA), to free the device between phases of training.
 
-        It can be saved from there. The next step brings it back by itself; `reload_state` does so earlier.
+        It can be saved from there. The next step moves it back automatically; `reload_state` does so earlier.
         """
         moving.move_state(self, lambda param: moving.to_host)
         self._state_is_away = True
@@ -441,7 +441,7 @@ def explain(optimizer: CheckedOptimizer) -> str:
 
 
 def _elements(params: list[Tensor]) -> str:
-    """How many elements the parameters have, as far as they have a shape yet."""
+    """How many elements the parameters have, apart from those without a shape yet."""
     known = [p for p in params if not is_lazy(p)]
     waiting = len(params) - len(known)
     more = f" and {waiting} parameters without a shape yet" if waiting else ""
@@ -449,10 +449,7 @@ def _elements(params: list[Tensor]) -> str:
 
 
 def _state_bytes(state: dict[str, Any]) -> int:
-    values: list[Any] = []
-    for value in state.values():
-        values += cast(list[Any], value) if isinstance(value, list) else [value]
-    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+    return sum(x.numel() * x.element_size() for x in checkpoint.tensors_in(state))
 
 
 def _as_groups(who: str, params: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Which rule wrote a checkpoint, as its groups and its state show it.
+"""Which rule wrote a checkpoint, judging by its groups and its state.
 
-torch writes no name of a rule into its checkpoints. What shows the rule is which hyper-parameters the groups
-have, and which keys the state has. Adam and AdamW have the same ones: each loads the other's checkpoints, as
-in torch.
+torch does not write the name of the rule into its checkpoints. What identifies the rule is which
+hyper-parameters the groups have and which keys the state has. Adam and AdamW have the same ones, so each loads
+the other's checkpoints, as in torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from steprule.engine.fields import FLAGS, OPTIONS
 
 
 def refuse_another_rule(optimizer: Any, groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> None:
-    """Raise ValueError if it was another rule of this library or of torch that wrote the checkpoint."""
+    """Raise ValueError if another rule of this library or of torch wrote the checkpoint."""
     rule: Any = cast(object, type(optimizer))
     known: set[str] = optimizer._known_keys()
     entries = [cast("Mapping[str, Any]", entry) for entry in state.values() if isinstance(entry, Mapping)]
@@ -31,7 +31,7 @@ def refuse_another_rule(optimizer: Any, groups: list[dict[str, Any]], state: Map
     if not foreign and _needed(rule, written) <= written <= known | {"weight_decay"}:
         return
     others = [x for x in _rules() if not (issubclass(x, rule) or issubclass(rule, x)) and kept <= state_keys(x)]
-    # Else notes may have the names of another rule's hyper-parameters; then the switches must be its own, too.
+    # If this rule may have written it, other keys may be notes: another rule must match in its switches, too.
     every_key = {key for group in groups for key in group}
     switches = every_key & {*FLAGS} if _needed(rule, written) <= written and not foreign else None
     writers = [x for x in others if written and _wrote(x, written, switches)]
@@ -43,7 +43,7 @@ def refuse_another_rule(optimizer: Any, groups: list[dict[str, Any]], state: Map
 
 
 def hyperparameters_of_torch(rule: Any) -> Mapping[str, Any]:
-    """Those of torch's class of the same name, in the torch that runs, with their defaults."""
+    """The arguments of torch's class of the same name, in the installed torch, with their defaults."""
     for base in cast("tuple[type, ...]", rule.__mro__):
         theirs = vars(torch.optim).get(base.__name__)
         if isinstance(theirs, type) and theirs is not torch.optim.Optimizer:
@@ -58,13 +58,13 @@ def _arguments(theirs: type) -> Mapping[str, Any]:
 
 
 def state_keys(rule: Any) -> set[str]:
-    """What the rule may keep for a parameter, apart from how it is stored."""
+    """The keys that the rule may keep for a parameter, without those that say how slots are stored."""
     counted = {"step"} if getattr(rule, "counts_steps", False) else set[str]()
     return {slot.key for slot in rule.slots.values()} | counted | rule.further_state
 
 
 def _telling(entry: Mapping[str, Any]) -> Iterator[str]:
-    """The keys that show the rule: those with a value, and none that shows how slots are stored."""
+    """The keys that identify the rule: those with a value, without those that say how slots are stored."""
     for key, value in entry.items():
         slot = key.removesuffix("_scale")
         scale = slot != key and (slot in entry or f"{slot}_codes" in entry)
@@ -83,7 +83,7 @@ def _rules() -> Iterator[Any]:
 
 
 def _signs(rule: Any) -> set[str]:
-    """The hyper-parameters that show the rule; not the switches that most have."""
+    """The hyper-parameters that identify the rule; not the switches that most rules have."""
     return set(rule.fields) - {*FLAGS, *OPTIONS}
 
 
@@ -98,7 +98,7 @@ def _wrote(rule: Any, written: set[str], switches: set[str] | None) -> bool:
 
 
 def _needed(rule: Any, written: set[str]) -> set[str]:
-    """The signs that a checkpoint of this rule has; torch's older ones lack what is given by keyword."""
+    """The signs that a checkpoint of this rule must have; an older torch may lack keyword-only arguments."""
     theirs = hyperparameters_of_torch(rule)
     if not theirs or not written <= {*theirs, *rule.fixed}:
         return _signs(rule)

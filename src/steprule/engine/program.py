@@ -1,12 +1,12 @@
 """A rule and what a group adds to it, traced once into a straight list of words.
 
-`trace` runs `update` on numbers that record what is done to them. What comes out is independent of shapes,
-dtypes, devices and of the values of the hyper-parameters, so that a schedule never builds a new program:
+`trace` runs `update` on numbers that record what is done to them. The result does not depend on shapes, dtypes,
+devices or the values of the hyper-parameters, so that a schedule never builds a new program:
 
-* `instructions`: one word each, over registers (one number per entry of the parameter);
-* `scalars`: everything made only of hyper-parameters, `t` and per-tensor slots: a Python function that
-  computes them in double precision, once per step and tensor;
-* `passes()`: the instructions cut where a reduction needs the whole tensor before the next can go on.
+* `instructions`: one word each, over registers (one value per element of the parameter);
+* `scalars`: a Python function that computes everything made only of hyper-parameters, `t` and per-tensor slots,
+  in double precision, once per step and tensor;
+* `passes()`: the instructions, split where a reduction needs the whole tensor before the next one can run.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Program:
 
     @property
     def reduces(self) -> bool:
-        """Whether anything is taken of whole tensors."""
+        """Whether anything is computed over whole tensors."""
         return any(step.word in REDUCTIONS for step in self.instructions)
 
     def passes(self) -> list[Pass]:
@@ -146,7 +146,7 @@ class Program:
 
 
 class _Memory:
-    """Names every distinct scalar expression once."""
+    """Gives every distinct scalar expression one name."""
 
     def __init__(self, rule: str):
         self.rule = rule
@@ -171,7 +171,7 @@ class _Memory:
 
 
 class _Tracer:
-    """The machine that writes words down."""
+    """The machine that records words."""
 
     def __init__(self, rule: str):
         self.rule = rule
@@ -194,7 +194,7 @@ class _Tracer:
         return value if isinstance(value, Register) else float(value)
 
     def emit(self, word: str, *operands: Any) -> Register:
-        """Write the word down; the same word on the same operands is written once."""
+        """Record the word; the same word on the same operands is recorded once."""
         resolved = tuple(self.operand(value) for value in operands)
         key = (word, *((type(x), x) for x in resolved))
         if key not in self._seen:
@@ -208,7 +208,7 @@ class _Tracer:
 
 
 def _plain(rule: str, value: Any) -> Any:
-    """A plain number or a symbol as it is; True and False count as 1 and 0."""
+    """A plain number or a symbol unchanged; True and False count as 1 and 0."""
     if isinstance(value, Symbol) or type(value) in (int, float):
         return value
     if not isinstance(value, Real):
@@ -231,7 +231,7 @@ def _symbolic(memory: _Memory, name: str, fld: Field, value: Any) -> Any:
 
 
 class _Switch(Symbol):
-    """A hyper-parameter whose zero means absent: its truth is part of the program's key."""
+    """A hyper-parameter whose zero means absent: whether it is on is part of the program's key."""
 
     __slots__ = ("on",)
 
@@ -244,7 +244,7 @@ class _Switch(Symbol):
 
 
 def static_key(rule: Any, group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What of a group's options decides the program: booleans, choices, which switches are on."""
+    """The group's options that decide the program: booleans, choices, which switches are on."""
     parts: list[Any] = []
     for name, fld in rule.fields.items():
         if name not in group or fld.free:
@@ -262,7 +262,7 @@ _programs: dict[Any, Program] = {}
 
 
 def trace(rule: Any, update: Update, added: Added, group: Mapping[str, Any]) -> Program:
-    """The program of `update` in a group with these static options, from memory if it was traced before.
+    """The program of `update` in a group with these static options; it is traced only once.
 
     Raises: AttributeError for a misspelt slot or hyper-parameter, TypeError for an `if` on a number.
     """
@@ -339,7 +339,7 @@ def _live(
 
 
 def _scalar_source(memory: _Memory, operands: list[str], slot_texts: list[str]) -> str:
-    """The text of the function that computes the scalars, without the lines nobody needs."""
+    """The text of the function that computes the scalars, without unused lines."""
     texts = {name: text for text, name in memory.names.items()}
     needed: set[str] = set()
 
@@ -367,7 +367,7 @@ def _mentions(expression: str, name: str) -> bool:
 
 
 def _compile_scalars(source: str, name_rule: Callable[..., None]) -> ScalarFunction:
-    """The function of this source, whose errors name the rule."""
+    """Compile this source to a function whose errors name the rule."""
     head, *body = source.splitlines()
     lines = [head, "    try:", *(f"    {line}" for line in body)]
     lines += ["    except Exception as error:", "        name_rule(error)", "        raise"]

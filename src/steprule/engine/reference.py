@@ -1,7 +1,7 @@
 """The definition of every rule: `update` carried out on tensors, one parameter at a time.
 
 Nothing is traced and nothing is shared between parameters, so this runner is slow, differentiable and easy
-to believe; every other runner is compared with it. Half precision is computed in float32 and rounded once.
+to check; every other runner is compared with it. Half precision is computed in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ WORDS: dict[str, Callable[..., Any]] = {
 
 
 class Eager:
-    """Carries words out at once, on tensors."""
+    """Carries out words immediately, on tensors."""
 
     __slots__ = ("dtype", "rule")
 
@@ -121,13 +121,13 @@ class Eager:
         self.dtype = dtype
 
     def emit(self, word: str, *operands: Any) -> Any:
-        """One word on tensors and plain numbers."""
+        """Carry out one word on tensors and plain numbers."""
         if word == "where":
             return self.where(*operands)
         return WORDS[word](*map(self.counted, operands))
 
     def plain(self, value: Any) -> Any:
-        """A plain number as it is, also one that is kept in a tensor."""
+        """A plain number unchanged, even if it is held in a tensor."""
         if type(value) is int or (isinstance(value, Tensor) and value.dim() == 0):
             return value
         if not isinstance(value, Real):
@@ -135,11 +135,11 @@ class Eager:
         return float(value)
 
     def counted(self, value: Any) -> Any:
-        """A comparison as 1 or 0; anything else as it is."""
+        """A comparison as 1 or 0; anything else unchanged."""
         return value.to(self.dtype) if isinstance(value, Tensor) and value.dtype == torch.bool else value
 
     def where(self, condition: Any, a: Any, b: Any) -> Tensor:
-        """Choose per element, or at once where the condition is a plain truth."""
+        """Choose per element, or once for all if the condition is a plain boolean."""
         a, b = self.counted(a), self.counted(b)
         if not isinstance(condition, Tensor):
             chosen, other = (a, b) if condition else (b, a)
@@ -154,15 +154,15 @@ class Eager:
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Complex numbers as pairs of real ones; anything else as it is.
+    """Complex numbers as pairs of real ones; anything else unchanged.
 
-    It shares the tensor's memory unless that is lazily conjugated.
+    The result shares the tensor's memory unless that is lazily conjugated.
     """
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def write(tensor: Tensor, value: Tensor) -> None:
-    """Put these numbers there, complex ones given as pairs of real ones."""
+    """Write these values into the tensor; complex ones are given as pairs of real ones."""
     if tensor.is_conj():
         tensor.copy_(torch.view_as_complex(value.contiguous()))
     else:
@@ -170,7 +170,7 @@ def write(tensor: Tensor, value: Tensor) -> None:
 
 
 def next_step(state: dict[str, Any]) -> Any:
-    """The number of the next step, in the count's own precision; None where steps are not counted."""
+    """The number of the next step, in the count's own precision; None if steps are not counted."""
     if "step" not in state:
         return None
     following = state["step"] + 1
@@ -192,7 +192,7 @@ def compute_dtype(param: Tensor) -> torch.dtype:
 
 
 def as_plain(value: Any, machine: Eager, live: bool) -> Any:
-    """A hyper-parameter as `update` sees it: a double, or a Number where it must stay on the tape."""
+    """A hyper-parameter as `update` sees it: a plain number, or a Number if it must stay on the tape."""
     if isinstance(value, tuple):
         return tuple(as_plain(entry, machine, live) for entry in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, Tensor):

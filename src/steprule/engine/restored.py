@@ -1,8 +1,8 @@
-"""A saved state, brought to how the optimizer that loads it keeps its slots.
+"""Converts a loaded state to the storage that the optimizer's own groups ask for.
 
-That is what its own groups say. A slot for which neither side asks anything keeps the dtype in which it was
-saved, whatever the parameter's is. Fewer bits are rounded to nearest: this happens once, so there is no drift
-that random rounding would have to prevent.
+A slot for which neither the checkpoint nor the group asks for a format keeps the dtype in which it was saved,
+whatever the parameter's dtype is. Conversion to fewer bits rounds to nearest: it happens only once, so there is
+no drift that random rounding would have to prevent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from steprule.engine.fields import Slot
 def convert(
     slot: Slot, param: Tensor, state: dict[str, Any], saved_group: dict[str, Any], group: dict[str, Any]
 ) -> tuple[str, str] | None:
-    """Convert one slot in place. What it was and what it is now, or None if nothing had to be done."""
+    """Convert one slot in place. Returns its old and its new dtype, or None if there was nothing to do."""
     if slot.per_tensor or not storage.holds(state, slot.key):
         return None
     there, here = (storage.kind_for(slot, param, x) for x in (saved_group, group))
@@ -36,9 +36,10 @@ def convert(
 
 
 def follow(slots: Iterable[Slot], param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor | None:
-    """Convert a state to what its group asks for now, if that changed between steps.
+    """Convert a state to what its group asks for now, if that was changed between steps.
 
-    Where it asks for nothing, all stays. Returns the parameter's value if that is to be stored in another way.
+    If the group asks for nothing, the state stays as it is. Returns the parameter's value if that has to be
+    stored in another way.
     """
     for slot in slots:
         kind = None if slot.per_tensor else storage.kind_for(slot, param, group)

@@ -19,7 +19,7 @@ from steprule.engine.origin import hyperparameters_of_torch
 CHOICES = ("saved", "current")
 # Keys that belong to the parameters or to the group itself, not to its settings.
 OWN = frozenset({"params", "param_names", SHAPES, "name", SKIPPED_STEPS})
-# What schedulers and WeightDecay keep beside a hyper-parameter goes with it.
+# Keys of schedulers and WeightDecay, each with the hyper-parameters that it belongs to.
 FOLLOWS = {
     "initial_lr": ("lr",),
     "max_lr": ("lr",),
@@ -64,7 +64,7 @@ def chooser(
 
 
 class Resumed:
-    """The groups of an optimizer, refitted; `groups`, and what there is to report."""
+    """The groups that an optimizer has after loading: `groups`, and what there is to report."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Resumed:
         self.groups = [self._group(index) for index in range(len(own))]
 
     def moved(self, match: Match) -> list[Change]:
-        """The parameters whose group here does not go on from the one they were in."""
+        """The parameters whose group here does not continue the one they were saved in."""
         return [
             Change(here.label, there.group, here.group, "current")
             for there, here in match.pairs
@@ -103,7 +103,7 @@ class Resumed:
         ]
 
     def _home(self, index: int, shared: Counter[tuple[int, int]]) -> int | None:
-        """The saved group that this group goes on from: each has most of the other's parameters."""
+        """The saved group that this group continues: each must have most of the other's parameters."""
         here = {i: n for (g, i), n in shared.items() if g == index}
         for i, count in here.items():
             there = sum(n for (_, j), n in shared.items() if j == i)
@@ -153,7 +153,7 @@ class Resumed:
         return False
 
     def _not_a_note(self, key: str, values: list[Any], known: set[str], index: int) -> Exception | None:
-        """What is wrong with taking this key for the user's own, if anything."""
+        """What is wrong with treating this key as a note of the user's, if anything."""
         if key in (theirs := hyperparameters_of_torch(cast(object, type(self.optimizer)))):
             neutral = all(value is None or value is False or same(value, theirs[key]) for value in values)
             return None if neutral else errors.option_of_another_version(self.who, key, values[0], index)
@@ -165,7 +165,7 @@ class Resumed:
         return None
 
     def _value(self, key: str, saved: list[Any], index: int) -> Any:
-        """What the group gets for one key; differences are noted."""
+        """The group's value for one key; differences are recorded."""
         current = self.own[index].get(key, _ABSENT)
         differing = [value for value in saved if value is not _ABSENT and not same(value, current)]
         if not differing:
@@ -181,20 +181,20 @@ class Resumed:
             if self.strict and key in self.optimizer._known_keys():
                 values = ", ".join(dict.fromkeys(plain(value) for value in differing))
                 problem = (
-                    f"parameter group {index} has {key} = {plain(current)} and its parameters come from "
-                    f"groups that were divided otherwise, with {key} = {values}"
+                    f"parameter group {index} has {key} = {plain(current)}, but its parameters come from "
+                    f"saved groups that were divided differently, with {key} = {values}"
                 )
-                fix = f"Say hyperparams={{'{key}': 'current'}}, or strict=False, to keep {plain(current)}."
+                fix = f"Pass hyperparams={{'{key}': 'current'}}, or strict=False, to keep {plain(current)}."
                 raise errors.checkpoint(self.who, problem, fix)
             choice = "current"
         self.differences.append(Change(f"{key} (group {index})", differing[0], current, choice))
         return differing[0] if choice == "saved" else current
 
     def _settled(self, key: str, saved: list[Any], index: int) -> bool:
-        """Whether the checkpoint says what this group's value is.
+        """Whether the checkpoint determines this group's value.
 
-        Not if its parameters had different values, nor if they shared a group with others from which the
-        optimizer now tells them apart.
+        It does not if the group's parameters were saved with different values, or in one group with parameters
+        for which the optimizer now has another value.
         """
         if self.homes[index] is not None:
             return True
@@ -205,7 +205,7 @@ class Resumed:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two hyper-parameters have the same value; lists are as good as tuples."""
+    """Whether two hyper-parameters have the same value; a list may equal a tuple."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         left, right = cast("list[Any]", one), cast("list[Any]", other)
         return len(left) == len(right) and all(map(same, left, right))

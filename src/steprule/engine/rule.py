@@ -35,7 +35,7 @@ SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr
 
 
 class RuleOptimizer(CheckedOptimizer):
-    """A rule's class attributes say what it is; its instances are optimizers."""
+    """The class attributes describe a rule; the instances are optimizers."""
 
     @staticmethod
     def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
@@ -46,7 +46,7 @@ class RuleOptimizer(CheckedOptimizer):
     gradients: ClassVar[str] = "dense"
     complex_error: ClassVar[type[Exception] | None] = None
     torch_flags: ClassVar[tuple[str, ...]] = FLAGS
-    # Whether torch's lists of tensors take an lr or betas that are tensors.
+    # Whether torch's lists of tensors accept an lr or betas that are tensors.
     lists_take_tensors: ClassVar[bool] = True
     traced: ClassVar[bool] = True
     has_elements = staticmethod(forms.has_elements)
@@ -59,7 +59,7 @@ class RuleOptimizer(CheckedOptimizer):
             methods = [name for name, value in vars(type(self)).items() if callable(value)]
             raise rule_errors.no_update(type(self).__name__, errors.close("update", methods))
         for flag in (*FLAGS, *OPTIONS):
-            # torch's rules differ in the switches they know; groups hold the same keys as theirs.
+            # torch's rules differ in the switches they have; groups hold the same keys as theirs.
             if flag not in self.torch_flags and defaults.get(flag) in ABSENT:
                 defaults.pop(flag, None)
         super().__init__(params, {**defaults, **self.fixed})
@@ -79,7 +79,7 @@ class RuleOptimizer(CheckedOptimizer):
                 raise errors.out_of_range(who, name, group[name], repr(value), index)
         storage.check(who, self.slots, group, index)
         if not self.traced and group.get("differentiable"):
-            fix = f"{who} reads numbers of the whole matrix on the host; there is no tape through them."
+            fix = f"{who} reads values of the whole matrix on the host, which autograd cannot follow."
             raise errors.contradiction(who, "differentiable=True", "a rule on matrices", fix)
         if group.get("fused") and group.get("differentiable"):
             fix = "A fused kernel leaves no tape; drop one."
@@ -139,7 +139,7 @@ class RuleOptimizer(CheckedOptimizer):
         return self.counts_steps
 
     def state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """The state of a parameter; what is missing is created at its start.
+        """The state of a parameter; missing entries are created.
 
         Raises: RuntimeError for a state that cannot be this parameter's.
         """
@@ -232,14 +232,14 @@ class RuleOptimizer(CheckedOptimizer):
         watch = first_step.Watch(group)
         run()
         messages = watch.messages(self)
-        # All groups of the first step, until one has something to tell.
+        # All groups of the first step, until one of them warns.
         self._watched_rounding = self._watched_rounding or bool(messages) or group is self.param_groups[-1]
         for message in messages:
             warnings.warn(message, stacklevel=7)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether `step` itself unscales gradients and skips; a gradient scaler asks for it by this name."""
+        """Whether `step` itself unscales gradients and skips steps; gradient scalers look for this name."""
         groups = self.param_groups
         asked = bool(groups) and all(group.get("fused") for group in groups)
         return asked and all(runners.choose(type(self), x).runner == "gpu_kernel" for x in groups)
@@ -248,7 +248,7 @@ class RuleOptimizer(CheckedOptimizer):
         """A step of these parameters by the reference, one after the other."""
         work = self.checked(params, group)
         added = self.added(group)
-        # What can raise, raises now.
+        # Errors must come before anything moves.
         if self.traced:
             foreach.check_scalars(self.program(group), group, work)
         else:
@@ -285,7 +285,7 @@ class RuleOptimizer(CheckedOptimizer):
     def _prepare_lists(
         self, params: list[Tensor], group: dict[str, Any]
     ) -> tuple[Callable[[], None], list[Tensor]]:
-        """A step by foreach; and the parameters that it must leave: gradients or storage say so."""
+        """A step by foreach, and the parameters whose gradients or storage it cannot take."""
         work: list[Work] = []
         left: list[Work] = []
         for entry in self.checked(params, group):
@@ -294,14 +294,14 @@ class RuleOptimizer(CheckedOptimizer):
         return run, [param for param, _, _ in left]
 
     def check_storage(self, group: dict[str, Any]) -> None:
-        """Refuse storage that was asked for between steps and cannot be had."""
+        """Refuse storage that was requested between steps and is not possible."""
         if asks_for_storage(group):
             index = next((i for i, other in enumerate(self.param_groups) if other is group), None)
             storage.check(type(self).__name__, self.slots, group, index)
             storage.check_parameters(type(self).__name__, self.slots, group, index or 0)
 
     def checked(self, params: list[Tensor], group: dict[str, Any]) -> list[Work]:
-        """The parameters with their gradients and states, all of which the rule can use."""
+        """The parameters with their gradients and states, checked so that the rule can use them."""
         self.check_storage(group)
         pairs = [(param, param.grad) for param in params]
         for param, gradient in pairs:
@@ -310,7 +310,7 @@ class RuleOptimizer(CheckedOptimizer):
         return [(param, grad, self.state_of(param, group)) for param, grad in pairs if grad is not None]
 
     def check_gradient(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """Refuse a gradient that the rule cannot use, by the parameter's name."""
+        """Refuse a gradient that the rule cannot use, naming the parameter."""
         who = type(self).__name__
         if gradient.layout in SPARSE and self.gradients == "dense":
             raise errors.sparse_gradient(who, self.name_of(param))
@@ -349,7 +349,7 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.complex_gradient(who, self.name_of(param))
 
     def _in_codes(self, param: Tensor, group: dict[str, Any]) -> bool:
-        """Whether numbers of the parameter's state share scales: as asked, or as loaded."""
+        """Whether a slot of the parameter is kept in 8-bit codes, as the group asks or as loaded."""
         state: Mapping[str, Any] = self.state.get(param) or {}
         return any(
             storage.kind_of(x, group) == "int8" or f"{x.key}_codes" in state for x in self.slots.values()
@@ -377,13 +377,13 @@ def asks_for_storage(group: dict[str, Any]) -> bool:
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    """Whether torch would repeat a tensor of the one shape to fill the other."""
+    """Whether torch would broadcast a tensor of the one shape to the other."""
     pairs = zip(reversed(shape), reversed(to), strict=False)
     return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in pairs)
 
 
 def run_on_slots(optimizer: RuleOptimizer, update: Update, extra: Any) -> None:
-    """Run words that only change slots, such as a curvature estimate, on every gradient."""
+    """Run an update that only changes slots, such as a curvature estimate, on every gradient."""
     with torch.no_grad():
         groups = optimizer.param_groups
         work = [(group, optimizer.checked(group["params"], group)) for group in groups]

@@ -1,9 +1,8 @@
-"""Which runner steps a group, and why not the others.
+"""Which runner steps a group, and why the others do not.
 
-`fused=None, foreach=None` takes the first runner that can: a fused kernel, else lists of tensors, else the
-reference. torch's switches are spellings of the choice: `fused=True` and `foreach=True` ask for a runner by
-name and raise if it cannot run, `fused=False` passes the kernels over, and `foreach=False` alone means the
-for-loop, which is the reference.
+With `fused=None, foreach=None` it is the first one that can: a fused kernel, then lists of tensors, then the
+reference. torch's switches change that: `fused=True` and `foreach=True` ask for a runner and raise if it cannot
+run, `fused=False` skips the kernels, and `foreach=False` alone means the for-loop, which is the reference.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Choice(NamedTuple):
-    """The runner of a group and, for each better one, why it was passed over."""
+    """The runner of a group and, for each faster one, why it is not used."""
 
     runner: str
     passed_over: dict[str, str]
@@ -57,17 +56,17 @@ def choose(rule: Any, group: dict[str, Any]) -> Choice:
 
 
 def _is_only_a_hint(rule: Any, flag: str) -> bool:
-    """Whether torch's rule on matrices has this switch; ours steps one matrix after the other all the same."""
+    """Whether torch's rule on matrices has this switch; ours steps one matrix after another in any case."""
     return not rule.traced and flag in rule.torch_flags
 
 
 def kernel_for(device: torch.device) -> str:
-    """The runner by fused kernels for tensors on this device."""
+    """The kernel runner for tensors on this device."""
     return "cpu_kernel" if device.type == "cpu" else "gpu_kernel"
 
 
 def counts_on_device(group: dict[str, Any]) -> bool:
-    """Whether step counts stand beside the parameters, where a captured or skipped step can change them."""
+    """Whether step counts are on the device, where steps that are captured or may be skipped can count."""
     return bool(group.get("capturable") or group.get("fused"))
 
 
@@ -88,7 +87,7 @@ def _never_listed(rule: Any, group: dict[str, Any]) -> str | None:
 def _not_in_lists(group: dict[str, Any]) -> str | None:
     kept = str(group.get("state_dtype"))
     if group.get("low_precision") not in (None, "none") or "int8" in kept or "bf16" in kept:
-        return "torch's lists of tensors neither round at random nor keep codes or further bits"
+        return "torch's lists of tensors cannot round at random or keep 8-bit codes"
     return None
 
 
@@ -97,9 +96,9 @@ def _device(params: list[Tensor]) -> torch.device:
 
 
 def _no_kernel(kernel: str, params: list[Tensor]) -> str | None:
-    # One odd parameter among others is left to the reference when the step comes to it.
+    # If only some parameters have another dtype, the step leaves them to the reference.
     if params and params[0].dtype not in FLOATS:
-        return f"the kernel computes fp32, fp64, fp16 and bf16, and the parameters are {params[0].dtype}"
+        return f"the kernel computes fp32, fp64, fp16 and bf16, but the parameters are {params[0].dtype}"
     if kernel == "cpu_kernel":
         return None if _installed("numba") else "numba is not installed (pip install 'steprule[cpu]')"
     if not _installed("numpy"):

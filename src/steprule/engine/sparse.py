@@ -1,4 +1,4 @@
-"""Sparse gradients: the same `update`, on the rows that the gradient touches and on nothing else."""
+"""Sparse gradients: the same `update`, applied only to the rows that the gradient touches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(
     gradient: Tensor,
     state: dict[str, Any],
 ) -> None:
-    """One step on the rows of `param` that a sparse gradient touches. Other rows and slots rest."""
+    """One step on the rows of `param` that a sparse gradient touches. Other rows do not change."""
     gradient = gradient.coalesce()
     touched = gradient._indices()
     if optimizer.gradients == "rows" and group.get("momentum"):

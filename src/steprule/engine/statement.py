@@ -1,4 +1,4 @@
-"""Whether a rule is stated as rules are; what is wrong is said when its class is made."""
+"""Checks the declaration of a rule when its class is created."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OF_INSTANCES = frozenset({"defaults", "param_groups", "params", "self", "state"
 
 
 def check(rule: type[RuleOptimizer], body: Mapping[str, Any]) -> None:
-    """Refuse names that collide, slots that cannot be kept and an `update` with other arguments.
+    """Refuse names that collide, slots that cannot be stored and an `update` with other arguments.
 
     Raises: TypeError, or ValueError for a default outside its own range.
     """
@@ -56,10 +56,8 @@ def _check_field(who: str, field: Field, fields: Mapping[str, Field]) -> None:
     except (TypeError, ValueError) as problem:
         raise rule_errors.bad_default(problem) from None
     if field.decay and field.name != "weight_decay":
-        what = f"decay() stands under '{field.name}'"
-        raise rule_errors.bad_statement(
-            who, what, "Its field is called weight_decay, by which groups and torch know it."
-        )
+        what = f"decay() is declared as '{field.name}'"
+        raise rule_errors.bad_statement(who, what, "Call it weight_decay, as groups and torch do.")
     if field.decay == "decoupled" and "lr" not in fields:
         what = "decoupled weight decay needs a hyper-parameter 'lr', and there is none"
         raise rule_errors.bad_statement(who, what, "Declare lr, or use mode='l2'.")
@@ -74,7 +72,7 @@ def _check_key(who: str, slot: Slot, keys: list[Any]) -> None:
     if keys.count(key) > 1 or key in taken:
         raise rule_errors.bad_statement(who, f"slot key '{key}' is taken", "Give every slot a key of its own.")
     if slot.subtracted_from is not None and slot.subtracted_from not in keys:
-        what = f"slot '{slot.letter}' is subtracted from '{slot.subtracted_from}', which is no slot's key"
+        what = f"slot '{slot.letter}' is subtracted from '{slot.subtracted_from}', which is not a slot's key"
         raise rule_errors.bad_statement(who, what, errors.nearest(slot.subtracted_from, keys))
 
 
@@ -83,10 +81,10 @@ def _check_slot(rule: type[RuleOptimizer], slot: Slot) -> None:
     starts: Any = slot.starts
     for name in (slot.when, starts):
         if isinstance(name, str) and name not in rule.fields:
-            what = f"slot '{slot.letter}' refers to '{name}', which is no hyper-parameter"
+            what = f"slot '{slot.letter}' refers to '{name}', which is not a hyper-parameter"
             raise rule_errors.bad_statement(who, what, errors.nearest(name, rule.fields))
     if slot.when is not None and not rule.fields[slot.when].static:
-        what = f"slot '{slot.letter}' exists when {slot.when} is on, but {slot.when} is no switch"
+        what = f"slot '{slot.letter}' exists when {slot.when} is on, but {slot.when} is not a switch"
         raise rule_errors.bad_statement(
             who, what, f"Make {slot.when} a boolean, or declare it with switch=True."
         )
@@ -97,7 +95,7 @@ def _check_slot(rule: type[RuleOptimizer], slot: Slot) -> None:
             who, what, "It must be a number, or the name of a hyper-parameter that is one."
         )
     if slot.shape is not None and rule.traced:
-        what = f"slot '{slot.letter}' has a shape of its own, but the rule looks at one element at a time"
+        what = f"slot '{slot.letter}' has a shape of its own, but the rule sees one element at a time"
         raise rule_errors.bad_statement(who, what, "Leave shape out, or subclass steprule.declare.Matrix.")
     if slot.shape is not None and not callable(slot.shape):
         what = f"the shape of slot '{slot.letter}' is {slot.shape!r}"

@@ -1,26 +1,27 @@
-"""How numbers are kept between steps: state in fewer bits, and parameters of 16 bits that lose nothing.
+"""How values are stored between steps: state in fewer bits, and 16-bit parameters that lose nothing.
 
-Everything here is seen by its state alone, so a checkpoint says how it is to be read:
+Every format can be recognized from the state alone, so a checkpoint says how to read it:
 
 | state entry          | meaning                                                                             |
 |----------------------|-------------------------------------------------------------------------------------|
-| a slot in bf16, fp16 | the number, rounded to nearest even                                                 |
+| a slot in bf16, fp16 | the value, rounded to nearest even                                                  |
 | `<key>_codes`, int8  | a small float with a sign, 4 bits of exponent and 3 of mantissa, times a power of   |
-|                      | two that 256 neighbours share (`<key>_scale`)                                       |
-| `<key>_codes`, uint8 | the same for slots that are never negative, with 5 bits of exponent; 0 is only 0    |
-| `slot_rounding_key`  | codes and bf16 are rounded up or down at random, by a hash of this and of the place |
+|                      | two that a block of 256 neighbours shares (`<key>_scale`)                           |
+| `<key>_codes`, uint8 | the same for slots that are never negative, with 5 bits of exponent; only 0 is 0    |
+| `slot_rounding_key`  | codes and bf16 are rounded up or down at random, by a hash of this and the position |
 | `compensation`       | what the parameter's 16 bits leave out, itself in 16 bits (Kahan)                   |
 | `low_bits`           | the lower half of the parameter in fp32; the parameter holds the upper half         |
-| `rounding_key`       | the parameter is rounded up or down at random, by a hash of this and of the place   |
+| `rounding_key`       | the parameter is rounded up or down at random, by a hash of this and the position   |
 
-Floats, because a block's small numbers count as much as its large one; random rounding, because a slow average
-moves by less than a code per step (0.999·v is v again in bf16), and because it has no bias. Neighbours are
-neighbours in the tensor's own order of dimensions, places are places in memory. Codes have a key of their
-own, so that an optimizer of torch that loads them stops instead of taking them for the slot.
+Codes are small floats because the small elements of a block matter as much as its largest. Rounding is random
+because a slow average moves by less than one code per step (0.999·v is v again in bf16), and because random
+rounding has no bias. Neighbours are neighbours in the tensor's own order of dimensions; positions are positions
+in memory. Codes have a key of their own, so that a torch optimizer that loads them fails instead of using them
+as the slot.
 
-The first keys come from the parameter's position among all of the optimizer's, and from nothing else: neither
-from torch.manual_seed nor from the process, so that replicas in several processes stay equal. From then on they
-are in the state, and in checkpoints.
+The first rounding keys come only from the parameter's position among all parameters of the optimizer, not from
+torch.manual_seed or the process, so that replicas in several processes stay equal. After that they are part of
+the state and of checkpoints.
 """
 
 from __future__ import annotations
@@ -41,42 +42,42 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = (*DTYPES, "int8")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int8: "int8"}
 LOW_PRECISION = ("none", "stochastic", "kahan", "master")
-# A code is what stands above the low 20 bits of a float32 between CODE_0 and 1.875: 3 bits of mantissa under
-# the last bits of the exponent. It stands for that float less CODE_0, so that code 0 is 0 and the smallest
-# codes are evenly spaced.
+# A code is what is above the low 20 bits of a float32 between CODE_0 and 1.875: 3 bits of mantissa below the
+# last bits of the exponent. It represents that float minus CODE_0, so that code 0 is 0 and the smallest codes
+# are evenly spaced.
 MANTISSA = 20
 CODES = {torch.int8: 128, torch.uint8: 256}
 CODE_0 = {torch.int8: 2.0**-15, torch.uint8: 2.0**-31}
-# A block whose largest number is below this is a block of zeros.
+# A block whose largest element is below this is stored as zeros.
 TINIEST = 2.0**-120
-# The scale of a block is the power of two below its largest number times this: all of it then lies under 1.875
-# scales, where noise carries nothing beyond the highest code. A power of two, so that a number that hardly
-# changes keeps its code whatever its neighbours do, instead of being rounded again at every step.
+# The scale of a block is the power of two below its largest element times this. All elements are then below
+# 1.875 scales, where noise cannot carry past the highest code. It is a power of two so that an element that
+# hardly changes keeps its code whatever its neighbours do, instead of being rounded again at every step.
 HEADROOM = 16 / 15 * (1 + 2.0**-22)
 # The bits of 1.0 and of infinity.
 ONE, INFINITE = 0x3F800000, 0x7F800000
 SLOT_KEY = "slot_rounding_key"
-# The number of bits.
+# What `marks` puts under a slot's own key: the number of bits of its codes.
 MARK = 8
-# What each `low_precision` keeps beside a parameter.
+# The state entry that each `low_precision` adds for a parameter.
 BESIDE = {"kahan": "compensation", "master": "low_bits", "stochastic": "rounding_key"}
 KEYS = ("rounding_key", SLOT_KEY)
 EXTRA_KEYS = (*BESIDE.values(), SLOT_KEY)
 HALF = (torch.bfloat16, torch.float16)
 GOLDEN = 0x9E3779B9
 _UINT32 = 0xFFFFFFFF
-TOO_SMALL = "fp16 ends at 6e-8, below which it would be 0 in a divisor"
+TOO_SMALL = "fp16 has no value between 0 and 6e-8, and steps divide by this slot"
 
 
 def named(asked: Any) -> Any:
-    """What `state_dtype` asks for, with names in place of dtypes of torch."""
+    """What `state_dtype` asks for, with names in place of torch dtypes."""
     if isinstance(asked, Mapping):
         return {key: named(value) for key, value in cast(Mapping[str, Any], asked).items()}
     return _NAMES.get(asked, asked) if isinstance(asked, torch.dtype) else asked
 
 
 def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | None) -> None:
-    """Refuse names of storage that do not exist, and slots that cannot bear eight bits."""
+    """Refuse storage that does not exist, or that would spoil a slot."""
     wanted = group.get("state_dtype")
     if wanted is not None and not isinstance(wanted, (str, dict)):
         allowed = f"one of {', '.join(KINDS)}, or a dict from slot to one of them"
@@ -98,7 +99,7 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
         for slot in slots.values():
             kind = kind_of(slot, group)
             if slot.key in (pair.key, pair.subtracted_from) and kind not in (None, "fp32"):
-                reason = f"what '{pair.key}' takes from '{pair.subtracted_from}' could leave less than 0"
+                reason = f"'{pair.key}' is subtracted from '{pair.subtracted_from}', which may become negative"
                 raise errors.not_to_be_kept_so(who, slot.key, kind, reason, "fp32", index)
     low = group.get("low_precision")
     if low is not None and low not in LOW_PRECISION:
@@ -113,7 +114,7 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
 
 
 def check_parameters(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int) -> None:
-    """Refuse parameters that the storage cannot keep."""
+    """Refuse parameters that cannot be stored in this way."""
     if any(kind_of(slot, group) == "int8" for slot in slots.values()):
         for place, param in enumerate(group["params"]):
             if sharded(param):
@@ -133,7 +134,7 @@ def kind_of(slot: Slot, group: dict[str, Any]) -> str | None:
 
 
 def kind_for(slot: Slot, param: Tensor, group: dict[str, Any]) -> str | None:
-    """The same for one parameter, where it has an effect; small tensors are not worth eight bits."""
+    """The same for one parameter, or None if it has no effect: 8 bits are not worth it for small tensors."""
     kind = None if param.is_complex() else kind_of(slot, group)
     return None if kind == "int8" and param.numel() < SMALLEST else kind
 
@@ -146,7 +147,7 @@ def dtype_for(slot: Slot, param: Tensor, kind: str | None) -> torch.dtype:
 
 
 def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    """The state entries of a slot at its start."""
+    """The initial state entries of a slot."""
     kind = kind_for(slot, param, group)
     start = slot.create(param, group, torch.float32 if kind == "int8" else DTYPES.get(kind or ""))
     if start is None:
@@ -155,7 +156,7 @@ def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor
 
 
 def _codes(slot: Slot, value: Tensor) -> dict[str, Tensor]:
-    """The entries of a slot in codes, rounded to nearest."""
+    """The entries of a slot in 8-bit codes, rounded to nearest."""
     codes = torch.empty_like(value, dtype=torch.uint8 if slot.never_negative else torch.int8)
     scale = value.new_empty(-(-value.numel() // BLOCK), dtype=torch.float32)
     _encode(value, value.new_full((), 1 << (MANTISSA - 1), dtype=torch.int32), codes, scale)
@@ -163,7 +164,7 @@ def _codes(slot: Slot, value: Tensor) -> dict[str, Tensor]:
 
 
 def recode(state: dict[str, Any], slot: Slot, dtype: torch.dtype) -> None:
-    """Keep a slot in this dtype from now on, rounded to nearest. An integer is that of codes."""
+    """Store a slot in this dtype from now on, rounded to nearest. An integer dtype means codes."""
     stored: Tensor = state[entry_of(state, slot.key)]
     into = torch.float32 if dtype in CODES else dtype
     value = torch.empty_like(stored, dtype=into).copy_(load(state, slot.key))
@@ -173,14 +174,14 @@ def recode(state: dict[str, Any], slot: Slot, dtype: torch.dtype) -> None:
 
 
 def rounds_slots(state: dict[str, Any], group: Mapping[str, Any]) -> bool:
-    """Whether the group asks for slots that are rounded at random, and the state has such ones."""
+    """Whether the group asks for slots that are rounded at random, and the state has any."""
     asked: Any = group.get("state_dtype")
     kinds: set[Any] = set(cast(dict[str, str], asked).values()) if isinstance(asked, dict) else {asked}
     return bool(kinds & {"int8", "bf16"} and rounded_at_random(state | {SLOT_KEY: None}))
 
 
 def beside_parameter(param: Tensor, group: Mapping[str, Any]) -> str | None:
-    """The entry that `low_precision` keeps for this parameter."""
+    """The key of the entry that `low_precision` adds for this parameter, or None."""
     return BESIDE.get(group.get("low_precision") or "") if param.dtype in HALF else None
 
 
@@ -189,9 +190,9 @@ def create_for_parameter(
 ) -> dict[str, Tensor]:
     """The state entries that a parameter needs besides its rule's slots.
 
-    place: its position among all parameters of the optimizer, from which its first keys are made, so that no
-    two parameters round alike and all processes that train copies of a model round the same way. From then on
-    the keys are in the state.
+    place: its position among all parameters of the optimizer. The first rounding keys are made from it, so that
+    no two parameters share their noise and all processes that train copies of a model round the same way.
+    After that the keys are in the state.
     """
     beside = beside_parameter(param, group)
     key = mix(GOLDEN + place)
@@ -207,7 +208,7 @@ def create_for_parameter(
 
 
 def keeps_more(state: Mapping[str, Any]) -> bool:
-    """Whether the state keeps more than plain numbers, which torch's own operations would ignore."""
+    """Whether the state has entries that torch's own operations would ignore."""
     return any(key in state for key in EXTRA_KEYS)
 
 
@@ -222,7 +223,7 @@ def entry_of(state: Mapping[str, Any], key: str) -> str:
 def codes_apart(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a saved state, with codes under a key of their own.
 
-    Older checkpoints have them under the slot's key; newer ones may have `MARK` there.
+    Older checkpoints have the codes under the slot's key; newer ones may have `MARK` there.
     """
     entries: dict[str, Any] = {}
     for key, value in saved.items():
@@ -234,9 +235,9 @@ def codes_apart(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def marks(state: Mapping[str, Any], slots: Iterable[Slot]) -> dict[str, int]:
-    """What stands under the keys of slots in codes, for an optimizer that would take no slot for a first step.
+    """Entries for the keys of slots in codes, so that torch does not take a missing slot for a first step.
 
-    torch's SGD and Muon begin a momentum buffer that is not there. On a number they stop.
+    torch's SGD and Muon create a momentum buffer that is missing. With a number in its place they fail.
     """
     return {slot.key: MARK for slot in slots if f"{slot.key}_codes" in state}
 
@@ -247,7 +248,7 @@ def holds(state: Mapping[str, Any], key: str) -> bool:
 
 
 def load(state: Mapping[str, Any], key: str) -> Tensor:
-    """A slot's elements, in whatever floating dtype they are kept."""
+    """A slot's elements in the floating dtype they are stored in; codes are decoded to float32."""
     stored: Tensor = state[entry_of(state, key)]
     if stored.dtype not in CODES:
         return stored
@@ -259,7 +260,7 @@ def load(state: Mapping[str, Any], key: str) -> Tensor:
 
 
 def store(state: dict[str, Any], key: str, value: Tensor) -> None:
-    """Keep the numbers of a slot, rounded once to what it is kept in."""
+    """Store the elements of a slot, rounded once to its format."""
     stored: Tensor = state[entry_of(state, key)]
     if stored.dtype in CODES:
         noise = noise_for(int(state[SLOT_KEY]) ^ salt_of(rounded_at_random(state).index(key)), stored)
@@ -272,7 +273,7 @@ def store(state: dict[str, Any], key: str, value: Tensor) -> None:
 
 
 def rounded_at_random(state: dict[str, Any]) -> list[str]:
-    """The keys of the slots that random rounding keeps from standing still."""
+    """The keys of the slots that are rounded at random."""
     if SLOT_KEY not in state:
         return []
     slots = {key: x for key, x in state.items() if isinstance(x, Tensor) and key not in EXTRA_KEYS}
@@ -281,18 +282,18 @@ def rounded_at_random(state: dict[str, Any]) -> list[str]:
 
 
 def salt_of(place: int) -> int:
-    """What tells the noise of a parameter's slots apart, as a part of the key."""
+    """The part of the key that gives each of a parameter's slots its own noise."""
     return place * GOLDEN & _UINT32
 
 
 def noise_for(key: int, like: Tensor) -> Tensor:
-    """32 bits for each place of a tensor: even steps of the golden ratio, from a random start per block."""
+    """32 bits for each element: equal steps of the golden ratio, from a random start in each block."""
     places = _places(like)
     return (mix((places // BLOCK) ^ key) + places % BLOCK * GOLDEN) & _UINT32
 
 
 def _places(like: Any) -> Tensor:
-    """The number of each entry in memory, which is how a kernel walks them; of a shard's, in the whole."""
+    """The position of each element in memory, as kernels count them; for a shard, in the whole tensor."""
     shape, first = tuple(like.shape), (0,) * like.dim()
     if sharded(like):
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -306,12 +307,12 @@ def _places(like: Any) -> Tensor:
 
 
 def sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, of which this process may hold a part."""
+    """Whether it is a DTensor, of which this process may hold only a part."""
     return hasattr(tensor, "to_local")
 
 
 def split(tensor: Any) -> bool:
-    """Whether it is a DTensor of which no process holds all."""
+    """Whether it is a DTensor that no process holds completely."""
     if not sharded(tensor):
         return False
     parts = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
@@ -319,14 +320,14 @@ def split(tensor: Any) -> bool:
 
 
 def _local(tensor: Any, like: Any) -> Tensor:
-    """This process's part of a tensor, where it has the part of `like`: bits can only be looked at there."""
+    """This process's part of a tensor, sharded as `like` is: bits can only be read there."""
     if not sharded(like):
         return tensor
     return tensor.redistribute(placements=like.placements).to_local()
 
 
 def _whole(local: Tensor, like: Any) -> Tensor:
-    """The tensor of which this is a part, as `like` is."""
+    """The tensor of which this is a part, sharded as `like` is."""
     if not sharded(like):
         return local
     layout = {"shape": like.shape, "stride": like.stride(), "run_check": False}
@@ -335,27 +336,27 @@ def _whole(local: Tensor, like: Any) -> Tensor:
 
 
 def next_keys(state: dict[str, Any]) -> None:
-    """New keys for the random roundings of the next step."""
+    """Set new keys for the random roundings of the next step."""
     for key in KEYS:
         if key in state:
             state[key].fill_(mix(int(state[key]) + 1))
 
 
 def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
-    """Codes and scales of float32 numbers, in place."""
+    """Write the codes and scales of float32 elements."""
     zero = CODE_0[codes.dtype]
     blocks = _blocks(value.reshape(-1))
     largest = blocks.abs().amax(dim=1)
     exponent = (largest * HEADROOM).view(torch.int32) & INFINITE
     exponent = torch.where(largest < TINIEST, 0, exponent)
-    # Nothing is added but to what is not finite: that spoils the whole block, for all to see.
+    # The difference is 0, or NaN if an element is NaN or infinite: then the whole block becomes NaN.
     scale.copy_(exponent.view(torch.float32) + (largest - largest))
     inverse = torch.where(exponent > 0, 2 * ONE - exponent, 0).view(torch.float32)
     size = blocks.abs() * inverse[:, None] + zero
     up = _blocks(noise.to(torch.int32).expand(value.shape).reshape(-1))
     code = (size.view(torch.int32) + up) >> MANTISSA
     if codes.dtype == torch.uint8:
-        # A second moment that became 0 beside a mean that did not would make an endless step.
+        # If a second moment became 0 while its mean did not, the step would be infinite.
         code = torch.where(blocks > 0, code.clamp(min=(bits_of(zero) >> MANTISSA) + 1), code)
     code &= CODES[codes.dtype] - 1
     if codes.dtype == torch.int8:
@@ -364,22 +365,22 @@ def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
 
 
 def bits_of(x: float) -> int:
-    """The bits of a number in float32."""
+    """The bits of a number as a float32."""
     (bits,) = struct.unpack("<i", struct.pack("<f", x))
     return bits
 
 
 def _blocks(flat: Tensor) -> Tensor:
-    """Rows of 256 neighbours; the last row is filled up with zeros."""
+    """Rows of 256 neighbours; the last row is padded with zeros."""
     missing = -flat.numel() % BLOCK
     return torch.nn.functional.pad(flat, (0, missing)).view(-1, BLOCK)
 
 
-# Parameters of 16 bits
+# 16-bit parameters
 
 
 def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
-    """The parameter, in float32 with what its 16 bits leave out if they leave out anything."""
+    """The parameter; a 16-bit one in float32, together with what its 16 bits leave out."""
     if param.dtype not in HALF:
         return param
     wide = param.float()
@@ -393,13 +394,13 @@ def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
 
 
 def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None:
-    """Keep the parameter in its 16 bits, and what they leave out in the state."""
+    """Store the parameter in its 16 bits, and what they leave out in the state."""
     if "rounding_key" in state:
         noise = noise_for(int(state["rounding_key"]), param) >> 16
         _local(param, param).copy_(_to_bfloat16(_local(value, param), noise))
     elif "low_bits" in state:
         bits = _local(value, param).contiguous().view(torch.int32)
-        # Half up, not half to even: the lower half must fit into 16 bits with a sign.
+        # Round half up, not to even: the lower half must fit into 16 bits with a sign.
         upper = (bits + 0x8000) >> 16
         _local(state["low_bits"], param).copy_((bits - (upper << 16)).to(torch.int16))
         _local(param, param).copy_((upper << 16).view(torch.float32))
@@ -411,7 +412,7 @@ def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None
 
 
 def _to_bfloat16(value: Tensor, noise: Tensor) -> Tensor:
-    """Float32 numbers that are bfloat16 ones, rounded up or down by 16 bits of noise."""
+    """Float32 values, rounded up or down to bfloat16 values by 16 bits of noise."""
     bits = value.contiguous().view(torch.int32) + noise.to(torch.int32)
     return torch.where(value.isfinite(), (bits & -0x10000).view(torch.float32), value)
 

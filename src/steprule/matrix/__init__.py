@@ -1,1 +1,1 @@
-"""Rules that look at a whole matrix."""
+"""Rules on whole matrices."""

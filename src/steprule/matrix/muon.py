@@ -71,7 +71,7 @@ class Muon(Matrix, flags=""):
                 raise errors.not_a_matrix("Muon", name, tuple(param.shape), index)
 
     def check_gradient(self, param: Any, gradient: Any, group: dict[str, Any]) -> None:
-        """Refuse a parameter that is no matrix any more: some trainers put one flat vector in place of all."""
+        """Refuse a parameter that is no longer a matrix: some trainers flatten all parameters."""
         super().check_gradient(param, gradient, group)
         if param.ndim != 2:
             raise errors.not_a_matrix("Muon", self.name_of(param), tuple(param.shape), None)
