@@ -1,4 +1,4 @@
-"""What every test starts from."""
+"""Settings for every test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random formulas in the language of rules, and what they come to in float64 by NumPy alone.
+"""Random formulas in the language of rules, and their values in float64 by NumPy alone.
 
 A formula is a tuple: a word and its operands, or a leaf. `said` reads it in the words of a rule, `meant` in
 NumPy, with a bound on how far rounding may take any runner from the exact value. A comparison of what rounding
@@ -156,7 +156,7 @@ def _reduced(name: str, x: Any, bound: Any, unit: float) -> Bounded:
     return np.max(x), np.max(bound)
 
 
-# Rules of such formulas, and where they end up
+# Rules of such formulas, and their results
 
 SHAPES = ((3, 2), (), (7,))
 STEPS = 2
@@ -278,7 +278,7 @@ def assert_meant(parts: Any, optimizer: Any, dtype: torch.dtype, shapes: Any = S
             assert fine.all(), f"{name} {place}: {given}, meant {exact} within {bound}"
 
 
-# Single formulas and what they come to: what random ones find seldom
+# Single formulas and their values: cases that random ones rarely find
 
 # ‖p‖ = 3, ‖g‖ = 5, mean(g > 0) = 1/3
 FORMULAS: dict[str, tuple[Any, list[float]]] = {
@@ -318,7 +318,7 @@ FORMULAS: dict[str, tuple[Any, list[float]]] = {
 
 
 def rule_of_all() -> Any:
-    """One rule that keeps what every formula of FORMULAS comes to, each in a slot of its own."""
+    """One rule that keeps the value of every formula of FORMULAS, each in its own slot."""
 
     def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
         for place, (formula, _) in enumerate(FORMULAS.values()):

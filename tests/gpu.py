@@ -34,7 +34,7 @@ SHAPES = ((), (1,), (0,), (3,), (17,), (CHUNK,), (2 * CHUNK + 21,), (2, 3, 5))
 
 @contextlib.contextmanager
 def small_chunks(chunk: int = CHUNK, block: int = BLOCK) -> Iterator[None]:
-    """Small tensors are cut up as large ones are; and the interpreter has the hardware's multiply-add."""
+    """Small tensors are split as large ones are, and the interpreter has the hardware's multiply-add."""
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
         patch.setattr(gpu_launch, "CHUNK", chunk)
         patch.setattr(gpu_launch, "BLOCK", block)
@@ -78,7 +78,7 @@ def assert_same_numbers(given: Any, wanted: Any, signed_zeros: bool = True) -> N
 
 
 class Kernels:
-    """Steps an optimizer of one group by its kernels alone, with its counts on the host or on the device."""
+    """Steps an optimizer of one group only by its kernels, with its counts on the host or on the device."""
 
     def __init__(self, optimizer: Any, counts: str = "host"):
         self.optimizer = optimizer
@@ -145,7 +145,7 @@ def advance(case: Case, given: Any, loop: Any) -> None:
 
 
 class NoLooking(TorchDispatchMode):
-    """Refuses whatever hands a number of a tensor to the host."""
+    """Refuses everything that reads a value of a tensor on the host."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__

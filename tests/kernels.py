@@ -38,7 +38,7 @@ def root(x: Tensor) -> Tensor:
 def exact_roots() -> Iterator[None]:
     """Give the reference correctly rounded roots; ATen's are up to one unit off in the last place.
 
-    With them, a kernel has to equal it to the last bit.
+    With them, a kernel must equal the reference to the last bit.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(reference.WORDS, "sqrt", root)
@@ -67,7 +67,7 @@ def both(case: Case, dtype: torch.dtype, shapes: Any = SHAPES) -> tuple[Any, Any
 
 
 class Reduced(Elementwise):
-    """Reductions over the tensor, one of them of what another one gave.
+    """Reductions over the tensor, one of them of another one's result.
 
     When: never.
 

@@ -1,4 +1,4 @@
-"""Processes that tests start: none of them outlives its test, whatever happens."""
+"""Processes that tests start; none of them outlives its test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# Only what hangs takes so many seconds, however busy the machine is.
+# Only a process that hangs takes this many seconds, even on a busy machine.
 PATIENCE = 900
 
 

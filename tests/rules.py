@@ -1,8 +1,8 @@
 """How the tests build every rule and feed it.
 
 `LOOPS` holds each rule of `steprule.catalogue()` with its defaults, and once more with every option on that
-brings state or decay with it, run one parameter at a time; `CASES` adds the other runners. A rule that no
-table here names gets the ordinary treatment, so a new rule is held to every promise without a line here.
+adds state or decay, run one parameter at a time; `CASES` adds the other runners. A rule that is in no table
+here gets the ordinary treatment, so a new rule is tested for every promise without a change here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Shapes = tuple[tuple[int, ...], ...]
 class SignedMomentum(Elementwise):
     """A rule that a user states in a script: the sign of an interpolated momentum.
 
-    When: the tests want to know whether a stranger's rule gets what the built-in ones get.
+    When: testing whether a user's rule gets what the built-in ones get.
 
         θ ← θ - lr·sign(β1·m + (1-β1)·g)
         m ← β2·m + (1-β2)·g
@@ -37,7 +37,7 @@ class SignedMomentum(Elementwise):
     Source: Chen et al. 2023, algorithm 2.
     """
 
-    lr: float = hyper(1e-4, at_least=0, meaning="how far every number moves")
+    lr: float = hyper(1e-4, at_least=0, meaning="how far every element moves")
     betas: tuple[float, float] = hyper((0.9, 0.99), at_least=0, below=1, meaning="of step, of m")
     weight_decay: float = decay(0, mode="decoupled")
 
@@ -110,12 +110,12 @@ class Case:
 
     @property
     def elementwise(self) -> bool:
-        """Whether every number is stepped by itself, with no sum over the tensor."""
+        """Whether every element is stepped by itself, without a sum over the tensor."""
         return not self.closure and not issubclass(self.rule, Matrix)
 
     @property
     def exact(self) -> bool:
-        """Whether the numbers are the same to the last bit, however the tensor lies in memory.
+        """Whether the results are the same to the last bit, whatever the tensor's layout in memory.
 
         Sums follow the memory. The fused kernel rounds roots correctly, and leaves what it cannot take to
         the loop, whose roots may be one unit off in the last place.
@@ -164,7 +164,7 @@ class Case:
         return optimizer.step(lambda: loss_with_gradients(optimizer, without))
 
     def prepare(self, optimizer: Any) -> None:
-        """What the rule wants to be told between the backward pass and the step."""
+        """What the rule needs between the backward pass and the step."""
         if hasattr(optimizer, "update_hessian"):
             optimizer.update_hessian(4)
 
@@ -173,7 +173,7 @@ class Case:
 
 
 def options_on(rule: Any) -> dict[str, Any]:
-    """Every option on that brings a slot or a decay with it."""
+    """Every option on that adds a slot or a decay."""
     switches = {declared.when for declared in rule.slots.values() if declared.when}
     switches |= {name for name in ("weight_decay",) if name in rule.fields}
     return {name: ON[type(rule.fields[name].default)] for name in sorted(switches)}
@@ -297,5 +297,5 @@ def assert_same_run(given: Any, wanted: Any) -> None:
 
 
 def snapshot(optimizer: Any) -> Any:
-    """A copy of the parameters, the state and the groups, to be held against later ones."""
+    """A copy of the parameters, the state and the groups, to compare with later ones."""
     return copy.deepcopy(([p.detach() for p in flat(optimizer)], optimizer.state_dict()))

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whatever stops a process or its disk, the last whole one is there."""
+"""Checkpoints on disk: whatever stops the process or the disk, the last complete one is there."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_two_writers_of_one_file_never_mix(tmp_path: Path) -> None:
 
 # In the middle of a save
 
-# A child dies at one place of a save: where a write would make the file longer than so many bytes, or before
-# or after a call. `ulimit -f` and a call that kills are exact, whatever the machine does meanwhile.
+# A child dies at one point of a save: when a write would exceed a number of bytes, or before or after a
+# call. `ulimit -f` and a call that kills are exact, even on a busy machine.
 KILLS = """
 import os, resource, signal, sys, torch
 from steprule import load_checkpoint, save_checkpoint

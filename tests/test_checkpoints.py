@@ -1,4 +1,4 @@
-"""Checkpoints: from and into torch.optim, on disk, copied, pickled; and what does not fit is refused whole."""
+"""Checkpoints: from and to torch.optim, on disk, copied, pickled; one that does not fit is refused entirely."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import steprule
 
-# What steps of the usual size do to 16 bits is not what these tests are about.
+# Updates that round away in 16 bits do not matter in these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
 
 
@@ -50,7 +50,7 @@ def test_state_keys_are_torchs(case: Case) -> None:
             if isinstance(state[key], Tensor):
                 assert mine["state"][place][key].shape == state[key].shape, key
                 assert mine["state"][place][key].dtype == state[key].dtype, key
-    # torch's SGD keeps nothing at all for a parameter without momentum
+    # torch's SGD keeps nothing for a parameter without momentum
     assert all(not state for place, state in mine["state"].items() if place not in other["state"])
 
 
@@ -330,7 +330,7 @@ def test_an_older_torch_checkpoint_with_a_whole_number_as_step() -> None:
     assert_same([p.detach() for p in flat(ours)], [p.detach() for p in flat(theirs)])
 
 
-# Distributed checkpoints read the optimizer through a dummy step
+# Distributed checkpoints create the state by a dummy step
 
 
 @each(lambda case: case.many_groups, among=[c for c in CASES if plain(c)])

@@ -28,7 +28,7 @@ def named(case: Case, order: Any = None) -> list[tuple[str, nn.Parameter]]:
 
 
 def step_by_name(case: Case, optimizer: Any, number: int) -> None:
-    """One step, with the same gradient for the same name, wherever the parameter stands."""
+    """One step, with the same gradient for the same name, wherever the parameter is."""
     for group in optimizer.param_groups:
         for name, param in zip(group["param_names"], group["params"], strict=True):
             seed = 1000 * number + sum(map(ord, name))
@@ -54,7 +54,7 @@ def trained(groups: Any, steps: int = 3, **options: Any) -> Any:
 
 
 def weights(*names: str) -> list[tuple[str, nn.Parameter]]:
-    """Parameters with these names; the shape follows from the name, so it cannot tell them apart by chance."""
+    """Parameters with these names; the shape depends on the length of the name, so several share one."""
     return [
         (name, nn.Parameter(numbers((len(name) % 3 + 2, 2), torch.float32, sum(map(ord, name)))))
         for name in names
@@ -182,7 +182,7 @@ def test_names_are_matched_whatever_wraps_the_module(case: Case, wrapped_before:
 def test_real_wrappers_do_not_count(wrapped: str) -> None:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-    # Importing the compiler says that it uses what it has itself deprecated.
+    # The compiler warns on import about its own deprecated code.
     warnings.simplefilter("ignore", DeprecationWarning)
     wraps: Any = {
         "real.torch.compile": torch.compile,

@@ -70,7 +70,7 @@ def advance_schedule(schedule: Any, number: int) -> None:
 @each(plain)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_drives_every_rule(case: Case, name: str) -> None:
-    """The schedule is what it would be on a torch optimizer, and the step uses what it wrote."""
+    """The schedule is the same as on a torch optimizer, and the step uses its values."""
     optimizer, by_hand = case.make(lr=0.1), case.make(lr=0.1)
     stand_in = on_torch(optimizer)
     schedule, theirs = SCHEDULERS[name](optimizer), SCHEDULERS[name](stand_in)

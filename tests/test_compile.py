@@ -9,7 +9,7 @@ from torch import nn
 import steprule
 
 
-# The compiler's own notes about what it leaves out are not ours.
+# The compiler warns about what it skips.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("options", [{}, {"foreach": False}, {"foreach": True}])
 def test_a_compiled_training_step_is_compiled_once_whatever_the_schedule(options: dict[str, bool]) -> None:

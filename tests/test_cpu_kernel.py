@@ -1,4 +1,4 @@
-"""The numbers of the fused CPU kernels: the reference's, to the last bit where its roots are exact."""
+"""The results of the fused CPU kernels: the reference's to the last bit, if its roots are exact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from steprule.words import clamp, exp, larger, lerp, log, sign, smaller, sqrt, w
 
 pytest.importorskip("numba", reason="the kernels are compiled by it")
 
-# Random numbers of every size meet random steps here, so half precision does lose some of them.
+# Random numbers of every size meet random steps here, so half precision really loses some of them.
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -41,7 +41,7 @@ UNITS = {"Adadelta": 4, "RMSprop": 64}
 
 @each(has_kernel, among=LOOPS)
 def test_only_what_a_root_touches_may_differ_from_torchs_own_operations(case: Case) -> None:
-    """Two units in the last place of the largest number at hand, from equal states."""
+    """Two units in the last place of the largest value involved, from equal states."""
     kernel, loop = both(case, torch.float32, ((4099,),))
     for number in range(4):
         old = flat(loop)[0].detach().clone()
@@ -101,12 +101,12 @@ ODD = [0.0, -0.0, 1.0, -1.0, 0.25, 0.37, -0.37, math.inf, -math.inf, math.nan, 1
 @exact_roots()
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_word_on_odd_values(dtype: torch.dtype) -> None:
-    """Infinities, signed zeros, what is not a number, what is almost zero: each against each."""
+    """Infinities, signed zeros, NaN and values near zero, in all pairs."""
     odd = torch.tensor(ODD, dtype=torch.float64).to(dtype)
     count = len(ODD)
     optimizers = []
     for switches in (FUSED, LOOP):
-        # The loop once more in one vector's width, so that the tail of ATen's loops is met as well.
+        # The loop again in one vector's width, so that the tail of ATen's loops is covered, too.
         params = [nn.Parameter(odd.repeat(count)), *(nn.Parameter(x.clone()) for x in odd.split(1))]
         optimizer = EveryWord(params, **switches)
         params[0].grad = odd.repeat_interleave(count)
@@ -177,7 +177,7 @@ def test_reductions_do_not_depend_on_the_number_of_threads() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 def test_every_half_precision_number_is_read_and_rounded_to_nearest_even(dtype: torch.dtype) -> None:
-    """All 65,536 of them, moved by something that is no half-precision number."""
+    """All 65,536 of them, moved by something that is not a half-precision number."""
     every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
     param = nn.Parameter(every.clone())
     param.grad = numbers((1 << 16,), dtype, 3)

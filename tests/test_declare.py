@@ -1,4 +1,4 @@
-"""Stating a rule: what is wrong is said where the rule is written, with the nearest right name."""
+"""Declaring a rule: errors come where the rule is written, with the nearest right name."""
 
 from __future__ import annotations
 
@@ -343,7 +343,7 @@ def test_the_catalogue_is_complete_and_in_order() -> None:
 
 @each(plain)
 def test_help_shows_every_argument(case: Case) -> None:
-    """With its default, its range and its meaning; what the rule's writer wrote stands before, once."""
+    """With its default, its range and its meaning; what the rule's writer wrote comes first, once."""
     text = inspect.getdoc(case.rule)
     arguments = text.partition("Args:\n")[2]
     assert text.count("Args:") == 1

@@ -1,4 +1,4 @@
-"""What a user gets wrong: who says it, what was given, what is allowed, what to do, and where."""
+"""Errors of users: messages say who, what was given, what is allowed, what to do, and where."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def bounds(field: Any) -> tuple[float, float]:
 
 
 def outside(field: Any) -> list[Any]:
-    """Numbers just beyond the range, and what no range holds."""
+    """Numbers just beyond the range, and values that no range allows."""
     low, high = bounds(field)
     beyond: list[Any] = [math.nan, INFINITY, -INFINITY, torch.tensor(math.nan), torch.tensor(INFINITY)]
     if math.isfinite(low):
@@ -267,7 +267,7 @@ def test_no_parameters_at_all(case: Case) -> None:
         case.rule()
 
 
-# The messages that design and users ask for, word by word
+# Messages, word by word
 
 
 def test_a_message_names_who_what_the_range_and_the_group() -> None:

@@ -1,4 +1,4 @@
-"""Lists of tensors: large ones are cut into pieces, and no more is in memory at once than a bucket holds."""
+"""Lists of tensors: large ones are cut into pieces, and temporaries never exceed a bucket."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_tensor_that_is_summed_over_is_not_cut(monkeypatch: pytest.MonkeyPatch
 
 
 class Temporaries(TorchDispatchMode):
-    """How many bytes there were at most at once in tensors that were made inside."""
+    """The most bytes that tensors made inside the block held at once."""
 
     def __init__(self) -> None:
         super().__init__()

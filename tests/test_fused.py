@@ -30,7 +30,7 @@ pytest.importorskip("numba", reason="the kernels are compiled by it")
 
 
 def strided(shape: tuple[int, ...]) -> Tensor:
-    """Every second entry of a larger tensor."""
+    """Every second element of a larger tensor."""
     return numbers((*shape[:-1], 2 * shape[-1]), torch.float32, 5)[..., ::2]
 
 
@@ -45,7 +45,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("gradients", ["alike", "contiguous"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_memory_in_any_order(layout: str, gradients: str) -> None:
-    """Dense in another order is fine; the rest goes to the loop, by name, and nothing else is written."""
+    """Dense in another order is fine; the rest goes to the loop, by name, and no other memory is written."""
     made: list[Any] = []
     for switches in (LOOP, DEFAULT):
         param = nn.Parameter(LAYOUTS[layout]())
@@ -128,7 +128,7 @@ def test_a_step_allocates_next_to_nothing() -> None:
     assert peak + allocated < 1 << 20
 
 
-# What a plan must not survive
+# What makes a plan invalid
 
 
 def swap_gradients(optimizer: Any) -> None:
@@ -208,7 +208,7 @@ def tensor_lr(optimizer: Any) -> None:
 
 
 def turn_a_gradient(optimizer: Any) -> None:
-    """The same numbers in another order in memory, and at the next step back again."""
+    """The same values in another order in memory, and back again at the next step."""
     param = flat(optimizer)[1]
     if param.grad is not None:
         param.grad = param.grad.t().contiguous().t()
@@ -328,7 +328,7 @@ class Late(Elementwise):
 
 
 def test_counts_keep_their_own_precision() -> None:
-    """A count in single precision stands still at the largest whole number that it can tell apart."""
+    """A count in single precision stops at the largest whole number that it can represent exactly."""
     made: list[Any] = []
     for switches in (FUSED, LOOP):
         param = nn.Parameter(torch.zeros(3))

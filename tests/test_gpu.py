@@ -1,4 +1,4 @@
-"""Steps on a GPU, from `step()` on; what a kernel computes is tested without one in test_gpu_kernel."""
+"""Steps on a GPU, by `step()`; test_gpu_kernel tests what the kernels compute without a GPU."""
 
 from __future__ import annotations
 

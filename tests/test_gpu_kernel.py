@@ -1,4 +1,4 @@
-"""The GPU kernels: rules, memory, counts on the device; on a GPU, or in Triton's interpreter without one."""
+"""The GPU kernels: rules, memory, counts on the device; on a GPU, otherwise in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_tensors_that_have_taken_different_numbers_of_steps() -> None:
 
 
 def test_nothing_outside_the_tensors_is_touched() -> None:
-    """Tensors at odd places of one buffer, none of them where 16 bytes begin."""
+    """Tensors at odd positions of one buffer, none of them aligned to 16 bytes."""
     lengths = [1, BLOCK, 5, CHUNK + 3, 2]
     for dtype in (torch.float32, torch.bfloat16):
         made: list[Any] = []
@@ -103,7 +103,7 @@ def test_nothing_outside_the_tensors_is_touched() -> None:
 
 
 def test_offsets_beyond_32_bits() -> None:
-    """A chunk that starts far behind its tensor's first entry, as in a tensor of 2³⁴ numbers."""
+    """A chunk that starts far after its tensor's first element, as in a tensor of 2³⁴ elements."""
     far = 1 << 34
     param = nn.Parameter(numbers((CHUNK,), torch.float32, 1).to(DEVICE))
     param.grad = numbers((CHUNK,), torch.float32, 2).to(DEVICE)
@@ -126,7 +126,7 @@ def test_chunks_of_a_tensor_of_more_than_32_bits(monkeypatch: pytest.MonkeyPatch
 
 
 class Sent:
-    """What a launch sends to the device and starts there."""
+    """What a launch sends to the device, and the kernels it starts there."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, launch: gpu_launch.Launch):
         self.arrays: list[Any] = []
@@ -248,7 +248,7 @@ def test_a_kernel_that_does_not_compile_is_no_kernel(monkeypatch: pytest.MonkeyP
 def test_counts_on_the_device_give_the_same_numbers_and_are_never_looked_at(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scalars are made of ATen's double powers and roots rather than C's, and rounded to single last."""
+    """Scalars use ATen's double powers and roots instead of C's, and are rounded to single at the end."""
     given, loop = both(case, torch.float32, SHAPES[:5])
     given.init_state()
     for place, state in enumerate(given.state.values()):

@@ -1,4 +1,4 @@
-"""The whole way from `step()` to a GPU kernel, in Triton's interpreter; CPU tensors pass for a GPU's."""
+"""The path from `step()` to a GPU kernel, in Triton's interpreter, with CPU tensors in place of a GPU's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers in codes, and parameters with more bits beside them: GPU kernels keep the same bits as the loop."""
+"""State in codes and 16-bit parameters with extra bits: GPU kernels store the same bits as the loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import steprule
 from steprule.engine import storage
 
-# What steps of the usual size do to 16 bits is not what these tests are about.
+# Updates that round away in 16 bits do not matter in these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
 # Blocks that end early and blocks that fill a chunk; codes are for tensors of this size and more.
 SHAPES = ((storage.SMALLEST + 600,), (storage.SMALLEST,))
@@ -44,7 +44,7 @@ def test_the_kernel_keeps_what_the_loop_keeps(case: Case, name: str) -> None:
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-30, 1e-18, 1e15, float("inf"), float("nan")])
 @pytest.mark.parametrize("rule", [steprule.AdamW, steprule.Lion, steprule.AdaBelief])
 def test_codes_of_extreme_numbers_are_the_loops(rule: Any, size: float) -> None:
-    """One block of nothing else, and one where a single number is extreme."""
+    """One block of only this value, and one with a single extreme value."""
     case = Case(rule)
     given, loop = both(case, torch.float32, SHAPES[1:], state_dtype="int8")
     give(given, 0)

@@ -1,4 +1,4 @@
-"""The words of GPU kernels: the reference's numbers to the last bit, on a GPU or in Triton's interpreter.
+"""The words of GPU kernels: the reference's results to the last bit, on a GPU or in Triton's interpreter.
 
 As for the CPU kernels, the reference is given correctly rounded roots here: ATen's are up to one unit off in
 the last place. The interpreter is given the fused multiply-add that every GPU has: its own rounds twice. With
@@ -86,7 +86,7 @@ ODD = [0.0, -0.0, 1.0, -1.0, 0.25, 0.37, -0.37, math.inf, -math.inf, math.nan, 1
 @exact_roots()
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_word_on_odd_values(dtype: torch.dtype) -> None:
-    """Infinities, zeros, what is not a number, what is almost zero: each against each.
+    """Infinities, zeros, NaN and values near zero, in all pairs.
 
     Of two zeros, hardware takes the positive one for the larger, ATen the second one.
     """
@@ -139,7 +139,7 @@ def test_exp_log_and_power_are_close() -> None:
 
 
 class Powered(Elementwise):
-    """A power of numbers by numbers.
+    """A power of elements by elements.
 
     When: never.
 
@@ -179,7 +179,7 @@ def in_double(x: Tensor, sum_of: Any) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_reductions_are_those_of_double_precision(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit if they are rounded to single, as two orders of a sum in double then are almost always."""
+    """Bit for bit in single precision, where two orders of a sum in double almost always give the same."""
     monkeypatch.setitem(reference.WORDS, "mean", lambda x: in_double(x, torch.mean))
     monkeypatch.setitem(reference.WORDS, "norm", lambda x: in_double(x, lambda y: y.square().sum().sqrt()))
     shapes = [shape for shape in SHAPES if math.prod(shape)]
@@ -219,7 +219,7 @@ def test_what_is_not_a_number_is_the_largest() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 def test_stores_round_to_nearest_even(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Single numbers of all sizes into half ones: ties, the largest, subnormal ones, what is no number."""
+    """Single precision of all sizes into half: ties, the largest, subnormal values, NaN."""
     monkeypatch.setattr(gpu_launch, "CHUNK", 1 << 13)
     monkeypatch.setattr(gpu_launch, "BLOCK", 1 << 10)
     bits = torch.arange(-(1 << 31), 1 << 31, 104729).to(torch.int32)

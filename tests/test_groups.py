@@ -112,7 +112,7 @@ def test_a_group_added_in_the_middle_starts_from_its_beginning(case: Case) -> No
 
 
 def copy_gradients(case: Case, optimizer: Any, alone: Any, number: int) -> None:
-    """What `advance` gave to the last parameters of `optimizer`, given to those of `alone`."""
+    """Give the parameters of `alone` the gradients that `advance` gave to the last ones of `optimizer`."""
     skipped = len(flat(optimizer)) - len(flat(alone))
     for place, twin in enumerate(flat(alone)):
         twin.grad = gradient_for(case, twin, 1000 * number + place + skipped)
@@ -214,7 +214,7 @@ def test_refused_parameters(case: Case, kind: str) -> None:
     if not case.many_groups and kind in ("a shared parameter", "names in one group"):
         wanted: type[Exception] = ValueError
     else:
-        # torch takes a set in this place, and its KeyError would print our message in quotes.
+        # torch raises a KeyError here, which would print our message in quotes.
         own = {"a set": TypeError, "a group without params": ValueError}
         wanted = own.get(kind) or torchs_error(params())
     with pytest.raises(wanted, match=message) as caught:

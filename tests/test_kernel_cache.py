@@ -1,4 +1,4 @@
-"""What is kept of a compiled kernel, between processes that trust nothing, and what a fork may not break."""
+"""The cache of compiled kernels: processes check everything they read, and a fork does not break it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a new process would begin."""
+    """Start as a new process would."""
     monkeypatch.setattr(kernel_cache, "_loaded", {})
 
 
@@ -138,7 +138,7 @@ def test_what_the_code_depends_on_is_in_its_name(
     assert len(list(folder.glob("*.o"))) == 2
 
 
-# Whatever a kernel's machine code depends on besides its text, and another value of it.
+# What a kernel's machine code depends on besides its text, each with another value.
 CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "processor": lambda patch: patch.setattr(llvm, "get_host_cpu_name", lambda: "another"),
     "features of the processor": lambda patch: patch.setattr(
@@ -186,7 +186,7 @@ def test_every_module_that_a_kernel_imports_is_in_its_name() -> None:
 
 
 def test_threads_that_want_one_kernel_get_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were it made twice, the memory of the first would be freed while somebody runs it."""
+    """If it were made twice, the memory of the first would be freed while another thread runs it."""
     real, begun, twice = kernel_cache._obtain, [], threading.Event()
 
     def obtain(name: str, text: str) -> Any:
@@ -254,7 +254,7 @@ def test_without_a_home_kernels_go_to_a_temporary_folder_of_ones_own(tmp_path: P
 
 
 def test_nowhere_to_write_is_no_reason_to_fail(tmp_path: Path) -> None:
-    """A shared place where someone else put a folder of that name counts as nowhere."""
+    """A shared folder of that name that belongs to someone else is not used."""
     mine = tmp_path / f"steprule-{os.getuid()}"
     mine.mkdir(mode=0o777)
     mine.chmod(0o777)
@@ -265,7 +265,7 @@ def test_nowhere_to_write_is_no_reason_to_fail(tmp_path: Path) -> None:
 
 # Forks
 
-# The child touches nothing but the step: most of torch's own kernels would wait for ever for its threads.
+# The child only takes the step: most of torch's own kernels would wait forever for its threads.
 FORK = """
 import os, signal, numpy, torch, steprule
 
@@ -367,14 +367,14 @@ assert numpy.array_equal(param.detach().numpy(), wanted)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("script", [FORK, WORKERS], ids=["a step in the child", "workers that fork"])
 def test_a_fork_breaks_nothing(script: str) -> None:
-    """Right numbers on both sides, and no hang: an alarm would end the child."""
+    """The right results on both sides, and no hang: an alarm would end the child."""
     run(script)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("lock", ["plans", "cache"])
 def test_a_fork_while_another_thread_holds_a_lock(lock: str) -> None:
-    """The child steps and makes new optimizers; the parent goes on where it was."""
+    """The child steps and makes new optimizers; the parent continues."""
     python("-c", FORK_WHILE_LOCKED, lock)
 
 

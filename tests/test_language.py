@@ -1,4 +1,4 @@
-"""The language of rules: any formula comes to the same in every runner, and to what it means."""
+"""The language of rules: any formula has the same, correct result in every runner."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_kernel_comes_to_what_a_formula_means(parts: Any, dtype: torch.dtype
 @settings(max_examples=6)
 @given(parts=drawn(EXACT), dtype=st.sampled_from(FLOATS))
 def test_the_kernel_equals_the_loop_where_every_word_is_exact(parts: Any, dtype: torch.dtype) -> None:
-    """Also sums: in double, their order does not show in float32."""
+    """Even for sums: taken in double, their order makes no difference in float32."""
     assume(dtype != torch.float64 or not {"norm", "mean"} & set.union(*map(words_in, parts[:4])))
     rule = rule_of(*parts)
     loop = advance(make(rule, dtype, foreach=False))

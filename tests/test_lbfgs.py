@@ -1,4 +1,4 @@
-"""L-BFGS: torch's numbers to the last bit, and none of the ways to lose them."""
+"""L-BFGS: torch's results to the last bit, without torch's failures on NaN and infinity."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_more_options_equal_torch_bit_for_bit(problem: Any, options: dict[str, A
 
 def assert_equal_runs(problem: Any, dtype: torch.dtype, options: dict[str, Any]) -> None:
     (ours, our_loss), (theirs, their_loss) = pair(problem, dtype, options)
-    # A climb needs a summit to end at.
+    # Maximizing needs a maximum to end at.
     sign = -1 if options.get("maximize") else 1
     for _ in range(10):
         assert advance(ours, lambda: sign * our_loss()) == advance(theirs, lambda: sign * their_loss())
@@ -305,7 +305,7 @@ def test_a_tensor_lr_may_be_changed_in_place(options: dict[str, Any]) -> None:
         for p, loss in [network(torch.float32)]
     )
     for _ in range(4):
-        # A search rounds where it goes: to the precision of a tensor, or to that of a float.
+        # A search rounds its distances, to the precision of a tensor or of a float.
         assert advance(one, one_loss) == pytest.approx(advance(other, other_loss), rel=1e-5)
         lr.mul_(0.5)
         other.param_groups[0]["lr"] *= 0.5
@@ -334,7 +334,7 @@ def test_the_history_follows_a_model_that_becomes_double(options: dict[str, Any]
     assert optimizer.state[params[0]]["old_dirs"][0].dtype is torch.float64
 
 
-# Losses that are no numbers
+# Losses that are NaN or infinite
 
 
 def wall(p: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ FIRST = [1e-4, 0.1, 1.0, 10.0, 300.0]
 
 
 class Watched:
-    """A function of one number that remembers where it was looked at."""
+    """A function of one number that records where it was evaluated."""
 
     def __init__(self, function: Function, dtype: torch.dtype = torch.float64):
         self.function, self.dtype = function, dtype
@@ -127,7 +127,7 @@ def test_every_trial_is_torchs(
 )
 @settings(max_examples=400)
 def test_every_turn_is_torchs(table: list[tuple[float, float]], first: float, dtype: torch.dtype) -> None:
-    """The same answers, however wild, lead to the same next question."""
+    """The same answers, however unusual, lead to the same next trial."""
     start = Point(0, 0.0, torch.tensor(-1.0, dtype=dtype), torch.tensor([-1.0], dtype=dtype))
 
     def answer(places: list[float], t: Any) -> Point:

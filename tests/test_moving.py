@@ -1,4 +1,4 @@
-"""State on the move: to a file and back, into another process, to another device."""
+"""Moving the state: to a file and back, to another process, to another device."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def from_bytes(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), weights_only=True)
 
 
-# What is replaced is let go of
+# What is replaced is freed
 
 
 REPLACED = {
@@ -75,7 +75,7 @@ def test_saved_loaded_and_saved_again_is_the_same_file_to_the_byte(case: Case, n
     params: list[Any] = case.parameters()
     given = [(f"layer{i}", p) for i, p in enumerate(params)] if names else params
     optimizer = case.make(given)
-    # The second parameter rests at first, so that states come into being out of order.
+    # The second parameter gets no gradient at first, so that states are created out of order.
     case.advance(optimizer, without=[1] if not case.closure else [])
     case.advance(optimizer, 2, first=1)
     first = as_bytes(optimizer.state_dict())
@@ -88,7 +88,7 @@ def test_saved_loaded_and_saved_again_is_the_same_file_to_the_byte(case: Case, n
 
 @each(lambda case: not case.closure and case.any_shape and not case.sparse_only)
 def test_every_layout_survives(case: Case) -> None:
-    """Transposed and channels-last parameters have slots that lie in memory as they do."""
+    """Transposed and channels-last parameters have slots with the same layout in memory."""
     made = [torch.zeros(3, 5).t(), torch.zeros(2, 4, 3, 3).contiguous(memory_format=torch.channels_last)]
     params = [nn.Parameter(p.copy_(numbers(tuple(p.shape), p.dtype, i))) for i, p in enumerate(made)]
     optimizer, again = case.make(params), case.make(params)
@@ -103,7 +103,7 @@ def test_every_layout_survives(case: Case) -> None:
 @each(lambda case: plain(case) and case.name not in ("LBFGS", "SGD"))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_slot_keeps_a_dtype_that_is_not_the_parameters(case: Case, dtype: torch.dtype) -> None:
-    """As where a checkpoint was written with state in fewer bits than the parameters have."""
+    """As if a checkpoint had been written with state in fewer bits than the parameters have."""
     optimizer, again = case.make(), case.make()
     case.advance(optimizer, 2)
     saved = copy.deepcopy(optimizer.state_dict())
@@ -231,7 +231,7 @@ def test_a_new_process_continues_every_rule_to_the_same_bits(tmp_path: Path, run
 
 
 def devices_of(optimizer: Any) -> set[str]:
-    """Where the slots are; numbers per tensor left out."""
+    """Where the slots are, without values kept per tensor."""
     found = {t.device.type for state in optimizer.state.values() for t in moving_tensors(state)}
     return found or {"none"}
 
@@ -261,7 +261,7 @@ def test_the_state_goes_to_a_device_and_the_counts_stay(case: Case) -> None:
     "options", [{"state_dtype": "int8"}, {"state_dtype": "bf16"}, {"low_precision": "stochastic"}], ids=str
 )
 def test_keys_of_random_rounding_stay_where_they_are_read(options: dict[str, str]) -> None:
-    """As counts do: from a device each step would have to wait for them."""
+    """Like counts: on the device, each step would have to wait for them."""
     param = nn.Parameter(numbers((100, 50), torch.bfloat16, 1))
     optimizer = AdamW([param], **options)
     optimizer.init_state()
@@ -295,7 +295,7 @@ def test_loaded_state_follows_its_parameter(case: Case) -> None:
 
 @each()
 def test_a_step_brings_offloaded_state_back(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine with one memory the far place is played by new memory."""
+    """On a machine with only one memory, newly allocated memory stands in for the other device."""
     away: list[Tensor] = []
 
     def to_host(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradients that are NaN or infinite: a step that raises, passes, or goes on as torch's does."""
+"""Gradients that are NaN or infinite: a step that raises, is skipped, or continues as torch's does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def takes_it(case: Case) -> bool:
 
 
 def spoil(optimizer: Any, place: int = 1, number: float = NAN) -> None:
-    """Make one number of one gradient not finite."""
+    """Make one element of one gradient NaN or infinite."""
     gradient = flat(optimizer)[place].grad
     where = gradient._values() if gradient.is_sparse else gradient
     (torch.view_as_real(where) if where.is_complex() else where).view(-1)[-1] = number
@@ -99,7 +99,7 @@ def test_every_dtype(dtype: torch.dtype) -> None:
     with_nonfinite(case, optimizer, 0, INF)
     optimizer.step()
     assert optimizer.param_groups[0]["skipped_steps"] == 1
-    # The largest numbers are still numbers, also where their sum or absolute value is not.
+    # The largest finite values are finite, even if their sum or absolute value is not.
     most = torch.finfo(dtype).max
     for param in flat(optimizer):
         filled = torch.view_as_real(param.grad) if dtype.is_complex else param.grad
@@ -146,7 +146,7 @@ def test_sparse_gradients_and_what_their_rows_add_up_to(rule: Any) -> None:
 
 
 def test_half_a_nan_is_found_in_a_gradient_of_any_layout() -> None:
-    """Slices, transposes, channels last and expanded numbers are read as they lie."""
+    """Slices, transposes, channels-last and expanded tensors are read in place."""
     param = nn.Parameter(torch.zeros(4, 6))
     optimizer = AdamW([param], nonfinite="skip")
     wide = torch.ones(8, 12)

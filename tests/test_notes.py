@@ -1,4 +1,4 @@
-"""Keys of groups that are no hyper-parameters: the user's notes are kept, misspelt names are refused."""
+"""Keys of groups that are not hyper-parameters: the user's notes are kept, misspelt names are refused."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_misspelt_keys_are_refused_everywhere(case: Case, key: str) -> None:
 
 
 def test_no_hyper_parameter_of_one_rule_is_a_misspelling_in_another() -> None:
-    """torch lets `momentum` stand in a group of Adam; it is the note of whoever uses both rules."""
+    """torch accepts `momentum` in a group of Adam; someone who uses both rules may keep it there."""
     names = {name for rule in steprule.catalogue().values() for name in rule.fields}
     for rule in steprule.catalogue().values():
         assert not {name: misspelt(name, rule.fields) for name in names - set(rule.fields)}.items() & {
@@ -141,7 +141,7 @@ def test_no_hyper_parameter_of_one_rule_is_a_misspelling_in_another() -> None:
 
 
 class SAM(torch.optim.Optimizer):
-    """The wrapper of davda54/sam, which hands its own groups to the rule inside."""
+    """The wrapper of davda54/sam, which passes its own groups to the rule inside."""
 
     def __init__(self, params: Any, base: Any, rho: float = 0.05, **kwargs: Any):
         super().__init__(params, dict(rho=rho, adaptive=False, **kwargs))

@@ -1,4 +1,4 @@
-"""What every rule can be asked for: decay, maximize, tensor lr, a tape, sparse gradients."""
+"""Options of every rule: decay, maximize, tensor lr, a tape, sparse gradients."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ DECAYS = [
 DECAYED = [case for case in CLOSURELESS if plain(case) and case.knows("weight_decay")]
 
 
-# Adafactor measures the parameter before its decay, Sophia's curvature is told the plain gradient.
+# Adafactor measures the parameter before its decay, Sophia's curvature gets the plain gradient.
 @each(lambda case: case.name not in ("Adafactor", "Sophia"), among=DECAYED)
 @pytest.mark.parametrize("decay", DECAYS, ids=lambda decay: decay.mode)
 def test_weight_decay_in_each_mode(case: Case, decay: WeightDecay) -> None:
@@ -211,7 +211,7 @@ def test_differentiable_gives_the_slope_of_the_loss_over_lr(case: Case) -> None:
     h = 1e-6
     above = two_steps(case, 0.01 + h, gradients, tape=False)
     below = two_steps(case, 0.01 - h, gradients, tape=False)
-    # ASGD keeps η in single precision, which a difference quotient over so small an h feels.
+    # ASGD keeps η in single precision, which shows in a difference quotient with so small an h.
     tolerance = 1e-3 if case.name == "ASGD" else 1e-4
     assert slope.item() == pytest.approx((above - below).item() / (2 * h), rel=tolerance)
 
@@ -250,7 +250,7 @@ def test_the_taped_step_has_the_same_numbers(case: Case) -> None:
 @each(lambda case: case.name in ACCEPT_SPARSE and "weight_decay" not in case.options)
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_sparse_gradients_work_as_torchs(case: Case, in_parts: bool) -> None:
-    """To the last bit; but torch's SGD adds a row that comes in parts one part at a time."""
+    """To the last bit, although torch's SGD adds a row that comes in parts one part at a time."""
     shapes = ((6, 3), (5, 2))
     optimizer, wanted = (
         case.make(case.parameters(shapes=shapes)),

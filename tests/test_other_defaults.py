@@ -1,4 +1,4 @@
-"""torch's default dtype and default device decide nothing about a step."""
+"""torch's default dtype and default device do not affect a step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def params(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
 
 
 def run(case: Case, where: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Three steps with gradients from outside, all that is the optimizer's inside of `where`."""
+    """Three steps with gradients from outside, and everything of the optimizer inside `where`."""
     shapes = SHAPES if case.any_shape else ((70, 90), (5, 3))
     made = [nn.Parameter(numbers(shape, dtype, i)) for i, shape in enumerate(shapes)]
     gradients = [[numbers(tuple(p.shape), dtype, 10 * n + i) for i, p in enumerate(made)] for n in range(3)]
@@ -72,7 +72,7 @@ def test_the_default_dtype_changes_no_number(
         pytest.skip("the rule or its runner refuses this storage")
     usual = run(case, contextlib.nullcontext(), dtype_for(options), **options)
     for dtype in OTHERS:
-        # As torch does, counts are kept in double where that is the default; here they are not looked at.
+        # As in torch, counts are kept in double if that is the default; they are not compared here.
         with monkeypatch.context() as patch:
             patch.setattr(fields, "scalar_dtype", lambda: torch.float32)
             other = run(case, default_dtype(dtype), dtype_for(options), **options)

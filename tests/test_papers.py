@@ -1,6 +1,6 @@
 """The transcriptions in `papers` against torch.optim: every rule and option that torch has.
 
-Neither side is the library: this shows that its judges are right.
+Neither side is the library: this shows that the transcriptions are right.
 """
 
 import inspect
@@ -189,7 +189,7 @@ def test_adafactor_of_every_number_of_dimensions(shape, options):
 
 
 def torch_defaults(rule: type[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Those of torch's constructor, but for what chooses a runner."""
+    """Those of torch's constructor, except the options that choose a runner."""
     other = {"self", "params", "foreach", "capturable", "differentiable", "fused"}
     parameters = inspect.signature(rule.__init__).parameters
     return {name: parameters[name].default for name in parameters if name not in other}
@@ -238,7 +238,7 @@ def test_adam_decoupled_is_adamw(amsgrad):
     ids=str,
 )
 def test_sparse_adam_equals_torch(options):
-    """Random rows each step, one of them given twice: torch adds the two up."""
+    """Random rows each step, one of them given twice: torch adds both."""
     theta, gradients = problem((9, 3))
     random = np.random.default_rng(1)
     parameter = torch.nn.Parameter(torch.tensor(theta))
@@ -443,7 +443,7 @@ def test_lbfgs_equals_torch(function, start, steps, options):
 @pytest.mark.parametrize("lr", [1e-3, 1.0, 3.0, 20.0, 100.0])
 @pytest.mark.parametrize(("function", "size"), [(rosenbrock, 2), (ripples, 1), (cliff, 1), (cusp, 2)])
 def test_strong_wolfe_equals_torch(function, size, lr):
-    """One search from each of 15 starts, which together go every way through it."""
+    """One search from each of 15 starts, which together take every path through it."""
     for seed in range(15):
         start = np.random.default_rng(seed).normal(size=size)
         lbfgs_equals_torch(function, start, 1, {"lr": lr, "max_iter": 1, "max_eval": 50, **WOLFE})

@@ -1,4 +1,4 @@
-"""What is remembered between steps: nothing that is wrong, nothing that stays in memory, nothing half done."""
+"""What is remembered between steps: it is never wrong, keeps nothing in memory and leaves nothing half done."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def turn(x: Tensor) -> Tensor:
 
 
 def negate(x: Tensor) -> Tensor:
-    """The same numbers, as minus what now lies in memory."""
+    """The same values, as a lazy minus of what is now in memory."""
     return torch._neg_view(x.neg_())
 
 
 def halve(x: Tensor) -> Tensor:
-    """Half of the same memory, as numbers of half the size."""
+    """Half of the same memory, as elements of half the size."""
     return x.view(torch.bfloat16).as_strided(x.shape, x.stride()).fill_(0.5)
 
 
@@ -69,7 +69,7 @@ def slots_of(state: dict[str, Any]) -> list[Tensor]:
 @pytest.mark.parametrize(("way", "change"), [("data", change) for change in CHANGES] + [("set_", turn)])
 @pytest.mark.parametrize("what", ["parameter", "slot"])
 def test_another_form_at_the_same_address(case: Case, what: str, change: Any, way: str) -> None:
-    """The kernel and the loop see the same change in the middle of training; memory beside it stays."""
+    """The kernel and the loop see the same change in the middle of training; memory next to it stays."""
     ran: list[Any] = []
     for switches in (LOOP, DEFAULT):
         pool = torch.full((64,), 7.0)
@@ -113,7 +113,7 @@ def test_a_gradient_with_a_lazy_minus(case: Case, runner: dict[str, Any]) -> Non
 @each(lambda case: case.runner == "loop" and not case.closure and not case.sparse_only)
 @pytest.mark.parametrize("lazy", ["parameter", "gradient", "slot", "all"])
 def test_lazy_conjugates_and_minus_signs_in_every_place(case: Case, lazy: str) -> None:
-    """The same numbers as with plain tensors, whatever the runner."""
+    """The same results as with plain tensors, whatever the runner."""
     if case.name in ("Muon", "Adafactor"):
         pytest.skip("refuses complex parameters")
     ran: list[Any] = []
@@ -177,7 +177,7 @@ LATER: list[tuple[str, Any]] = [
 @each(takes_changes)
 @pytest.mark.parametrize(("name", "value"), LATER)
 def test_an_option_switched_between_steps(case: Case, name: str, value: Any) -> None:
-    """Every runner sees it at once: the same state and the same numbers."""
+    """Every runner sees it immediately: the same state and the same results."""
     if name == "state_dtype" and not can_store(case, value):
         pytest.skip("refuses it")
     if name == "weight_decay" and not case.knows(name):
@@ -513,7 +513,7 @@ def test_a_smaller_gradient_is_broadcast_as_in_torch(size: tuple[int, ...], swit
 
 
 def test_the_work_of_a_first_step_is_linear_in_the_number_of_groups() -> None:
-    """Counted, not timed: how often a state or a group is looked at."""
+    """Counted, not timed: how often a state or a group is read."""
     calls: list[int] = []
     for count in (50, 200):
         params = [nn.Parameter(torch.ones(2)) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""torch's contract and the library's laws, for every rule: what a step does and what it leaves alone."""
+"""torch's contract and the library's promises, for every rule: what a step does, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 CLOSURELESS = [case for case in CASES if not case.closure]
 
-# What steps of the usual size do to 16 bits is not what these tests are about.
+# Updates that round away in 16 bits do not matter in these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
 
 
@@ -276,7 +276,7 @@ def test_a_dummy_step_changes_no_parameter(case: Case, lr: Any) -> None:
 
 
 def run_beside(case: Case, params: list[Any], twins: list[Any], **more: Any) -> None:
-    """The same gradients to both, and the same numbers from both."""
+    """The same gradients to both, and the same results from both."""
     optimizer, twin = case.make(params, **more), case.make(twins, **more)
     case.advance(optimizer, 3)
     case.advance(twin, 3)
@@ -404,7 +404,7 @@ def test_half_precision_is_computed_in_single_and_rounded_once(case: Case, dtype
 
 
 def in_single_precision(case: Case, optimizer: Any) -> Any:
-    """The same optimizer with every number of it widened."""
+    """The same optimizer with all values in a wider dtype."""
     saved = copy.deepcopy(optimizer.state_dict())
     for state in saved["state"].values():
         for key, value in state.items():

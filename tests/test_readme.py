@@ -1,4 +1,4 @@
-"""The documentation does what it says: its Python runs, its commands parse, its links lead somewhere."""
+"""The documentation is right: its Python runs, its commands parse, its links have targets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def blocks_of(page: str, *languages: str) -> list[Block]:
 
 
 def carry_out(page: str, folder: Path, blocks: list[Block]) -> dict[str, Any]:
-    """The names that these blocks leave behind, run one after the other as a reader would.
+    """The names that these blocks define, run one after the other as a reader would.
 
     A block that the text asks to save as a file is put into the folder as well.
     """
@@ -49,7 +49,7 @@ def carry_out(page: str, folder: Path, blocks: list[Block]) -> dict[str, Any]:
     for block in blocks:
         for file in re.findall(r"[Ss]ave (?:this|it) as `(\w+\.py)`", block.before):
             (folder / file).write_text(block.text, encoding="utf-8")
-        # A traceback then shows the line of the page.
+        # So that a traceback shows the line of the page.
         lines = "\n" * (block.line - 1) + block.text
         exec(compile(lines, str(ROOT / page), "exec", dont_inherit=True), names)
     return names
@@ -99,7 +99,7 @@ def test_every_rule_is_named() -> None:
 
 
 def commands_of(page: str, program: str) -> list[list[str]]:
-    """The words of every line that runs this program; a variable of the shell stands for some word."""
+    """The words of every line that runs this program; shell variables are replaced by a word."""
     lines = [line for block in blocks_of(page, "bash", "sh", "console") for line in block.text.splitlines()]
     commands = [part.strip() for line in lines for part in re.split(r"&&|;", line.partition(" #")[0])]
     words = [shlex.split(re.sub(r"^\$ ", "", command)) for command in commands]
@@ -115,7 +115,7 @@ def test_the_readme_shows_the_commands() -> None:
 def test_every_command_is_understood(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What prints at once is run, and so is a training on a file that the page saves; others are parsed."""
+    """Commands that only print are run, and so is training on a file that the page saves; others are parsed."""
     import typer
 
     from steprule.lab.commands import app

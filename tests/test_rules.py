@@ -48,8 +48,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"momentum": 0.9, "nesterov": True},
     ],
 }
-# torch's Muon iterates in bfloat16, and so does ours; torch keeps ASGD's η and μ in single precision, and so
-# do we; the transcriptions do neither.
+# torch and steprule iterate Muon in bfloat16, and keep ASGD's η and μ in single precision; the transcriptions
+# do neither.
 TOLERANCE = {"Muon": 0.05, "ASGD": 1e-6}
 
 

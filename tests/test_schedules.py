@@ -1,4 +1,4 @@
-"""The schedules: their formulas, their ends, and their place beside torch's own."""
+"""The schedules: their formulas, their ends, and their use with torch's own."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_last_epoch_continues(make: Any) -> None:
     wanted = advance(optimizer, schedule, 10)
     again = an_optimizer(lr=wanted[0])
     again.param_groups[0]["initial_lr"] = BASE
-    # As in torch: the group holds the lr of last_epoch, and making the schedule goes one step on.
+    # As in torch: the group holds the lr of last_epoch, and creating the schedule goes one step further.
     assert advance(again, make(again, last_epoch=place), 9) == close(wanted[1:])
 
 

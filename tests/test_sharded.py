@@ -1,4 +1,4 @@
-"""Sharded parameters: two processes that each hold a part come to the numbers of one that holds all."""
+"""Sharded parameters: two processes that each hold a part get the results of one that holds all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from steprule.declare import Matrix
 from steprule.engine import storage
 from steprule.words import largest, mean, norm
 
-# Parts of unequal size, parts that end within a block, and one of which the second process has nothing.
+# Parts of unequal size, parts that end within a block, and one that is empty in the second process.
 SHAPES = ((101, 64), (7,), (1, 5))
 JOBS = [
     (case, name)
@@ -34,7 +34,7 @@ JOBS = [
 
 
 def compare(rank: int, folder: str) -> None:
-    """Step every rule in every storage on shards, beside the whole, and refuse the first difference."""
+    """Step every rule in every storage on shards and on whole tensors, and fail at the first difference."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
@@ -68,7 +68,7 @@ def compare(rank: int, folder: str) -> None:
 
 
 def part_of(whole: torch.Tensor, rank: int) -> torch.Tensor:
-    """The rows that are this process's own."""
+    """The rows that this process holds."""
     parts = whole.chunk(2)
     return parts[rank] if rank < len(parts) else whole[:0]
 
@@ -140,7 +140,7 @@ class UserMatrix(Matrix):
 
 
 def stay_equal(rank: int, folder: str) -> None:
-    """Replicas under DDP in processes with seeds of their own."""
+    """Replicas under DDP in processes with different seeds."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -181,7 +181,7 @@ def test_a_parameter_that_becomes_split_is_refused_before_anything_moves() -> No
 
 def test_codes_refuse_shards() -> None:
     class Part(nn.Parameter):
-        """What is known of a DTensor."""
+        """Stands in for a DTensor."""
 
         def to_local(self) -> None:
             raise AssertionError("nothing is read")

@@ -1,4 +1,4 @@
-"""Checkpoints between ways of storing, and between torch.optim and state in 8 bits."""
+"""Checkpoints between storage formats, and between torch.optim and state in 8 bits."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_codes_without_their_scales_are_refused() -> None:
     assert storage.holds(state, "exp_avg")
 
 
-# From one way of storing to another
+# From one storage format to another
 
 KINDS: dict[str, Any] = {
     "plain": {},
@@ -210,7 +210,7 @@ def test_codes_of_a_channels_last_parameter_come_back_in_its_layout() -> None:
 
 @each(lambda case: case.torch_class is not None and not case.closure and not case.sparse_only, among=LOOPS)
 def test_torch_goes_on_from_a_converted_checkpoint(case: Case) -> None:
-    """In fp32 with torch's own numbers; from codes with what they decode to."""
+    """From fp32 with torch's own results; from codes with their decoded values."""
     kinds = ["int8", "bf16"] if case.name != "Muon" else ["int8"]
     for kind in [None, *(kind for kind in kinds if can_store(case, kind))]:
         shapes = None if case.name != "Muon" else (SHAPE, (5, 3))

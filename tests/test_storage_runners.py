@@ -1,4 +1,4 @@
-"""Every rule in every storage on every runner: the same numbers, also when another process goes on."""
+"""Every rule in every storage on every runner: the same results, even when another process continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from steprule.engine import cpu_launch, storage
 
-# What steps of the usual size do to 16 bits is not what these tests are about.
+# Updates that round away in 16 bits do not matter in these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
 
 # The dtype of the parameters, and how they and their state are kept.
@@ -68,7 +68,7 @@ def test_the_kernel_keeps_what_the_loop_keeps(case: Case, name: str) -> None:
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-30, 1e-18, 1e15, float("inf"), float("nan")])
 @each(lambda case: has_kernel(case) and can_keep(case, "int8"), among=LOOPS)
 def test_codes_of_extreme_numbers_are_the_loops(case: Case, size: float) -> None:
-    """One block of nothing else, and one where a single number is extreme."""
+    """One block of only this value, and one with a single extreme value."""
     with exact_roots():
         kernel, loop = (make(case, "int8", switches, shapes=((5000,),)) for switches in (FUSED, LOOP))
         for number in range(3):
@@ -82,7 +82,7 @@ def test_codes_of_extreme_numbers_are_the_loops(case: Case, size: float) -> None
         keys = [x.key for x in case.rule.slots.values() if storage.holds(loop.state[other], x.key)]
         assert any(f"{key}_codes" in loop.state[other] for key in keys)
         for key in keys:
-            # A block with an infinite number is lost; which codes it then holds is no matter.
+            # A block with an infinite element is lost; its codes do not matter.
             pair = [storage.load(optimizer.state[p], key) for optimizer, p in ((kernel, one), (loop, other))]
             finite = [x.isfinite() for x in pair]
             assert torch.equal(*finite), key
@@ -92,7 +92,7 @@ def test_codes_of_extreme_numbers_are_the_loops(case: Case, size: float) -> None
 @pytest.mark.parametrize("name", ["bf16", "kahan", "master", "stochastic"])
 @each(lambda case: has_kernel(case) and not case.options, among=LOOPS)
 def test_other_layouts_are_rounded_alike(case: Case, name: str) -> None:
-    """Transposed and channels-last parameters: a place is the same one to the kernel and to the loop."""
+    """Transposed and channels-last parameters: positions are the same for the kernel and for the loop."""
     if not can_keep(case, name):
         pytest.skip("the rule refuses this storage")
     with exact_roots():
@@ -133,7 +133,7 @@ def test_lists_leave_a_storage_that_is_there_to_the_loop(case: Case, name: str) 
 def jobs(runner: str) -> list[tuple[Case, str]]:
     """The rules that this runner steps, in all storages that they take."""
     cases = [case for case in CASES if case.runner == runner]
-    # The loop has each rule twice; with every option on is once enough.
+    # The loop has each rule twice; once with every option on is enough.
     cases = [case for case in cases if case.options or not any(x.options for x in cases if x.rule == case.rule)]
     named = [name for name in STORAGES if listed(runner, name)]
     return [(case, name) for case in cases for name in named if can_keep(case, name)]
@@ -145,7 +145,7 @@ def listed(runner: str, name: str) -> bool:
 
 
 def go_on(runner: str, folder: str) -> None:
-    """Load every run and take two more steps, from other random numbers than it began with."""
+    """Load every run and take two more steps, with another seed than it began with."""
     torch.manual_seed(999)
     saved = torch.load(Path(folder) / "half", weights_only=True)
     result: list[Any] = []

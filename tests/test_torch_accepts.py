@@ -81,7 +81,7 @@ def runs() -> list[Any]:
     return found
 
 
-# Where torch's constructor checks no range and ours does, so that a wrong sign does not train on.
+# Where torch's constructor checks no range and ours does, so that a wrong sign is found before training.
 UNCHECKED = {
     "ASGD": {"lambd"},
     "LBFGS": {"tolerance_grad", "tolerance_change"},
@@ -118,7 +118,7 @@ def test_the_constructor_accepts_what_torchs_does(run: Any) -> None:
     case, options = run
     theirs, ours = (outcome(case, make, options) for make in (case.torch_class, case.rule))
     if isinstance(theirs, type):
-        # Ours may do what torch does not, or say earlier and better what is wrong.
+        # Ours may do what torch does not, or report an error earlier and more clearly.
         assert ours in (theirs, ValueError, TypeError) or not isinstance(ours, type)
         return
     assert not isinstance(ours, type), f"torch takes {options}"
@@ -262,7 +262,7 @@ def test_a_checkpoint_of_another_rule_names_both_and_the_way(writer: Case, sourc
             new.load_state_dict(saved)
             continue
         if pair == {"Adamax", "SparseAdam"} and not steps:
-            continue  # the same hyper-parameters but for a decay of zero
+            continue  # the same hyper-parameters except for a decay of zero
         message = rf"^{reader.name}\..*: this is a checkpoint of .*\b{writer.name}\b.*, not of {reader.name}"
         with pytest.raises(ValueError, match=message) as caught:
             new.load_state_dict(saved)

@@ -21,7 +21,7 @@ CONFIGURATIONS = [
 
 
 def gradients(shapes: list[tuple[int, ...]], dtype: torch.dtype, sparse: bool = False):
-    """The same random gradients for both optimizers; some entries are zero, of both signs."""
+    """The same random gradients for both optimizers; some elements are zero, of both signs."""
     generator = torch.Generator().manual_seed(7)
     while True:
         batch = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
