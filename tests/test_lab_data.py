@@ -204,7 +204,7 @@ def test_arrays_of_every_kind_are_taken_by_position(kind: str, inputs: Any, targ
         ("digits", "train is a str"),
         (TensorDataset(torch.ones(3, 2)), "item 0 of train: it has 1 parts"),
         ([(1.0, 2), None], "item 1 of train: it is of type NoneType"),
-        ([([1.0, [2.0]], 0)], "item 0 of train: a list cannot be made a tensor"),
+        ([([1.0, [2.0]], 0)], "item 0 of train: a list cannot be converted to a tensor"),
     ],
 )
 def test_what_cannot_be_used_is_named(data: Any, told: str) -> None:

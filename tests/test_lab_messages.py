@@ -106,7 +106,7 @@ PARTS = {
         ("train", "[1, 2, 3]", "item 0 of train: it is of type int"),
         ("train", "[(1, 2, 3)]", "item 0 of train: it has 3 parts"),
         ("validation", "[{'a': 1, 'y': 2}]", "item 0 of validation: it has the keys a, y; it needs one of"),
-        ("validation", "[({}, 1)]", "item 0 of validation: '{}' of type dict cannot be made a tensor"),
+        ("validation", "[({}, 1)]", "item 0 of validation: '{}' of type dict cannot be converted to a tensor"),
         (
             "train",
             "[(torch.ones(2), 0), (torch.ones(3), 0)]",

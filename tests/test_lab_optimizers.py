@@ -172,7 +172,7 @@ def test_a_changed_file_is_named_on_resume(folder: Path, capsys: pytest.CaptureF
             "--optimizer rules.py:Keeps",
             "Keeps keeps something in its state or groups that a checkpoint cannot hold.",
         ),
-        ("--optimizer rules.py:Needs", "Needs cannot be made: ZeroDivisionError: why not (rules.py, line"),
+        ("--optimizer rules.py:Needs", "Needs cannot be created: ZeroDivisionError: why not (rules.py, line"),
         ("--optimizer rules.py:Slow --set pull=2", "Slow: pull = 2, must be at least 0 and below 1"),
         ("--optimizer rules.py:Slow --set pul=0", "Slow has no hyper-parameter 'pul'. Did you mean 'pull'?"),
         (
@@ -200,7 +200,7 @@ def test_a_changed_file_is_named_on_resume(folder: Path, capsys: pytest.CaptureF
         ("--optimizer torch:AdamW --set lr=word", "torch.optim.AdamW: lr = 'word', must be a number."),
         (
             "--optimizer torch:AdamW --lr -1",
-            "torch.optim.AdamW cannot be made: ValueError: Invalid learning rate: -1",
+            "torch.optim.AdamW cannot be created: ValueError: Invalid learning rate: -1",
         ),
         ("--optimizer torch:AdamW --set params=1", "torch.optim.AdamW gets its params from the task"),
         (

@@ -345,7 +345,7 @@ class _States:
         return count
 
     def _complete(self, place: matching.Place, fitted: Dict, saved_group: Dict, group: Dict) -> bool:
-        """Whether nothing is missing. A slot that starts anew next to a high count would be silently wrong."""
+        """Whether nothing is missing. A slot that is reset next to a high count would be silently wrong."""
         lacking: list[str] = []
         if "step" not in fitted and self.optimizer.counts(group):
             if self.optimizer.counts_steps is True:

@@ -26,7 +26,7 @@ CHUNK_COST = 256
 class Launch:
     """One program over tensors of these lengths and dtypes, ready to run.
 
-    dtypes: of 'p', 'g' and every slot letter, and of what is stored beside them (see `cpu_kernel.sources`).
+    dtypes: of 'p', 'g' and every slot letter, and of what is stored with them (see `cpu_kernel.sources`).
     lengths: the number of elements of each tensor.
     """
 

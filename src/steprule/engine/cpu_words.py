@@ -20,7 +20,7 @@ from steprule.engine.cpu_threads import JOB
 
 INT16, INT32, INT64 = (ir.IntType(bits) for bits in (16, 32, 64))
 
-# numba has no 16-bit floats on the CPU: a pointer to one of these integers stands for a pointer to a float.
+# numba has no 16-bit floats on the CPU: a pointer to one of these integers represents a pointer to one.
 BFLOAT16, FLOAT16 = types.uint16, types.int16
 KINDS = {types.int8: torch.int8, types.uint8: torch.uint8}
 

@@ -115,7 +115,7 @@ def _needs_power(step: Instruction) -> bool:
 def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]:
     """The kernels of a program, one per pass.
 
-    dtypes: of 'p', 'g' and every slot letter of the program, and of what is stored beside them (see
+    dtypes: of 'p', 'g' and every slot letter of the program, and of what is stored with them (see
     `cpu_kernel.sources`).
     """
     printed: list[Source] = []

@@ -37,7 +37,7 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 class Launch:
     """One program over tensors of these lengths and dtypes on one device, ready to run.
 
-    dtypes: of 'p', 'g' and every slot letter, and of what is stored beside them (see `cpu_kernel.sources`).
+    dtypes: of 'p', 'g' and every slot letter, and of what is stored with them (see `cpu_kernel.sources`).
     lengths: the number of elements of each tensor.
 
     Raises: NoKernel if it cannot be compiled here.

@@ -93,7 +93,7 @@ def to_bfloat16_at_random(x, noise):
 
 @triton.jit
 def from_halves(upper, lower):
-    """A float32 from a bfloat16 and the signed remainder stored beside it."""
+    """A float32 from a bfloat16 and the signed remainder stored with it."""
     return float_of((upper.to(tl.int32) << 16) + lower.to(tl.int32))
 
 

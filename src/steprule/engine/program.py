@@ -217,7 +217,7 @@ def _plain(rule: str, value: Any) -> Any:
 
 
 def _symbolic(memory: _Memory, name: str, fld: Field, value: Any) -> Any:
-    """A hyper-parameter as the tracer hands it to `update`."""
+    """A hyper-parameter as the tracer passes it to `update`."""
     if fld.choices is not None or isinstance(fld.default, bool) or value is None:
         return value
     if isinstance(value, str):

@@ -171,7 +171,7 @@ class RuleOptimizer(CheckedOptimizer):
         """The state entries that the next step creates for a parameter."""
         new: dict[str, Any] = {}
         if "step" not in there and self.counts(group):
-            # torch counts SparseAdam's steps in a plain int, and cannot go on from a tensor bit for bit.
+            # torch counts SparseAdam's steps in a plain int, and cannot continue from a tensor bit for bit.
             device = param.device if runners.counts_on_device(group) else "cpu"
             new["step"] = 0 if self.gradients == "rows only" else make_step_counter(device)
         for slot in self.slots.values():

@@ -91,7 +91,7 @@ def as_tensor(value: Any) -> Tensor:
     try:
         return torch.tensor(_numbers(value if hasattr(value, "dtype") else numpy.asarray(_listed(value))))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise LabError(f"a {type(value).__name__} cannot be made a tensor: {error}") from error
+        raise LabError(f"a {type(value).__name__} cannot be converted to a tensor: {error}") from error
 
 
 def _listed(value: Any) -> Any:
@@ -129,7 +129,9 @@ def _refuse_what_is_no_number(objects: Any) -> None:
     for place, found in numpy.ndenumerate(objects):
         if not isinstance(found, Number):
             at = f" at {list(place)}" if place else ""
-            raise LabError(f"{str(found)[:40]!r} of type {type(found).__name__}{at} cannot be made a tensor.")
+            raise LabError(
+                f"{str(found)[:40]!r} of type {type(found).__name__}{at} cannot be converted to a tensor."
+            )
 
 
 def is_picture(value: object) -> bool:

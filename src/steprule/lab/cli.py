@@ -60,7 +60,7 @@ def _show_traceback_if_asked(error: Exception) -> None:
 
 
 def _refuse(message: str, exit_code: int = 2) -> NoReturn:
-    # Names may contain several spaces in a row, and commands in the message must stay as they are to be pasted.
+    # Keep several spaces in a row: they may be part of a name in a command that the user will paste.
     line = " ".join(filter(None, map(str.strip, message.splitlines())))
     print(f"steprule: {line}", file=sys.stderr)
     sys.exit(exit_code)

@@ -87,7 +87,7 @@ def build_optimizer(make: type[Optimizer], model: nn.Module, settings: Mapping[s
     except Exception as error:  # a user's own class may fail in any way
         if checks_itself and isinstance(error, (TypeError, ValueError, RuntimeError)):
             raise LabError(str(error)) from error
-        raise LabError(f"{who} cannot be made: {told(error)}.") from error
+        raise LabError(f"{who} cannot be created: {told(error)}.") from error
 
 
 def _check_settings(who: str, make: type[Optimizer], settings: Mapping[str, Any]) -> None:
