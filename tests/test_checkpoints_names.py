@@ -403,7 +403,7 @@ def test_a_new_rule_for_weight_decay_is_not_undone_by_the_checkpoint() -> None:
     groups: Any = [{"params": pairs[:2], "weight_decay": 0.125}, {"params": pairs[2:], "weight_decay": 0.0}]
     target = AdamW(groups, lr=0.5)
     before = snapshot(target)
-    with pytest.raises(ValueError, match=r"group 0 has weight_decay = 0.125 .* 'current'.*strict=False"):
+    with pytest.raises(ValueError, match=r"group 0 has weight_decay = 0.125, but .* 'current'.*strict=False"):
         target.load_state_dict(source.state_dict())
     assert_same(snapshot(target), before)
     for how in ({"strict": False}, {"hyperparams": {"weight_decay": "current"}}):
@@ -423,7 +423,7 @@ def test_a_new_rule_for_weight_decay_is_not_undone_by_the_checkpoint() -> None:
 def test_groups_that_became_one_and_disagree_ask_which() -> None:
     source = with_rates(lr=0.25)
     target = AdamW(weights("a", "bb"), lr=0.125)
-    with pytest.raises(ValueError, match=r"group 0 has lr = 0.125 .* lr = 0.5, 0.25"):
+    with pytest.raises(ValueError, match=r"group 0 has lr = 0.125, but .* lr = 0.5, 0.25"):
         target.load_state_dict(source.state_dict())
     target.load_state_dict(source.state_dict(), hyperparams="current")
     assert target.param_groups[0]["lr"] == 0.125

@@ -242,7 +242,7 @@ class _States:
                 slot = self.slots[slot_key]
                 fitted[slot.key if key == slot_key else key] = self._slot(place, slot, value, key != slot_key)
                 if key != slot_key and f"{slot_key}_scale" not in saved:
-                    problem = f"'{key}' of {place.shown} is there without its '{slot_key}_scale'"
+                    problem = f"'{key}' of {place.shown} comes without '{slot_key}_scale'"
                     raise errors.checkpoint(self.who, problem)
         return fitted
 
