@@ -233,19 +233,19 @@ def complex_gradient(who: str, name: str):
 
 def state_does_not_fit(who: str, name: str, problem: str, fix: str):
     """State that does not fit the parameter as it is now."""
-    return RuntimeError(f"{who}: {name} cannot be stepped: {problem}. To go on, {fix}.")
+    return RuntimeError(f"{who}: {name} cannot be stepped: {problem}. To continue, {fix}.")
 
 
 def in_the_middle_of_a_step(who: str) -> str:
-    """A note on an error that no check could foresee."""
+    """A note on an error that could not be found in advance."""
     return (
         f"{who}: this was raised in the middle of a step. Parameters before this one may have moved already: "
-        "before going on, load a checkpoint of the model and of the optimizer."
+        "load a checkpoint of the model and the optimizer before you continue."
     )
 
 
 def parameter_not_writable(who: str, name: str, problem: str, fix: str):
-    """A parameter that torch does not write to in place."""
+    """A parameter that torch cannot write to in place."""
     return RuntimeError(f"{who}: {name} {problem}. {fix}")
 
 

@@ -31,9 +31,9 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
                 state["exp_avg"].lerp_(grad, 1 - group["betas"][0])
                 param.add_(state["exp_avg"], alpha=-group["lr"])
 
-    Gradients are checked, and `init_state` is called, for all parameters before the first one moves. What
-    `step_param` raises cannot be known in advance: if it raises for one parameter, those before it have
-    moved, and a note on the error says so.
+    Gradients are checked, and `init_state` is called, for all parameters before the first one moves. Errors in
+    `step_param` cannot be found in advance: if it raises for one parameter, those before it have moved, and a
+    note on the error says so.
 
     params: as for every optimizer here. defaults: further hyper-parameters of a group; not changed. lr, eps:
     at least 0. betas: at least 0 and below 1.

@@ -55,7 +55,7 @@ def fit(
 
     Raises: ValueError or TypeError that names what does not fit.
     """
-    # What is made in inference mode could not be written outside of it.
+    # State made in inference mode could not be written outside of it.
     with torch.inference_mode(False):
         return _fit(optimizer, state_dict, strict, hyperparams)
 
@@ -169,7 +169,7 @@ class _States:
         self.unexpected: list[str] = []
         self.converted: list[Change] = []
         self.nonfinite: list[str] = []
-        # The parameter whose state it is at, as it is or will be.
+        # The parameter whose state is being fitted, or a tensor as it will be.
         self.like: Tensor
 
     def all(
@@ -193,13 +193,13 @@ class _States:
         return state
 
     def _like(self, there: matching.Place, here: matching.Place, saved: Dict) -> Tensor:
-        """The parameter; for a lazy one, which has no shape yet, a tensor as it will be."""
+        """The parameter; for a lazy one, which has no shape yet, a tensor with its future shape."""
         param: Tensor = here.key
         if not is_lazy(param):
             return param
         shape = there.shape or matching.shape_in(saved, self.slots.values())
         if shape is None and any(storage.holds(saved, key) for key in self.slots):
-            problem = f"{here.shown} has no shape yet, and the checkpoint does not say it"
+            problem = f"{here.shown} has no shape yet, and the checkpoint does not have it"
             raise errors.checkpoint(self.who, problem, "Run the model once on an input before loading.")
         return torch.empty(shape or (), dtype=param.dtype, device=param.device)
 

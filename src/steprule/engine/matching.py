@@ -30,7 +30,7 @@ WRAPPERS = frozenset(
 class Place:
     """One parameter as one side knows it: its group, name and shape, and the key of its state.
 
-    shape: None if it is not known: the checkpoint does not say it, or a lazy parameter has none yet.
+    shape: None if it is not known: it is not in the checkpoint, or a lazy parameter has none yet.
     """
 
     group: int

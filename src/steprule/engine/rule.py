@@ -268,7 +268,7 @@ class RuleOptimizer(CheckedOptimizer):
     _rehearsed: frozenset[Any] = frozenset()
 
     def _rehearse(self, work: list[Work], group: dict[str, Any]) -> None:
-        """Compute a step of every new kind of parameter, so that what is wrong in the rule for it shows now."""
+        """Compute a step for every new kind of parameter, so that errors of the rule are raised now."""
         added = self.added(group)
         types: list[Any] = [type(cast(object, group.get(name))) for name in self.fields]
         options = (added, program.static_key(type(self), group), *types)

@@ -1,4 +1,4 @@
-"""Whether a parameter and its state can be stepped, asked before anything moves.
+"""Whether a parameter and its state can be stepped, checked before anything moves.
 
 A state can come from anywhere: users put entries into `optimizer.state[p]`, and models change under it.
 """
@@ -16,7 +16,7 @@ from steprule.engine.fields import Slot
 
 SIZE = "delete optimizer.state[p] of a resized parameter"
 DEVICE = "call optimizer.to(device) after moving the model"
-VALUE = "use load_state_dict, or delete optimizer.state[p] to begin again"
+VALUE = "use load_state_dict, or delete optimizer.state[p] to start over"
 
 CLONE = "clone it outside of torch.inference_mode()"
 READ_ONLY = "cannot be written in place: its elements share memory, or it was made in torch.inference_mode()"
@@ -37,7 +37,7 @@ def problem_of(slots: Iterable[Slot], param: Tensor, state: Any) -> Problem | No
         key = storage.entry_of(entries, slot.key)
         value = entries.get(key)
         if key not in entries or (value is None and "step" not in entries):
-            continue  # None is how torch's SGD spells a buffer that is not there
+            continue  # torch's SGD stores None for a buffer that does not exist
         if slot.per_tensor:
             fine = isinstance(value, Tensor) and value.is_floating_point()
             problem = _problem_of_number(key, value, "a floating-point tensor of one number", fine)
@@ -58,13 +58,13 @@ def problem_of(slots: Iterable[Slot], param: Tensor, state: Any) -> Problem | No
 def _problem(
     key: str, value: Any, param: Tensor, shape: tuple[int, ...] | None, kind: str | None = None
 ) -> Problem | None:
-    """kind: which numbers it must hold, if it is a slot's own."""
+    """kind: which numbers it must hold, if it is the slot itself."""
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         return f"its state '{key}' is {_shown(value)}, must be a dense tensor", VALUE
     if shape is not None and tuple(value.shape) != shape:
-        return f"its state '{key}' has shape {tuple(value.shape)}, and not {shape}", SIZE
+        return f"its state '{key}' has shape {tuple(value.shape)}, not {shape}", SIZE
     if value.device != param.device:
-        return f"its state '{key}' is on {value.device}, and the parameter on {param.device}", DEVICE
+        return f"its state '{key}' is on {value.device}, the parameter on {param.device}", DEVICE
     if kind not in (None, _kind_of(value)):
         return f"its state '{key}' is {value.dtype}, must be {kind} numbers", VALUE
     return None if is_writable(value) else (f"its state '{key}' {READ_ONLY}", CLONE)
@@ -83,7 +83,7 @@ def _kind_of(tensor: Tensor) -> str:
 
 
 def is_writable(tensor: Tensor) -> bool:
-    """Whether torch writes to the tensor in place."""
+    """Whether torch can write to the tensor in place."""
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         return False
     strides = tensor.stride() if tensor.layout == torch.strided else ()

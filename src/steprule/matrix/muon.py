@@ -65,7 +65,7 @@ class Muon(Matrix, flags=""):
         super()._check_parameters(group, index)
         names = group.get("param_names")
         for place, param in enumerate(group["params"]):
-            # A lazy parameter is looked at when it has a gradient.
+            # A lazy parameter is checked when it has a gradient.
             if not is_lazy(param) and param.ndim != 2:
                 name = f"'{names[place]}'" if names else f"parameter {place}"
                 raise errors.not_a_matrix("Muon", name, tuple(param.shape), index)
