@@ -102,7 +102,9 @@ def caption(results: list[dict[str, Any]]) -> str:
     sentences = [
         f"Medians of {first['repeats']} samples, measured in turns, with parameters in {first['dtype']}.",
         "torch: the fastest of its for-loop, foreach and fused.",
-        "floor: the time to read and write the bytes of an fp32 step at the bandwidth measured alongside.",
+        "faster by: the median of the ratios within each turn, not the ratio of the two medians.",
+        "floor: an estimate, from the bytes of an fp32 step and the bandwidth measured alongside; a rule whose "
+        "state stays in the cache can be faster.",
     ]
     if faster:
         mean = number(statistics.geometric_mean(faster))

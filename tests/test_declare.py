@@ -94,7 +94,7 @@ WRONG_UPDATES = {
     MisspeltSlot: (AttributeError, r"no slot 'momentun'\. Did you mean 'momentum'\?"),
     MisspeltSlotRead: (AttributeError, r"no slot 'momentun'\. Did you mean 'momentum'\?"),
     MisspeltHyper: (AttributeError, r"no hyper-parameter 'h\.lrr'\. Did you mean 'lr'\?"),
-    IfOnANumber: (TypeError, r"'if' on a per-number value; use where\(condition, a, b\)"),
+    IfOnANumber: (TypeError, r"'if' on a value that differs per element: .* Use where\(condition, a, b\)"),
     IfOnT: (TypeError, r"'if' on .*\bt\b.*use where\(condition, a, b\)"),
     IfOnAHyper: (TypeError, r"'if' on .*\blr\b.*use where\(condition, a, b\)"),
     SlotSwitchedOff: (AttributeError, r"slot 'mean' exists only when centered is on.*if h\.centered"),
@@ -113,6 +113,8 @@ def test_a_misspelt_word_is_refused_at_its_import() -> None:
         exec("from steprule.words import emma")
     with pytest.raises(ImportError, match=r"no word 'maximum'. Write larger\(x, y\)"):
         exec("from steprule.words import maximum")
+    with pytest.raises(ImportError, match=r"no word 'max'. Write larger\(x, y\), or largest\(x\)"):
+        exec("from steprule.words import max")
     with pytest.raises(ImportError, match=r"no word 'tanh'\. A rule is written with .*\bsqrt\b"):
         exec("from steprule.words import tanh")
     for name in ("pytest_plugins", "setUpModule", "__path__"):
@@ -148,7 +150,11 @@ WRONG_CLASSES: dict[str, tuple[dict[str, Any], str]] = {
         {"update": staticmethod(no_self)},
         r"update takes 3 arguments \(h, p, g\).*update\(h, p, g, s, t\)",
     ),
-    "step is taken": ({"count": slot("step")}, "slot key 'step' is taken"),
+    "step is taken": ({"count": slot("step")}, "'step' is reserved for the step count"),
+    "a plain number": (
+        {"__annotations__": {"lr": float}, "lr": 0.1},
+        r"Write `lr: float = hyper\(default=0.1\)`",
+    ),
     "one key twice": (
         {"a": slot("exp_avg"), "b": slot("exp_avg")},
         "slot key 'exp_avg' is taken.*a key of its own",

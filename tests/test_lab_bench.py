@@ -352,7 +352,7 @@ def test_all_are_the_rules_that_look_at_one_number() -> None:
     [
         ("--model gpt", "no model 'gpt'. Did you mean 'gpt2'?"),
         ("--model own.py", "does not say which function: give own.py:FUNCTION"),
-        ("--model absent.py:network", "no file 'absent.py' with a model in it"),
+        ("--model absent.py:network", "no such file: absent.py"),
         ("--model own.py:networks", "own.py has no function 'networks'. Did you mean 'network'?"),
         ("--model own.py:nothing", "own.py:nothing() returned a model without parameters to train"),
         ("--model own.py:wrong", "must return a torch.nn.Module, or a list of shapes"),
@@ -387,7 +387,7 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_model_that_does_not_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_machine, "available_bytes", lambda _: 8 << 30)
     answer = run(capsys, "bench", "--model", "gpt2", "--optimizers", "adamw")
-    assert_refused(answer, "AdamW on gpt2 needs about 10.7 GiB of memory, 8.0 GiB are free")
+    assert_refused(answer, "AdamW on gpt2 needs about 10.7 GiB of memory, but only 8.0 GiB is free")
 
 
 def test_ctrl_c_leaves_nothing(

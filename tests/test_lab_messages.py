@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--optimiser adam", "--optimizer"),
         ("--task digit", "no task 'digit'. Did you mean 'digits'?"),
         ("--task own.py", "does not say which function: give own.py:FUNCTION"),
-        ("--task absent.py:task", "no file 'absent.py'"),
+        ("--task absent.py:task", "no such file: absent.py"),
         ("--task own.py:tusk", "own.py has no function 'tusk'. Did you mean 'task'?"),
         ("--optimizer muon", "Muon only supports 2D parameters"),
         ("--optimizer sparseadam", "SparseAdam needs sparse gradients"),

@@ -139,13 +139,16 @@ def test_a_changed_file_is_named_on_resume(folder: Path, capsys: pytest.CaptureF
     assert answer.code == 0
     assert "changed since the run began: optimizer rules.py sha256." in answer.err
     (folder / "rules.py").unlink()
-    assert_refused(run(capsys, "train", "--resume", "--out", "one", "--epochs", "4"), "no file", "rules.py")
+    assert_refused(
+        run(capsys, "train", "--resume", "--out", "one", "--epochs", "4"), "no such file", "rules.py"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("--optimizer absent.py:Slow", "absent.py' with an optimizer in it."),
+        ("--optimizer absent.py:Slow", "/absent.py"),
+        ("--optimizer=", "no optimizer ''. Known: "),
         ("--optimizer rules.py", "does not say which class: give rules.py:CLASS."),
         ("--optimizer rules.py:slow", "rules.py has no class 'slow'. Did you mean 'Slow'?"),
         (
@@ -158,7 +161,7 @@ def test_a_changed_file_is_named_on_resume(folder: Path, capsys: pytest.CaptureF
         ),
         ("--optimizer rules.py:function", "rules.py:function is of type function, not a rule."),
         ("--optimizer rules.py:Adam", "rules.py:Adam has the name of a rule of steprule"),
-        ("--optimizer rules.py:AdamW", "rules.py:AdamW is steprule's own. Give --optimizer adamw"),
+        ("--optimizer rules.py:AdamW", "rules.py:AdamW is steprule's own. Give adamw"),
         (
             "--optimizer rules.py:Elementwise",
             "rules.py:Elementwise is steprule.declare.Elementwise, not a rule",

@@ -125,7 +125,7 @@ def loss(output, target):
     monkeypatch.setenv("STOP_LATE", "1")
     stopped = run(capsys, "train", "--task", "own.py:task", "--out", name)
     assert stopped.code == 130
-    command = shlex.split(stopped.err.strip().partition("checkpoint: steprule ")[2])
+    command = shlex.split(stopped.err.strip().partition("with: steprule ")[2])
     assert command == ["train", "--resume", "--out", name]
     monkeypatch.setenv("STOP_LATE", "")
     assert run(capsys, *command).code == 0

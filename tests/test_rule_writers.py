@@ -105,6 +105,8 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "clamp by a tuple": ("return clamp(g, (0, 1), 2)  # here", ("a tuple",)),
     "no return": ("s.m = g", ("returned None", "return -h.lr * g")),
     "p assigned": ("p -= h.lr * g", ("returned None", "p is not changed in place")),
+    "p changed in place": ("p -= h.lr * g\nreturn p", ("returned p", "not changed in place", "becomes(")),
+    "p scaled in place": ("p *= 1 - h.lr\np += -h.lr * g\nreturn p", ("not changed in place",)),
     "returns True": ("return True", ("returned a condition", "the change to the parameter")),
     "returns a condition": ("return t > 3", ("returned a condition",)),
     "returns text": ("return 'done'", ("returned a str",)),

@@ -56,6 +56,9 @@ __all__ = [
 
 
 Kept: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"] | torch.dtype
+# What someone may write in place of a hyper-parameter.
+PLAIN = (bool, int, float, str, tuple)
+
 StateDtype: TypeAlias = Kept | Mapping[str, Kept]
 
 
@@ -182,6 +185,12 @@ def _declared_fields(cls: type, body: dict[str, Any]) -> dict[str, Field]:
         hints = typing.get_type_hints(cls, vars(sys.modules.get(cls.__module__, typing)))
     except (NameError, TypeError):
         hints = {}
+    for name, value in cast("dict[str, object]", body).items():
+        text = str(texts.get(name) or hints.get(name, ""))
+        if type(value) in PLAIN and text and "ClassVar" not in text and not hasattr(RuleOptimizer, name):
+            kind = type(value).__name__
+            fix = f"Write `{name}: {kind} = hyper(default={value!r})`, or ClassVar[{kind}] for a constant."
+            raise rule_errors.bad_statement(cls.__name__, f"'{name}' is {value!r}, not a hyper-parameter", fix)
     fields: dict[str, Field] = {}
     for name, value in declared.items():
         text = texts.get(name, hints.get(name))
@@ -229,21 +238,32 @@ def _constructor(cls: type[_Rule], positional: list[str]) -> Callable[..., None]
 class Elementwise(_Rule):
     """A rule that treats every element on its own: subclass it, declare, and write `update`.
 
+        class SignDescent(Elementwise):
+            lr: float = hyper(default=1e-3, at_least=0)
+
+            @staticmethod
+            def update(h, p, g, s, t):
+                return -h.lr * sign(g)
+
+    `update(h, p, g, s, t)` gets the hyper-parameters, the parameter, its gradient, the slots and the step
+    count, and returns the change to the parameter, or `becomes(new_value)`. `sign` and the other words that it
+    may use are in `steprule.words`; `hyper`, `slot` and `decay` are in `steprule`.
+
     What a subclass gets: groups, checks, hooks, closures, schedulers, checkpoints, complex and half-precision
     parameters, and every runner. `params` may be an iterable of tensors or of (name, tensor) pairs, a list
     of groups, or a module.
     """
 
-    maximize: bool = _flag(default=False, kw_only=True, meaning="climb instead of descend")
+    maximize: bool = _flag(default=False, kw_only=True, meaning="maximize instead of minimize")
     foreach: bool | None = _flag(
-        default=None, kw_only=True, meaning="True: the multi-tensor runner or an error; False: not that one"
+        default=None, kw_only=True, meaning="True: require the multi-tensor runner; False: do not use it"
     )
     capturable: bool = _flag(
         default=False, kw_only=True, meaning="keep step counts on the device, for CUDA graphs"
     )
-    differentiable: bool = _flag(default=False, kw_only=True, meaning="keep the step on autograd's tape")
+    differentiable: bool = _flag(default=False, kw_only=True, meaning="record the step for autograd")
     fused: bool | None = _flag(
-        default=None, kw_only=True, meaning="True: one fused kernel or an error; False: not that one"
+        default=None, kw_only=True, meaning="True: require a fused kernel; False: do not use it"
     )
 
     state_dtype: StateDtype | None = _option(

@@ -20,6 +20,11 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"Allowed are: {', '.join(allowed)}." if allowed else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 parameter`, `2 parameters`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def in_group(group: int | None) -> str:
     """Where: empty for the constructor's own arguments, otherwise the parameter group."""
     return "" if group is None else f" (parameter group {group})"
@@ -251,7 +256,7 @@ def parameter_not_writable(who: str, name: str, problem: str, fix: str):
 
 def runner_unavailable(who: str, asked: str, reason: str):
     """A runner asked for by name that cannot run here."""
-    return RuntimeError(f"{who}: {asked} was asked for, but {reason}.")
+    return RuntimeError(f"{who}: {asked} is not available: {reason}.")
 
 
 def captured_counts(who: str):
@@ -339,8 +344,11 @@ def not_plain(path: object, wanted: Iterable[str]):
 
 def nonfinite_gradients(who: str, names: Iterable[str]):
     """NaN or infinite gradients, where the user asked for an error."""
+    names = list(names)
+    what = "the gradients of" if len(names) > 1 else "the gradient of"
+    verb = "are" if len(names) > 1 else "is"
     return RuntimeError(
-        f"{who}: the gradient of {listed(names)} is NaN or infinite; nothing was moved. Look for the cause in "
+        f"{who}: {what} {listed(names)} {verb} NaN or infinite; nothing was moved. Look for the cause in "
         "the loss or a large lr, clip the gradients, or skip such steps with nonfinite='skip'."
     )
 
@@ -432,7 +440,8 @@ def loss_not_finite(who: str, when: str) -> str:
 def no_slot_to_store(who: str, key: str, slots: Iterable[str], group: int | None):
     """`state_dtype` names a slot that the rule does not have."""
     return ValueError(
-        f"{who}: state_dtype names '{key}', no slot of {who}{in_group(group)}. {nearest(key, slots)}"
+        f"{who}: state_dtype names '{key}', which is not a slot of {who}{in_group(group)}. "
+        f"{nearest(key, slots)}"
     )
 
 

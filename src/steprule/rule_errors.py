@@ -94,10 +94,10 @@ def template_arguments(rule: str, method: str, given: Sequence[str], wanted: Seq
     )
 
 
-def template_returned(who: str, kind: str):
+def template_returned(who: str, given: object):
     """A method of a GenericAdaptiveOptimizer that returns something instead of changing what it is given."""
     what = "fill the state that it is given" if who.endswith("init_state") else "change param in place"
-    return TypeError(f"{who} returned a {kind}, which would be lost. Let it {what}, and return nothing.")
+    return TypeError(f"{who} returned {a_kind(given)}, which would be lost. Let it {what}, and return nothing.")
 
 
 def state_has_keys(name: str, keys: Sequence[str]) -> str:
@@ -121,16 +121,16 @@ def declared_in_template(rule: str, name: str, hyper: bool):
 def truth_of_a_value(rule: str):
     """`if g > 0` in a rule."""
     return TypeError(
-        f"{rule}.update: 'if' on a per-number value; use where(condition, a, b). Each element has a truth of "
-        "its own, so 'and', 'or', 'not', 'while', a < x < b, min and max do not work on it either: multiply "
-        "conditions for 'and', write smaller(a, b) and larger(a, b)."
+        f"{rule}.update: 'if' on a value that differs per element: the condition may hold for some elements "
+        "and not for others. Use where(condition, a, b). 'and', 'or', 'not', 'while', a < x < b, min and max "
+        "do not work on it either: multiply conditions for 'and', write smaller(a, b) and larger(a, b)."
     )
 
 
 def truth_of_a_symbol(rule: str, spelt: str):
     """`if t > 1` or `if h.momentum` in a rule."""
     text = (
-        f"{rule}.update: 'if' on {spelt}, which changes from step to step; use where(condition, a, b), and "
+        f"{rule}.update: 'if' on {spelt}, which may change between steps; use where(condition, a, b), and "
         "smaller and larger for min and max."
     )
     if spelt.startswith("h.") and spelt[2:].isidentifier():
@@ -182,7 +182,7 @@ def language(words: Sequence[str]) -> str:
 
 def no_such_word(name: str, words: Sequence[str]):
     """`from steprule.words import tanh`."""
-    near = close(name, words)
+    near = None if name in OPERATORS else close(name, words)
     if not (near or name in OPERATORS or hasattr(math, name) or hasattr(torch, name)):
         # Test runners and editors ask modules for names of their own, and expect an AttributeError.
         return AttributeError(f"module 'steprule.words' has no attribute '{name}'")
@@ -231,6 +231,14 @@ def reduced_twice(rule: str, word: str):
     )
 
 
+def parameter_returned(rule: str):
+    """An `update` that returns the new parameter as if it were the change."""
+    return TypeError(
+        f"{rule}.update returned p. p is not changed in place: return the change, as in "
+        "`return -h.lr * g`, or becomes(new_value)."
+    )
+
+
 def nothing_returned(rule: str):
     """An `update` without a `return`."""
     return TypeError(
@@ -253,7 +261,7 @@ def wrong_return(rule: str, given: object, in_tuple: bool):
     )
     fix = " A rule on whole matrices puts it into Number(p.machine, tensor)." if kind == "Tensor" else ""
     return TypeError(
-        f"{rule}.update returned {shown}, must return the change to the parameter (a value, or several in a "
+        f"{rule}.update returned {shown}; it must return the change to the parameter (a value, or several in a "
         f"tuple) or becomes(new_value).{fix}"
     )
 

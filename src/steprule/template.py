@@ -112,7 +112,7 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
             error.add_note(rule_errors.state_has_keys(self.name_of(param), list(self.state[param])))
             raise
         if result is not None and result is not param:
-            raise rule_errors.template_returned(who, type(result).__name__)
+            raise rule_errors.template_returned(who, result)
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
         return ["runner: step_param, written by hand, one parameter at a time"]

@@ -21,7 +21,7 @@ import math
 import struct
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 from steprule import rule_errors
 
@@ -166,6 +166,39 @@ class Number:
         if name.startswith("__") or name in Number.__slots__:
             raise AttributeError(name)
         raise rule_errors.no_such_method(self.machine.rule, name, __all__)
+
+
+class Parameter(Number):
+    """The parameter, as it is given to `update`; `p -= x` makes a local value of it, and is noticed."""
+
+    __slots__ = ()
+
+    def __iadd__(self, other: Number | float) -> Moved:
+        return Moved.of(self + other)
+
+    def __isub__(self, other: Number | float) -> Moved:
+        return Moved.of(self - other)
+
+    def __imul__(self, other: Number | float) -> Moved:
+        return Moved.of(self * other)
+
+    def __itruediv__(self, other: Number | float) -> Moved:
+        return Moved.of(self / other)
+
+    @classmethod
+    def of(cls, value: Number) -> Self:
+        """The same value, of this class."""
+        return cls(value.machine, value._handle, value.product)
+
+
+class Moved(Parameter):
+    """The parameter after `p -= x`, which is not a change that a rule can return."""
+
+    __slots__ = ()
+
+
+# What Python calls them in its own messages.
+Parameter.__name__ = Moved.__name__ = "Number"
 
 
 def operand(machine: Machine, value: Any) -> Any:

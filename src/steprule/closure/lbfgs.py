@@ -96,7 +96,7 @@ class LBFGS(CheckedOptimizer):
                 choices=LINE_SEARCHES,
                 meaning="how t is searched; None: not at all",
             ),
-            Field(False, "maximize", "bool", positional=False, meaning="climb instead of descend"),
+            Field(False, "maximize", "bool", positional=False, meaning="maximize instead of minimize"),
         )
     }
 

@@ -9,7 +9,7 @@ from steprule.words import Number, sqrt
 class Adagrad(Elementwise, flags="foreach maximize differentiable fused", positional="foreach"):
     """The gradient, divided by the root of all squared gradients so far.
 
-    When: sparse features and convex problems. Its steps only shrink.
+    When: sparse features and convex problems. Its effective learning rate only shrinks.
 
         s ← s + g²
         θ ← θ - lr/(1 + (t-1)·η) · g / (√s + ε)

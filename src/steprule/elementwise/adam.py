@@ -51,7 +51,7 @@ class Adam(Elementwise):
 
 
 class AMSGrad(Elementwise):
-    """Adam that divides by the largest second moment so far, so that steps never grow again.
+    """Adam that divides by the largest second moment so far, so that the divisor never shrinks.
 
     When: Adam's loss is unstable late in training. The defaults are labml's; `Adam(amsgrad=True)` has torch's.
 

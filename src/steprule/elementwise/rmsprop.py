@@ -13,7 +13,7 @@ class RMSprop(
 ):
     """The gradient, divided by its root mean square.
 
-    When: reinforcement learning and recurrent networks; one slot less than Adam.
+    When: reinforcement learning and recurrent networks; one slot fewer than Adam.
 
         v ← α·v + (1-α)·g²
         centered: ḡ ← α·ḡ + (1-α)·g, and v - ḡ² replaces v

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from steprule import rule_errors, words
 from steprule.engine.fields import Field, Slot
-from steprule.words import Becomes, Machine, Number, Symbol
+from steprule.words import Becomes, Machine, Moved, Number, Parameter, Symbol
 
 Update = Callable[[Any, Any, Any, Any, Any], Any]
 DECAYS: dict[str, Callable[..., Any]] = {}
@@ -127,7 +127,7 @@ def one_step(update: Update, added: Added, h: Any, p: Number, g: Number, s: Any,
         else:
             p = DECAYS[added.decay](h, p)
     seen = p if added.decays_first else before
-    return called(who, update, lambda: _changed(p, update(h, seen, g, s, t)))
+    return called(who, update, lambda: _changed(p, update(h, Parameter.of(seen), g, s, t)))
 
 
 def _changed(p: Number, change: Any) -> Number:
@@ -138,6 +138,8 @@ def _changed(p: Number, change: Any) -> Number:
         return value if isinstance(value, Number) else words.where(p.machine.plain(True), value, p)
     if change is None:
         raise rule_errors.nothing_returned(rule)
+    if isinstance(change, Moved):
+        raise rule_errors.parameter_returned(rule)
     parts = cast(tuple[Any, ...], change if isinstance(change, tuple) else (change,))
     if not parts:
         raise rule_errors.wrong_return(rule, (), True)

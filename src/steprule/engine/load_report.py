@@ -10,6 +10,9 @@ from torch import Tensor
 
 from steprule import errors
 
+# A hyper-parameter that differs in more groups than this has one line for all of them.
+GROUPS_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class Change:
@@ -68,10 +71,31 @@ class LoadReport:
             yield "by position", change.what, f"'{change.saved}' in the checkpoint"
         yield from (("note", text, "not a hyper-parameter, kept") for text in self.notes)
         yield from (("not finite", name, "NaN or infinite in the checkpoint") for name in self.nonfinite)
-        for change in self.hyperparameters:
+        rest, folded = _in_many_groups(self.hyperparameters)
+        yield from folded
+        for change in rest:
             saved, current = plain(change.saved), plain(change.current)
             values = f"{saved} in the checkpoint, {current} here: {change.taken} value taken"
             yield "hyper-parameter", change.what, values
+
+
+def _in_many_groups(changes: Iterable[Change]) -> tuple[list[Change], list[tuple[str, str, str]]]:
+    """The changes that need a row of their own, and one row for those of several groups."""
+    by_name: dict[tuple[str, str], list[Change]] = {}
+    for change in changes:
+        by_name.setdefault((change.what.partition(" (group ")[0], change.taken), []).append(change)
+    rest: list[Change] = []
+    names: dict[tuple[str, int], list[str]] = {}
+    for (name, taken), found in by_name.items():
+        if len(found) > GROUPS_SHOWN:
+            names.setdefault((taken, len(found)), []).append(name)
+        else:
+            rest += found
+    rows = [
+        ("hyper-parameter", ", ".join(them), f"{taken} values taken in {count} groups")
+        for (taken, count), them in names.items()
+    ]
+    return rest, rows
 
 
 def plain(value: Any) -> str:

@@ -22,13 +22,17 @@ from steprule.engine.rule import RuleOptimizer
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """One state entry of one group. `torch_bytes` is what it would take in the parameter's own dtype."""
+    """One state entry of one group. `torch_bytes` is what it would take in the parameter's own dtype.
+
+    name: the group's own name, or an empty text.
+    """
 
     group: int
     entry: str
     kept_as: str
     bytes: int
     torch_bytes: int
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,18 @@ class MemoryReport:
         return sum(row.torch_bytes for row in self.rows)
 
     def __str__(self) -> str:
-        lines = [f"{'group':>5}  {'entry':<24}{'kept as':<18}{'bytes':>16}{'as torch':>16}"]
+        groups = [f"{row.group} {row.name}".rstrip() for row in self.rows]
+        width = max(map(len, ["group", *groups]))
+        lines = [f"{'group':>{width}}  {'entry':<24}{'kept as':<18}{'bytes':>16}{'as torch':>16}"]
         lines += [
-            f"{row.group:>5}  {row.entry:<24}{row.kept_as:<18}{row.bytes:>16,}{row.torch_bytes:>16,}"
-            for row in self.rows
+            f"{group:>{width}}  {row.entry:<24}{row.kept_as:<18}{row.bytes:>16,}{row.torch_bytes:>16,}"
+            for group, row in zip(groups, self.rows, strict=True)
         ]
         per_number = self.state_bytes / max(1, self.parameters)
-        lines.append(f"{'':>5}  {'state':<42}{self.state_bytes:>16,}{self.torch_state_bytes:>16,}")
-        lines.append(f"{'':>5}  {'parameters':<42}{self.parameter_bytes:>16,}")
+        lines.append(f"{'':>{width}}  {'state':<42}{self.state_bytes:>16,}{self.torch_state_bytes:>16,}")
+        lines.append(f"{'':>{width}}  {'parameters':<42}{self.parameter_bytes:>16,}")
         transient = "unknown" if self.transient_bytes is None else f"{self.transient_bytes:,}"
-        lines.append(f"{'':>5}  {'temporaries of a step, at most':<42}{transient:>16}")
+        lines.append(f"{'':>{width}}  {'temporaries of a step, at most':<42}{transient:>16}")
         lines.append(f"{per_number:.3f} bytes of state per parameter")
         return "\n".join(lines)
 
@@ -92,7 +98,7 @@ def memory_report(optimizer: CheckedOptimizer) -> MemoryReport:
                 total = sizes.setdefault((entry, kept_as), [0, 0])
                 total[0] += size
                 total[1] += torch_size
-        rows += [MemoryRow(index, *names, *total) for names, total in sizes.items()]
+        rows += [MemoryRow(index, *names, *total, name=_name(group)) for names, total in sizes.items()]
         rows += _history_to_come(optimizer, index, params, rows)
     most = None if None in transient else max(filter(None, transient), default=0)
     return MemoryReport(tuple(rows), parameter_bytes, numbers, most)
@@ -123,7 +129,20 @@ def _history_to_come(
     missing = int(each * sum(_size(p) for p in params)) - kept
     if missing <= 0:
         return []
-    return [MemoryRow(index, "history, later (max)", str(params[0].dtype), missing, missing)]
+    return [
+        MemoryRow(
+            index,
+            "history, later (max)",
+            str(params[0].dtype),
+            missing,
+            missing,
+            _name(optimizer.param_groups[index]),
+        )
+    ]
+
+
+def _name(group: dict[str, Any]) -> str:
+    return str(group.get("name") or "")
 
 
 def _local(tensor: Any) -> Tensor:

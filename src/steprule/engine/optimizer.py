@@ -290,11 +290,11 @@ class CheckedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> CheckedOptimizer:
-        """Switch to training weights. Only averaging optimizers do anything here."""
+        """Switch to training weights. Has an effect only for averaging optimizers."""
         return self
 
     def eval(self) -> CheckedOptimizer:
-        """Switch to evaluation weights. Only averaging optimizers do anything here."""
+        """Switch to evaluation weights. Has an effect only for averaging optimizers."""
         return self
 
     def state_to_come(
@@ -413,9 +413,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
             params: list[Tensor] = group["params"]
             count = _elements(params)
             size = sum(_state_bytes(self.state.get(p, {})) for p in params)
+            number = errors.counted(len(params), "parameter")
             lines.append(
-                f"group {index}: {type(self).__name__}, {len(params)} parameters, {count}, "
-                f"{size:,} bytes of state"
+                f"group {index}{_note(group)}: {type(self).__name__}, {number}, {count}, "
+                f"{errors.counted(size, 'byte')} of state"
             )
             lines += [f"    {line}" for line in self._explain_group(group)]
         return "\n".join(lines)
@@ -427,7 +428,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         lines = [f"{type(self).__name__} ("]
         for index, group in enumerate(self.param_groups):
             count = _elements(group["params"])
-            lines.append(f"  group {index}: {len(group['params'])} parameters, {count}")
+            lines.append(f"  group {index}: {errors.counted(len(group['params']), 'parameter')}, {count}")
             shown = ((k, v) for k, v in group.items() if k not in ("params", "param_names"))
             lines += [f"    {key}: {value}" for key, value in shown if value is not None]
         return "\n".join([*lines, ")"])
@@ -440,12 +441,17 @@ def explain(optimizer: CheckedOptimizer) -> str:
     return optimizer.explain()
 
 
+def _note(group: dict[str, Any]) -> str:
+    """The group's own name, if it has one."""
+    return f" ({group['name']})" if group.get("name") else ""
+
+
 def _elements(params: list[Tensor]) -> str:
     """How many elements the parameters have, apart from those without a shape yet."""
     known = [p for p in params if not is_lazy(p)]
     waiting = len(params) - len(known)
-    more = f" and {waiting} parameters without a shape yet" if waiting else ""
-    return f"{sum(p.numel() for p in known):,} elements{more}"
+    more = f" and {errors.counted(waiting, 'parameter')} without a shape yet" if waiting else ""
+    return errors.counted(sum(p.numel() for p in known), "element") + more
 
 
 def _state_bytes(state: dict[str, Any]) -> int:

@@ -86,7 +86,7 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.contradiction(who, "`fused`", "`differentiable`", fix, RuntimeError)
         if group.get("fused") and group.get("foreach"):
             fix = "`fused` and `foreach` cannot be `True` together."
-            raise errors.contradiction(who, "`fused`", "`foreach`", fix, RuntimeError)
+            raise RuntimeError(f"{who}: {fix}")
         if not self.lists_take_tensors:
             self._check_tensors(group, index)
 

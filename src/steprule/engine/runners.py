@@ -73,11 +73,11 @@ def counts_on_device(group: dict[str, Any]) -> bool:
 def _never_listed(rule: Any, group: dict[str, Any]) -> str | None:
     """Why only the reference can run this, whatever the device."""
     if not rule.traced:
-        return f"{rule.__name__} looks at whole matrices"
+        return f"{rule.__name__} works on whole matrices"
     if rule.gradients == "rows only":
         return f"{rule.__name__} steps single rows"
     if group.get("differentiable"):
-        return "differentiable=True needs autograd's tape"
+        return "differentiable=True records the step for autograd"
     lr = group.get("lr")
     if isinstance(lr, Tensor) and lr.requires_grad:
         return "lr requires a gradient"

@@ -68,7 +68,10 @@ def _check_key(who: str, slot: Slot, keys: list[Any]) -> None:
     if not isinstance(key, str) or not key:
         what = f"slot '{slot.letter}' has the key {key!r}"
         raise rule_errors.bad_statement(who, what, "Give it a name for checkpoints, as in slot('exp_avg').")
-    taken = (*EXTRA_KEYS, "step", *(f"{other}_{what}" for other in keys for what in ("codes", "scale")))
+    if key == "step":
+        what = f"slot '{slot.letter}' has the key 'step'"
+        raise rule_errors.bad_statement(who, what, "'step' is reserved for the step count.")
+    taken = (*EXTRA_KEYS, *(f"{other}_{what}" for other in keys for what in ("codes", "scale")))
     if keys.count(key) > 1 or key in taken:
         raise rule_errors.bad_statement(who, f"slot key '{key}' is taken", "Give every slot a key of its own.")
     if slot.subtracted_from is not None and slot.subtracted_from not in keys:

@@ -90,6 +90,7 @@ def bench(asked: Asked, out: Path | None) -> None:
     for rule in plan.rules:
         rehearse(rule, plan.model.shapes, plan.dtype, plan.device)
     file = _reserve(out, plan.model.name)
+    file.unlink()  # If this process is killed, no empty file must be left.
     console = open_console()
     rules: list[dict[str, Any]] = []
     imports: list[dict[str, float]] = []
@@ -115,18 +116,16 @@ def bench(asked: Asked, out: Path | None) -> None:
                 rules.append(measured)
     except (KeyboardInterrupt, LabError) as error:
         ended = error
-    finally:
-        if not rules:
-            file.unlink()
     if rules:
         result |= {"import": _medians(imports), "rules": rules}
-        _show_and_keep(console, result, file)
+        bench_report.print_tables(console, result)
+        file = _reserve(out, plan.model.name)
+        _keep(console, result, file)
     if ended is not None:
         raise _ending(ended, len(rules), len(plan.rules), file) from None
 
 
-def _show_and_keep(console: Console, result: dict[str, Any], file: Path) -> None:
-    bench_report.print_tables(console, result)
+def _keep(console: Console, result: dict[str, Any], file: Path) -> None:
     try:
         file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         draw_chart(file.with_suffix(".svg"), result)
@@ -181,7 +180,7 @@ def _check_memory(plan: Plan) -> None:
         if available is not None and needed > available:
             raise LabError(
                 f"{rule.__name__} on {plan.model.name} needs about {needed / 2**30:.1f} GiB of memory, "
-                f"{available / 2**30:.1f} GiB are free. Choose a smaller --model."
+                f"but only {available / 2**30:.1f} GiB is free. Choose a smaller --model."
             )
 
 

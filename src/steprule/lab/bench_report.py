@@ -185,7 +185,9 @@ def _memory(step: Result) -> str:
 
 
 def _print(console: Console, title: str, headings: list[str], rows: Mapping[str, list[Cell]]) -> None:
-    """Print a table, in as many parts as needed for each to fit the console."""
+    """Print a table, in as many parts as needed for each to fit the console; nothing without rows."""
+    if not rows:
+        return
     console.print(f"\n{title}")
     endless = console.options.update(max_width=10_000)
     first = 0

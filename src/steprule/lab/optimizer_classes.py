@@ -43,7 +43,7 @@ def optimizer_name(given: str) -> str:
     if colon:
         return f"{Path(file).resolve()}:{name}"
     if given.endswith(".py"):
-        raise LabError(f"--optimizer {given} does not say which class: give {given}:CLASS.")
+        raise LabError(f"{given} does not say which class: give {given}:CLASS.")
     try:
         return find_rule(given).__name__
     except LabError as error:
@@ -113,7 +113,7 @@ def _of_file(file: Path, name: str, digest: str) -> type[Optimizer]:
             if found is steprule.catalogue()[known]
             else "has the name of a rule of steprule"
         )
-        raise LabError(f"{place} {what}. Give --optimizer {known.lower()} for that rule, or rename your class.")
+        raise LabError(f"{place} {what}. Give {known.lower()} for that rule, or rename your class.")
     if found.__module__.partition(".")[0] in ("steprule", "torch"):
         raise LabError(f"{place} is {found.__module__}.{found.__name__}, not a rule of your own.")
     return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -41,7 +42,24 @@ def open_console() -> Console:
     )
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH_OF_LOGS
+    if not console.is_terminal:
+        console.file = cast(IO[str], _WithoutTrailingBlanks(console.file))
     return console
+
+
+class _WithoutTrailingBlanks:
+    """A text stream; the blanks with which rich fills lines up to the width of a table are left out."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write the text without blanks at the ends of lines."""
+        self._stream.write(re.sub(r" +\n", "\n", text))
+        return len(text)
 
 
 def hyperparameter_text(config: RunConfig) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
 import steprule
-from steprule.catalogue import HyperParameter
+from steprule.catalogue import Description, HyperParameter
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.rule import FLAGS, OPTIONS
 from steprule.lab.errors import LabError, did_you_mean
@@ -24,6 +26,8 @@ INDENT = "    "
 ROOMY = 60
 NARROWEST = 24
 READABLE = 100
+# Where a formula may be broken: after a clause, before an operator, at any space.
+BREAKS = (r"(?<=[,;→]) ", r" (?=[-+·/] )", " ")
 
 
 def print_list(pattern: str) -> None:
@@ -60,7 +64,7 @@ def print_rule(name: str) -> None:
         "when to use": _wrapped(about.when, width, INDENT),
         "formula": [part for line in about.formula.splitlines() for part in _folded(line, _width(console))],
         "hyper-parameters": [line for hyper in own for line in _paragraph(hyper, width)],
-        "shared options": _wrapped(_shared(about.hyperparameters), width, INDENT),
+        "shared options": _wrapped(_shared(about), width, INDENT),
         "state": _wrapped(about.state, width, INDENT),
         "source": _wrapped(about.source, width, INDENT),
     }.items():
@@ -86,16 +90,21 @@ def _paragraph(hyper: HyperParameter, width: int) -> list[str]:
     return [*head.splitlines(), *_wrapped(text, width, 2 * INDENT)]
 
 
-def _shared(hypers: Iterable[HyperParameter]) -> str:
-    """The options that nearly every rule has, in a sentence."""
-    defaults = {hyper.name: f"{hyper.name}={hyper.default}" for hyper in hypers}
-    flags, options = ([defaults[name] for name in names if name in defaults] for names in (FLAGS, OPTIONS))
-    if not flags and not options:
-        return ""
-    return (
-        f"As in torch: {', '.join(flags)}. In every rule of steprule: {', '.join(options)}. "
-        "In Python, help(steprule.AdamW) explains them."
-    )
+def _shared(about: Description) -> str:
+    """The options that nearly every rule has, in sentences."""
+    theirs = getattr(torch.optim, about.name, None)
+    of_torch = FLAGS if theirs is None else inspect.signature(theirs).parameters
+    shared = [hyper for hyper in about.hyperparameters if hyper.name in (*FLAGS, *OPTIONS)]
+    parts = {
+        "As in torch": [hyper for hyper in shared if hyper.name in of_torch],
+        "In every rule of steprule": [hyper for hyper in shared if hyper.name not in of_torch],
+    }
+    sentences = [
+        f"{head}: {', '.join(f'{hyper.name}={hyper.default}' for hyper in hypers)}."
+        for head, hypers in parts.items()
+        if hypers
+    ]
+    return " ".join([*sentences, "In Python, help(steprule.AdamW) explains them."]) if shared else ""
 
 
 # Lines that fit
@@ -117,20 +126,41 @@ def _wrapped(text: str, width: int, margin: str = "") -> list[str]:
 
 
 def _folded(line: str, width: int) -> list[str]:
-    """A line of a formula; if it is too long, one statement per line, wrapped before operators."""
+    """A line of a formula; if it is too long, one statement per line, broken where it hurts least."""
     if len(INDENT + line) <= width:
         return [INDENT + line]
     margin = INDENT + " " * (len(line) - len(line.lstrip()))
     lines: list[str] = []
     for statement in re.split(r"\s{2,}", line.strip()):
-        current = margin
-        for part in re.split(r" (?=[-+·/] )", statement):
-            if len(f"{current} {part}") > width and current.strip():
-                lines.append(current)
-                current = margin + INDENT
-            current += f" {part}" if current.strip() else part
-        lines.append(current)
+        fits = len(margin + statement) <= width
+        first, *rest = [statement] if fits else _filled(statement, width - len(margin + INDENT), BREAKS)
+        lines += [margin + first, *(margin + INDENT + part for part in rest)]
     return [piece for text in lines for piece in _at_spaces(text, width)]
+
+
+def _filled(text: str, width: int, breaks: Sequence[str]) -> list[str]:
+    """The text in lines, broken at the first of these kinds of place; at the next kind only if necessary."""
+    if len(text) <= width or not breaks:
+        return [text]
+    lines: list[str] = []
+    for piece in _outermost(breaks[0], text):
+        if lines and len(f"{lines[-1]} {piece}") <= width:
+            lines[-1] += f" {piece}"
+        else:
+            lines += _filled(piece, width, breaks[1:])
+    return lines
+
+
+def _outermost(place: str, text: str) -> list[str]:
+    """The text, split at these places, except inside brackets."""
+    pieces: list[str] = []
+    begin = 0
+    for found in re.finditer(place, text):
+        before = text[: found.start()]
+        if sum(map(before.count, "([{")) == sum(map(before.count, ")]}")):
+            pieces.append(text[begin : found.start()])
+            begin = found.end()
+    return [*pieces, text[begin:]]
 
 
 def _at_spaces(line: str, width: int) -> list[str]:

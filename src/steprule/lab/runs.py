@@ -55,8 +55,8 @@ class Asked:
         """The options that differ from the run's and cannot be changed."""
         longer = self.epochs is not None and self.epochs > run.epochs and run.schedule == "none"
         pairs: dict[str, tuple[object, object]] = {
-            "--task": (self.task and full_name(self.task), run.task),
-            "--optimizer": (self.optimizer and optimizer_name(self.optimizer), run.optimizer),
+            "--task": (None if self.task is None else full_name(self.task), run.task),
+            "--optimizer": (None if self.optimizer is None else optimizer_name(self.optimizer), run.optimizer),
             "--clip-norm": (self.clip_norm, run.clip_norm),
             "--schedule": (self.schedule, run.schedule),
             "--epochs": (None if longer else self.epochs, run.epochs),
@@ -64,7 +64,10 @@ class Asked:
             "--seed": (self.seed, run.seed),
         }
         for name, value in parse_settings(self.lr, self.settings).items():
-            pairs[f"--set {name}"] = (value, run.hyperparameters.get(name))
+            pairs["--lr" if name == "lr" and self.lr is not None else f"--set {name}"] = (
+                value,
+                run.hyperparameters.get(name),
+            )
         return [
             f"{option} {asked} (the run has {had})"
             for option, (asked, had) in pairs.items()
@@ -80,15 +83,15 @@ def full_name(task: str) -> str:
 
 def start(asked: Asked, out: Path | None) -> None:
     """Begin a new run. Nothing is written before everything has been tried once."""
-    optimizer = optimizer_name(asked.optimizer or "adabelief")
+    optimizer = optimizer_name("adabelief" if asked.optimizer is None else asked.optimizer)
     optimizer_class(optimizer)
-    device = find_device(asked.device or "cpu")
-    schedule = asked.schedule or "none"
+    device = find_device("cpu" if asked.device is None else asked.device)
+    schedule = "none" if asked.schedule is None else asked.schedule
     if schedule not in SCHEDULES:
         raise LabError(f"no schedule '{schedule}'. {did_you_mean(schedule, SCHEDULES)}")
     settings = parse_settings(asked.lr, asked.settings)
     seed = asked.seed or 0
-    name = asked.task or BUILT_IN[0]
+    name = BUILT_IN[0] if asked.task is None else asked.task
     seed_everything(seed)
     task = load_task(name)
     config = RunConfig(
@@ -116,16 +119,22 @@ def go_on(asked: Asked, out: Path | None) -> None:
     config = folder.load_config()
     differences = asked.differences(config)
     if differences:
+        spans = f"--epochs cannot change, because the {config.schedule} schedule spans the whole run."
+        epochs = "Only --epochs may grow." if config.schedule == "none" else spans
         raise LabError(
             f"'{folder.path}' cannot continue with {', '.join(differences)}. Leave the option out, or "
-            "start a new run without --resume. Only --epochs may grow, if there is no schedule."
+            f"start a new run without --resume. {epochs}"
         )
     with folder.opened():
         state = folder.load_checkpoint() if folder.has_begun else None
         seed_everything(config.seed)
         task = load_task(config.task)
         torch.set_num_threads(config.threads)
-        longer = replace(config, epochs=asked.epochs or config.epochs, device=asked.device or config.device)
+        longer = replace(
+            config,
+            epochs=asked.epochs or config.epochs,
+            device=config.device if asked.device is None else asked.device,
+        )
         if state is None:  # stopped before its first checkpoint
             _begin(rehearse(task, longer), folder)
             return
@@ -189,7 +198,10 @@ def _carry_out(training: Training, folder: RunFolder) -> None:
             succeeds(lambda: _finish(training, folder))
         succeeds(lambda: print_results(console, training, folder.read_metrics(), folder))
     except KeyboardInterrupt:
-        raise Stopped(f"stopped. Continue from the last checkpoint: {_resume_command(folder)}") from None
+        raise Stopped(
+            f"stopped at step {training.step} of {training.steps}; the checkpoint has step "
+            f"{training.saved_step}. Continue from there with: {_resume_command(folder)}"
+        ) from None
     if failures:
         raise _with_what_remains(failures[0], complete, folder) from failures[0]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from steprule.lab.errors import LabError, did_you_mean, failing, told
+from steprule.rule_errors import a_kind
 
 if TYPE_CHECKING:  # numpy comes only with the extra, and the message about a missing extra must come first
     from steprule.lab.data import Data
@@ -134,7 +135,7 @@ def _load_own(file: Path, function: str) -> Task:
     task = made_by(file, function, "a task")
     if not isinstance(task, Task):
         raise LabError(
-            f"{file.name}:{function}() returned a {type(task).__name__}; it must return a "
+            f"{file.name}:{function}() returned {a_kind(task)}; it must return a "
             "steprule.lab.Task(model=…, train=…, validation=…, loss=…)."
         )
     _check(task)
@@ -209,7 +210,7 @@ def import_file(file: Path, what: str, name: str) -> Any:
     Raises `LabError` if there is no such file or it fails.
     """
     if not file.is_file():
-        raise LabError(f"no file '{file}' with {what} in it.")
+        raise LabError(f"no such file: {file}")
     if file.suffix != ".py":
         raise LabError(f"'{file}' is not a Python file (.py) with {what} in it.")
     try:

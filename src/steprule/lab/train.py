@@ -65,7 +65,7 @@ class Training:
         self.optimizer = build_optimizer(make, self.model, config.hyperparameters)
         self.config = replace(config, hyperparameters=hyperparameters_of(self.optimizer))
         self.schedule = build_schedule(config.schedule, self.optimizer, self.steps)
-        self.step = 0
+        self.step = self.saved_step = 0
         self.validated_epochs = 0
         self.seconds = 0.0
 
@@ -105,7 +105,8 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.schedule is not None:
                 self.schedule.load_state_dict(state["schedule"])
-            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.step = self.saved_step = int(state["step"])
+            self.seconds = float(state["seconds"])
             self.validated_epochs = int(state.get("validated_epochs", self.step // self.steps_per_epoch))
             set_random_state(state["random"])
             set_device_random_state(self.device, state.get("device_random"))
@@ -158,6 +159,7 @@ class Training:
             if not parameter.isfinite().all():
                 raise self._diverged(f"parameter {name}", math.nan)
         folder.save_checkpoint(self.state())
+        self.saved_step = self.step
 
     def measure(self, split: str, data: Batches) -> dict[str, Any]:
         """Loss and score over all of the data, without dropout, as a line of the metrics."""
