@@ -253,7 +253,7 @@ def test_no_other_rule_refuses() -> None:
         ({"state_dtype": "int4"}, r"state_dtype = 'int4', must be one of fp32, bf16, fp16, int8"),
         (
             {"state_dtype": {"exp_av": "bf16"}},
-            r"'exp_av', which is not a slot of AdamW\..*'exp_avg'",
+            r"'exp_av', which is not a slot of AdamW.*'exp_avg'",
         ),
         ({"state_dtype": {"exp_avg": "x"}}, r"state_dtype = 'x', must be one of"),
         (
