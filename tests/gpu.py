@@ -96,7 +96,7 @@ class Kernels:
         lengths = [p.numel() for p in self.params]
         self.launch = gpu_launch.Launch(self.program, dtypes, lengths, DEVICE)
         arguments = (self.program, self.states, DEVICE, self.launch.dtype)
-        self.counters = gpu_counters.DeviceCounters(*arguments) if counts == "device" else None
+        self.counters: Any = gpu_counters.DeviceCounters(*arguments) if counts == "device" else None
 
     def step(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         self.columns["g"] = [p.grad for p in self.params]
@@ -104,23 +104,47 @@ class Kernels:
             self.launch.place(name, [x.data_ptr() for x in column])
         with torch.no_grad():
             if self.counters is None:
-                self.launch.run([self._scalars(s) for s in self.states], list(range(len(self.states))))
+                self._host_step()
                 self.keys.advance()
                 return
             scaling = None
             if (grad_scale, found_inf) != (None, None):
                 scaling = self.counters.scaling(grad_scale, found_inf)
-            scalars = self.counters.next(self.group)
-            self.launch.run(scalars, self.counters.row_of, scaling)
+            self.counters.next(self.group)
+            self._sweeps(scaling)
             self.counters.count(scaling)
             self.keys.advance(scaling)
 
-    def _scalars(self, state: dict[str, Any]) -> list[float]:
+    def _host_step(self) -> None:
+        """A step whose first scalars are computed one tensor at a time."""
+        counted = fused.keys_of(self.program, self.states[0])
+        counts = [[state[key] for state in self.states] for key in counted]
+        if len(self.program.scalars) > 1:
+            self.counters = gpu_counters.SentCounters(self.program, len(self.states), counted, counts, DEVICE)
+            self.counters.next(self.group)
+            self._sweeps(None)
+            self.counters.count()
+            self.counters = None
+            return
+        self.launch.run([self.scalars(s) for s in self.states], list(range(len(self.states))))
+
+    def _sweeps(self, scaling: Tensor | None) -> None:
+        reduced: dict[int, Any] = {}
+        for number, sweep in enumerate(self.program.passes):
+            if number:
+                self.counters.add(number, reduced)
+            found = self.launch.run(self.counters.table, self.counters.rows, scaling, number)
+            for x, shares in zip(sweep.reductions, found, strict=True):
+                reduced[x.index] = self.launch.finished(x.word, shares)
+
+    def scalars(self, state: dict[str, Any]) -> list[float]:
+        """The scalars of one tensor's next step, which is counted."""
         state.get("step", torch.zeros(())).add_(1)
         own = {letter: state[slot.key].item() for letter, slot in self.program.scalar_slots.items()}
         t = state["step"].item() if "step" in state else math.nan
-        operands, new = self.program.scalars(self.group, t, own)
-        for letter, value in zip(self.program.scalar_outputs, new, strict=True):
+        (stage,) = self.program.scalars
+        operands, new = stage.function(self.group, t, own)
+        for letter, value in zip(stage.slots, new, strict=True):
             state[self.program.scalar_slots[letter].key].fill_(value)
         return [float(x) for x in operands]
 

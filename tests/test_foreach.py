@@ -121,7 +121,8 @@ def test_temporaries_fit_in_a_bucket(case: Case, dtype: torch.dtype) -> None:
     (group,) = optimizer.param_groups
     work = [(p, torch.empty_like(p), optimizer.state_of(p, group)) for p in params]
     with torch.no_grad(), Temporaries() as temporaries:
-        foreach.prepare(optimizer.program(group), group, work)()
+        for part in foreach.prepare(optimizer.program(group), group, work, {}):
+            part.start()
     whole = sum(param.numel() for param in params) * max(4, dtype.itemsize)
     assert temporaries.most <= 64 * 2**20 < whole / 2
     assert temporaries.most > 2**20

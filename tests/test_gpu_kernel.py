@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import steprule
 from steprule.engine import gpu_counters, gpu_launch
 from steprule.engine.kernel_cache import NoKernel
-from steprule.words import SCALAR_WORDS
+from steprule.plain import DOUBLE_WORDS
 
 # Half precision hardly learns, and is meant here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
@@ -112,7 +112,7 @@ def test_offsets_beyond_32_bits() -> None:
     kernels.launch._chunks[0, 1] = far
     for name, tensor in (("p", param), ("g", param.grad)):
         kernels.launch.place(name, [tensor.data_ptr() - 4 * far])
-    kernels.launch.run([kernels._scalars({})], [0])
+    kernels.launch.run([kernels.scalars({})], [0])
     assert_same(param.detach(), wanted)
 
 
@@ -174,7 +174,8 @@ def test_a_tensor_may_change_its_row_of_scalars_at_any_step() -> None:
         param.grad = torch.ones_like(param)
     kernels = Kernels(optimizer)
     kernels.step()
-    scalars = [kernels.program.scalars({**kernels.group, "lr": lr}, math.nan, {})[0] for lr in (0.0, 0.25)]
+    first = kernels.program.scalars[0].function
+    scalars = [first({**kernels.group, "lr": lr}, math.nan, {})[0] for lr in (0.0, 0.25)]
     for rows in ([0, 0], [0, 1], [1, 0]):
         before = [param.detach().clone() for param in flat(optimizer)]
         kernels.launch.run(scalars, rows)
@@ -272,7 +273,7 @@ def test_counts_on_the_device_give_the_same_numbers_and_are_never_looked_at(
 
 
 def test_words_of_scalars_are_the_same_on_tables() -> None:
-    assert set(gpu_counters.WORDS) == set(SCALAR_WORDS)
+    assert set(gpu_counters.WORDS) == set(DOUBLE_WORDS)
     values = {
         "sqrt": [(2.0,), (0.0,), (-1.0,)],
         "exp": [(1.5,), (-30.0,)],
@@ -282,12 +283,14 @@ def test_words_of_scalars_are_the_same_on_tables() -> None:
         "smaller": [(1.0, 2.0), (2.0, 1.0), (math.nan, 1.0)],
         "as_stored": [(0.1,), (1e-30,)],
         "select": [(True, 0.1, 0.2), (False, 0.1, 0.2)],
+        "power": [(2.0, 0.3), (0.0, -1.0), (-8.0, 1.0), (-8.0, 0.5)],
     }
+    assert set(values) == set(DOUBLE_WORDS)
     for word, rows in values.items():
         for row in rows:
             tables = [torch.tensor([x], dtype=torch.float64) for x in row]
             given = gpu_counters.WORDS[word](*tables).item()
-            assert given == pytest.approx(SCALAR_WORDS[word](*row), rel=1e-15, nan_ok=True), (word, row)
+            assert given == pytest.approx(DOUBLE_WORDS[word](*row), rel=1e-15, nan_ok=True), (word, row)
 
 
 # Gradient scalers

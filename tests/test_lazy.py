@@ -87,9 +87,7 @@ def test_a_lazy_parameter_of_another_shape_than_its_state_is_named() -> None:
     optimizer = steprule.AdamW(model)
     optimizer.load_state_dict(donor.state_dict())
     model(torch.ones(2, 6)).sum().backward()
-    with pytest.raises(
-        RuntimeError, match=r"^AdamW: '0.weight' .*'exp_avg' has shape \(4, 5\), not \(4, 6\)"
-    ):
+    with pytest.raises(RuntimeError, match=r"^AdamW: '0.weight' .*'exp_avg' has shape \(4, 5\), not \(4, 6\)"):
         optimizer.step()
 
 

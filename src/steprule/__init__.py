@@ -9,6 +9,7 @@ from steprule.convert import convert_state as convert_state
 from steprule.declare import Elementwise as Elementwise
 from steprule.declare import decay as decay
 from steprule.declare import hyper as hyper
+from steprule.declare import parameter as parameter
 from steprule.declare import scalar_slot as scalar_slot
 from steprule.declare import slot as slot
 from steprule.elementwise.adabelief import AdaBelief as AdaBelief

@@ -16,6 +16,19 @@
 slots, `t` the step count 1, 2, 3, …. It returns the change to add to the parameter (several, in a tuple,
 are added in order), or `becomes(new_value)`. The gradient and the parameter are never written to.
 
+Sums over the tensor (`mean`, `norm`, `largest`, `total`), over the parameter group (`over="group"`) or over all
+parameters (`over="all"`) are plain numbers, computed in double. A slot can have one value per element, per
+tensor, per group or for all parameters; what it is given must be no finer than that:
+
+    class Distance(Elementwise):
+        far = slot("far", per="all")
+        start = slot("start", starts=parameter)
+
+        @staticmethod
+        def update(h, p, g, s, t):
+            s.far = larger(s.far, norm(p - s.start, over="all"))
+            return -(1e-6 + s.far) / sqrt(t) * g / norm(g, over="all")
+
 A boolean hyper-parameter is decided when the program is built, so `if h.nesterov:` is fine. An `if` on
 anything else is an error: use `where(condition, a, b)`.
 """
@@ -34,10 +47,9 @@ import torch
 from steprule import errors, rule_errors
 from steprule.engine import docstrings, statement
 from steprule.engine.compose import decay as decay_mode
-from steprule.engine.fields import FLAGS, OPTIONS, Field, Shape, Slot
+from steprule.engine.fields import FLAGS, OPTIONS, Field, Parameter, Shape, Slot, parameter
 from steprule.engine.optimizer import WeightDecay
 from steprule.engine.rule import RuleOptimizer, run_on_slots
-from steprule.words import Number
 
 __all__ = [
     "Elementwise",
@@ -49,6 +61,7 @@ __all__ = [
     "decay_mode",
     "errors",
     "hyper",
+    "parameter",
     "run_on_slots",
     "scalar_slot",
     "slot",
@@ -108,40 +121,41 @@ def decay(default: float = 0.0, *, mode: Literal["l2", "decoupled"] = "l2", kw_o
 def slot(
     key: str,
     *,
+    per: Literal["element", "tensor", "group", "all"] = "element",
     when: str | None = None,
-    starts: float | str = 0.0,
+    starts: float | str | Parameter = 0.0,
     shape: Shape | None = None,
     never_negative: bool = False,
     not_in_8_bits: str | None = None,
     subtracted_from: str | None = None,
-) -> Number:
-    """State with one value per element of the parameter.
+) -> Any:
+    """State that the rule keeps: a value per element of the parameter, or a plain number.
 
-    key: the name in checkpoints (torch's where torch has the slot). when: the option it exists for.
-    starts: its first value, or the name of the hyper-parameter that gives it. shape: for matrix rules, the
+    key: the name in checkpoints (torch's where torch has the slot). per: what has one value each: every
+    element, every tensor, every parameter group, or all parameters together; the last two are kept in the
+    groups, under their key. when: the option it exists for. starts: its first value, or the name of the
+    hyper-parameter that gives it, or `parameter` for a copy of the parameter. shape: for matrix rules, the
     slot's shape as a function of the parameter's; None where the parameter has no such slot.
     never_negative: its codes need no sign, and fp16 is refused, because steps divide by it.
     not_in_8_bits: why it must not be stored in 8 bits. subtracted_from: the key of a slot that it, or its
     square, is subtracted from; both then stay in full precision, so that rounding cannot make the difference
     negative.
     """
-    return cast(
-        Number,
-        Slot(
-            key,
-            when=when,
-            starts=starts,
-            shape=shape,
-            never_negative=never_negative,
-            not_in_8_bits=not_in_8_bits,
-            subtracted_from=subtracted_from,
-        ),
+    return Slot(
+        key,
+        per=per,
+        when=when,
+        starts=starts,
+        shape=shape,
+        never_negative=never_negative,
+        not_in_8_bits=not_in_8_bits,
+        subtracted_from=subtracted_from,
     )
 
 
 def scalar_slot(key: str, *, starts: float | str = 0.0) -> float:
-    """State with one value per parameter tensor, such as a running product; a plain number in `update`."""
-    return cast(float, Slot(key, starts=starts, per_tensor=True))
+    """State with one number per parameter tensor, such as a running product; a plain number in `update`."""
+    return cast(float, Slot(key, starts=starts, per="tensor"))
 
 
 def _option(*, default: None, kw_only: bool, meaning: str) -> Any:

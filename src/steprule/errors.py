@@ -267,6 +267,14 @@ def captured_counts(who: str):
     )
 
 
+def captured_sums(who: str):
+    """A CUDA graph would repeat the step with the same sum over all parameters forever."""
+    return RuntimeError(
+        f"{who}: a CUDA graph is being captured, but the rule takes a sum over several parameters, which "
+        "passes through the host. Step outside of the graph."
+    )
+
+
 # Checkpoints
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -223,10 +224,10 @@ def reduced_plain_number(word: str):
     return TypeError(f"{word}(…) takes a value per element, such as g, not a plain number. Drop {word}.")
 
 
-def reduced_twice(rule: str, word: str):
+def reduced_twice(word: str):
     """`norm(norm(g))` in a rule."""
     return TypeError(
-        f"{rule}.update: {word}(…) of a value that is one per tensor already, made of reductions. "
+        f"{word}(…) of a value that is one per tensor already, made of reductions. "
         f"Drop {word}, or give it a value per element."
     )
 
@@ -236,6 +237,21 @@ def parameter_returned(rule: str):
     return TypeError(
         f"{rule}.update returned p. p is not changed in place: return the change, as in "
         "`return -h.lr * g`, or becomes(new_value)."
+    )
+
+
+def no_such_level(word: str, over: Any, levels: Sequence[str]):
+    """`mean(g, over="row")` in a rule."""
+    return ValueError(f"{word}(…, over={over!r}): over must be one of {', '.join(map(repr, levels))}.")
+
+
+def finer_than_slot(rule: str, name: str, slot: str, value: str):
+    """A value per tensor, given to a slot that all parameters share."""
+    shared = {"group": "one per parameter group", "all": "one for all parameters", "tensor": "one per tensor"}
+    return TypeError(
+        f"{rule}.update: slot '{name}' is {shared[slot]} (per='{slot}') and is given a value that is "
+        f"{shared[value]}. t, the count of a tensor's own steps, is one per tensor too. Make the value with "
+        f"over='{slot}', or declare the slot with per='{value}'."
     )
 
 

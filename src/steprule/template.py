@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from steprule import errors, rule_errors
 from steprule.engine.compose import called
 from steprule.engine.fields import Field, Slot
 from steprule.engine.optimizer import CheckedOptimizer, WeightDecay
+from steprule.engine.phases import Part
 
 __all__ = ["GenericAdaptiveOptimizer", "WeightDecay"]
 
@@ -85,7 +86,7 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
             self.init_state(new, group, param)
         return new
 
-    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
+    def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
         pairs = [(param, param.grad) for param in group["params"] if param.grad is not None]
         for param, gradient in pairs:
             if gradient.is_sparse:
@@ -100,7 +101,7 @@ class GenericAdaptiveOptimizer(CheckedOptimizer):
             for param, gradient in pairs:
                 self._call("step_param", param, self.state[param], group, gradient, param)
 
-        return run
+        return [Part(run)]
 
     def _call(self, name: str, param: Tensor, *arguments: Any) -> None:
         """Call one of the two methods, which change what they are given and return nothing."""

@@ -9,8 +9,10 @@ means the same in every runner, down to the rounding:
 * `ema(old, new, beta)` is `lerp(old, new, 1 - beta)`; `ema_sq(old, x, beta)` scales, then multiply-adds.
 * What is made only of hyper-parameters and `t` is a plain number, computed in double precision.
 * A comparison counts as 1 where it holds and as 0 elsewhere.
-* `mean`, `norm` and `largest` make one value of a whole tensor. It can be used wherever a value per element
-  can, and a plain number wherever either can.
+* Every value has a level: an element, a tensor, a parameter group, or all parameters of the optimizer. What is
+  made of two levels has the finer one.
+* `total`, `mean`, `norm` and `largest` make one plain number of a whole tensor, of a group (`over="group"`) or
+  of all parameters (`over="all"`). It goes wherever a hyper-parameter does.
 
 These are the roundings of torch's own operations, so that the results equal torch.optim's.
 """
@@ -18,12 +20,12 @@ These are the roundings of torch's own operations, so that the results equal tor
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Callable
+from collections.abc import Iterable
 from numbers import Real
-from typing import Any, NoReturn, Protocol, Self, TypeVar
+from typing import Any, Literal, NoReturn, Protocol, Self, TypeAlias, TypeVar
 
 from steprule import rule_errors
+from steprule.plain import DOUBLE_WORDS, SCALAR_WORDS, Double
 
 __all__ = [
     "Becomes",
@@ -43,8 +45,17 @@ __all__ = [
     "sign",
     "smaller",
     "sqrt",
+    "total",
     "where",
 ]
+
+# From the finest to the coarsest.
+LEVELS = ("element", "tensor", "group", "all")
+
+
+def finest(levels: Iterable[str]) -> str:
+    """The level of what is made of values of these levels."""
+    return min(levels, key=LEVELS.index, default="all")
 
 
 class Machine(Protocol):
@@ -54,6 +65,10 @@ class Machine(Protocol):
 
     def emit(self, word: str, *operands: Any) -> Any:
         """Carry out one word on handles and plain numbers, and return the new handle."""
+        ...
+
+    def reduce(self, word: str, operand: Any, over: str) -> Any:
+        """One plain number, made of all elements of a tensor, a group or the optimizer."""
         ...
 
     def plain(self, value: Any) -> Any:
@@ -209,25 +224,28 @@ def operand(machine: Machine, value: Any) -> Any:
 
 
 class Symbol:
-    """A plain number that is not known yet: a hyper-parameter, `t`, or what is made of them.
+    """A plain number that is not known yet: a hyper-parameter, `t`, a sum, or what is made of them.
 
     Only the tracer makes these. `text` is the Python expression that computes the number; all symbols of
     one trace share `memory`, which gives every distinct expression one name. `truth`: it is a comparison.
+    `level`: what has one such number each. `stage`: how many sweeps over memory must come before it.
     """
 
-    __slots__ = ("memory", "text", "truth")
+    __slots__ = ("level", "memory", "stage", "text", "truth")
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, memory: Any, text: str, truth: bool = False):
+    def __init__(self, memory: Any, text: str, truth: bool = False, level: str = "all", stage: int = 0):
         self.memory = memory
         self.text = text
         self.truth = truth
+        self.level = level
+        self.stage = stage
 
     def _make(self, form: str, *parts: Any, truth: bool = False) -> Any:
         if any(isinstance(part, Number) for part in parts):
             return NotImplemented
-        texts = (spell_number(self.memory, part) for part in parts)
-        return Symbol(self.memory, self.memory.name(form.format(*texts)), truth)
+        texts = [spell_number(self.memory, part) for part in parts]
+        return symbol_of(self.memory, form.format(*texts), parts, truth)
 
     def __add__(self, other: Any) -> Any:
         return self._make("{} + {}", self, other)
@@ -254,10 +272,26 @@ class Symbol:
         return self._make("{} / {}", other, self)
 
     def __pow__(self, other: Any) -> Any:
-        return self._make("{} ** {}", self, other)
+        return self._make(self._power(other), self, other)
 
     def __rpow__(self, other: Any) -> Any:
-        return self._make("{} ** {}", other, self)
+        return self._make(self._power(other), other, self)
+
+    def _power(self, other: Any) -> str:
+        late = self.stage or (isinstance(other, Symbol) and other.stage)
+        return "power({}, {})" if late else "{} ** {}"
+
+    def __mod__(self, other: Any) -> Any:
+        return self._make("{} % {}", self, other)
+
+    def __rmod__(self, other: Any) -> Any:
+        return self._make("{} % {}", other, self)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return self._make("{} // {}", self, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return self._make("{} // {}", other, self)
 
     def __neg__(self) -> Any:
         return self._make("-{}", self)
@@ -285,6 +319,13 @@ class Symbol:
 
     def __bool__(self) -> NoReturn:
         raise rule_errors.truth_of_a_symbol(self.memory.rule, self.memory.spelt(self.text))
+
+
+def symbol_of(memory: Any, text: str, parts: Iterable[Any], truth: bool = False) -> Symbol:
+    """The symbol of an expression that is made of these parts."""
+    symbols = [part for part in parts if isinstance(part, Symbol)]
+    level = finest(part.level for part in symbols)
+    return Symbol(memory, memory.name(text), truth, level, max((part.stage for part in symbols), default=0))
 
 
 def spell(value: Any) -> str:
@@ -316,57 +357,6 @@ class Becomes:
 Value = TypeVar("Value", Number, float)
 
 
-def _scalar_sqrt(x: float) -> float:
-    # `** 0.5` is what torch.optim uses for its bias corrections; math.sqrt may differ in the last bit.
-    return x**0.5 if x >= 0 else math.nan
-
-
-# The plus turns True and False into 1 and 0.
-
-
-def _scalar_larger(a: float, b: float) -> float:
-    return +(a if a != a or a >= b else b)
-
-
-def _scalar_smaller(a: float, b: float) -> float:
-    return +(a if a != a or a <= b else b)
-
-
-def _scalar_exp(x: float) -> float:
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf
-
-
-def _scalar_sign(x: float) -> float:
-    return float((x > 0) - (x < 0)) if x == x else x
-
-
-def _scalar_log(x: float) -> float:
-    return math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan)
-
-
-def _scalar_as_stored(x: float) -> float:
-    return struct.unpack("f", struct.pack("f", x))[0]
-
-
-def _scalar_select(condition: Any, a: Any, b: Any) -> Any:
-    return +(a if condition else b)
-
-
-SCALAR_WORDS: dict[str, Callable[..., float]] = {
-    "sqrt": _scalar_sqrt,
-    "exp": _scalar_exp,
-    "log": _scalar_log,
-    "sign": _scalar_sign,
-    "larger": _scalar_larger,
-    "smaller": _scalar_smaller,
-    "as_stored": _scalar_as_stored,
-    "select": _scalar_select,
-}
-
-
 def _apply(word: str, *operands: Any) -> Any:
     """A word on Numbers, Symbols or plain numbers."""
     for given in operands:
@@ -375,14 +365,14 @@ def _apply(word: str, *operands: Any) -> Any:
             return Number(machine, machine.emit(word, *(operand(machine, x) for x in operands)))
     for given in operands:
         if isinstance(given, Symbol):
-            memory = given.memory
-            texts = (spell_number(memory, x) for x in operands)
-            return Symbol(memory, memory.name(f"{word}({', '.join(texts)})"))
+            texts = [spell_number(given.memory, x) for x in operands]
+            return symbol_of(given.memory, f"{word}({', '.join(texts)})", operands)
     for given in operands:
         # A hyper-parameter that is a tensor has `item`, and so do numpy's numbers.
         if not isinstance(given, Real) and not hasattr(given, "item"):
             raise rule_errors.no_operand(word, given)
-    return SCALAR_WORDS[word](*operands)
+    words = DOUBLE_WORDS if any(isinstance(x, Double) for x in operands) else SCALAR_WORDS
+    return words[word](*operands)
 
 
 def _lifted(value: Any, like: Any) -> Any:
@@ -444,7 +434,7 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     if isinstance(condition, Symbol):
         memory = condition.memory
         texts = (condition.text, spell_number(memory, a), spell_number(memory, b))
-        return Symbol(memory, memory.name(f"select({', '.join(texts)})"))
+        return symbol_of(memory, f"select({', '.join(texts)})", (condition, a, b))
     return _apply("select", condition, a, b)
 
 
@@ -466,25 +456,37 @@ def ema_sq(old: Any, x: Any, beta: Any) -> Any:
     return old * beta + (1 - beta) * x * x
 
 
-def _reduce(word: str, x: Any) -> Number:
+Over: TypeAlias = Literal["tensor", "group", "all"]
+
+
+def _reduce(word: str, x: Any, over: Over) -> float:
+    if over not in LEVELS[1:]:
+        raise rule_errors.no_such_level(word, over, LEVELS[1:])
+    if isinstance(x, Double) or (isinstance(x, Symbol) and x.stage):
+        raise rule_errors.reduced_twice(word)
     if not isinstance(x, Number):
         raise rule_errors.reduced_plain_number(word)
-    return Number(x.machine, x.machine.emit(word, x.handle))
+    return x.machine.reduce(word, x.handle, over)
 
 
-def mean(x: Number) -> Number:
-    """The mean over the whole tensor."""
-    return _reduce("mean", x)
+def total(x: Number, over: Over = "tensor") -> float:
+    """The sum over the tensor, over all tensors of the group, or over all parameters."""
+    return _reduce("total", x, over)
 
 
-def norm(x: Number) -> Number:
-    """The Euclidean norm of the whole tensor."""
-    return _reduce("norm", x)
+def mean(x: Number, over: Over = "tensor") -> float:
+    """The mean over the tensor, over all tensors of the group, or over all parameters."""
+    return _reduce("mean", x, over)
 
 
-def largest(x: Number) -> Number:
-    """The largest element of the whole tensor."""
-    return _reduce("largest", x)
+def norm(x: Number, over: Over = "tensor") -> float:
+    """The Euclidean norm of the tensor, of all tensors of the group, or of all parameters."""
+    return _reduce("norm", x, over)
+
+
+def largest(x: Number, over: Over = "tensor") -> float:
+    """The largest element of the tensor, of all tensors of the group, or of all parameters."""
+    return _reduce("largest", x, over)
 
 
 def becomes(value: Number | float) -> Becomes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from steprule.declare import Elementwise, WeightDecay, decay, errors, hyper, run_on_slots, slot
@@ -57,8 +56,8 @@ class Sophia(Elementwise):
 
     _looked = False
 
-    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
-        step = super()._prepare_group(group)
+    def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Any]:
+        step = super()._prepare_group(group, after)
         # Once: to look at every step would make the host wait for the device.
         if not self._looked:
             self._looked = self._look_for_curvature(group)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from steprule import rule_errors, words
 from steprule.engine.fields import Field, Slot
-from steprule.words import Becomes, Machine, Moved, Number, Parameter, Symbol
+from steprule.words import Becomes, Machine, Moved, Number, Parameter, Symbol, finest
 
 Update = Callable[[Any, Any, Any, Any, Any], Any]
 DECAYS: dict[str, Callable[..., Any]] = {}
@@ -107,9 +107,12 @@ class Slots:
         self._check(letter)
         if not isinstance(value, Number):
             value = self._machine.plain(value)
+            per = self._declared[letter].per
+            if isinstance(value, Symbol) and finest((per, value.level)) != per:
+                raise rule_errors.finer_than_slot(self._machine.rule, letter, per, value.level)
         elif letter in self._plain:
             raise rule_errors.plain_slot_given_a_value(self._machine.rule, letter)
-        elif not self._declared[letter].per_tensor:
+        elif self._declared[letter].per == "element":
             value = Number(self._machine, value.handle)
         self.numbers[letter] = value
         self.written.add(letter)

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from steprule.engine import storage
+from steprule.engine.fields import scalar_dtype
 from steprule.engine.program import Program
+from steprule.plain import DOUBLE_WORDS
 
 KINDS = {torch.float32: "f", torch.float64: "d"}
 
 
 def keys_of(program: Program, state: Mapping[str, Any]) -> list[str]:
     """The keys of what a state keeps once per tensor: the step count, then the rule's own."""
-    keys = [slot.key for slot in program.scalar_slots.values()]
+    keys = [slot.key for slot in program.scalar_slots.values() if not slot.shared]
     return ["step", *keys] if "step" in state else keys
 
 
@@ -62,24 +64,33 @@ class Counters:
     def __init__(self, program: Program, tensors: int, keys: Sequence[str], counts: Sequence[Sequence[Tensor]]):
         self._program = program
         self._counting = list(keys[:1]) == ["step"]
-        self._letters = list(program.scalar_slots)
+        # Of the slots that parameters share, the groups hold the values.
+        self._letters = [letter for letter, slot in program.scalar_slots.items() if not slot.shared]
         self._cells = [Cells(list(map(Tensor.data_ptr, x)), KINDS[x[0].dtype]) for x in counts]
         self._counts: list[Any] = []
         self._after: list[list[float]] = []
+        self._new: dict[str, Any] = {}
         self._first: list[int] = []
+        self._handed_on: list[Any] = []
+        self._each = list(range(tensors))
+        self.table: Any = None
         self.row_of: list[int] = []
         self._group([cells.read() for cells in self._cells], tensors)
+        self._later = [vectorized(stage.source) for stage in program.scalars[1:]]
 
-    def next(self, values: Mapping[str, Any]) -> list[list[float]]:
-        """The rows of scalars of the next step; `row_of` says whose each is. Counts nothing.
+    def next(self, values: Mapping[str, Any]) -> Any:
+        """The rows of scalars of the next step's first sweep; `rows` says whose each is. Counts nothing.
 
-        values: the hyper-parameters. Raises whatever the rule's arithmetic on them raises.
+        values: the hyper-parameters, and the slots that parameters share by letter. Raises whatever the rule's
+        arithmetic on them raises.
         """
         counts = [cells.read() for cells in self._cells]
         if not all(map(np.array_equal, counts, self._counts)):
-            self._group(counts, len(self.row_of))
+            self._group(counts, len(self._each))
+        stage = self._program.scalars[0]
         rows: list[list[float]] = []
-        self._after = []
+        handed_on: list[Any] = []
+        self._after, self._new = [], {}
         for first in self._first:
             now = [float(column[first]) for column in counts]
             t = math.nan
@@ -87,20 +98,62 @@ class Counters:
                 # In the count's own precision, where the largest ones no longer grow.
                 now[0] = t = self._cells[0].rounded(now[0] + 1)
             own = dict(zip(self._letters, now[-len(self._letters) :], strict=True)) if self._letters else {}
-            operands, new = self._program.scalars(values, t, own)
-            for letter, value in zip(self._program.scalar_outputs, new, strict=True):
-                now[self._letters.index(letter) - len(self._letters)] = float(value)
+            operands, new, *rest = stage.function(values, t, own if own else values)
+            for letter, value in zip(stage.slots, new, strict=True):
+                self._note(letter, value, now)
             rows.append([float(x) for x in operands])
+            handed_on += rest
             self._after.append(now)
-        return rows
+        if not self._later:
+            return rows
+        self._handed_on = [np.array(x, dtype=np.float64)[self.row_of] for x in zip(*handed_on, strict=True)]
+        self.table = np.zeros((len(self._each), self._program.scalar_count))
+        self.table[:, : stage.count] = np.array(rows)[self.row_of]
+        return self.table
+
+    def _note(self, letter: str, value: Any, now: list[float]) -> None:
+        """Keep the new value of a coarse slot for the end of the step."""
+        if letter in self._letters:
+            now[self._letters.index(letter) - len(self._letters)] = float(value)
+        else:
+            self._new[letter] = float(value)
+
+    @property
+    def rows(self) -> list[int]:
+        """For each tensor, which row of scalars is its own."""
+        return self._each if self._later else self.row_of
+
+    def add(self, stage: int, reduced: Mapping[int, Any]) -> None:
+        """Complete the rows with the scalars that are made of finished reductions.
+
+        reduced: what each came to, for every tensor or for all of them.
+        """
+        operands, new = self._later[stage - 1](self._handed_on, reduced)
+        first = self._program.scalars[stage].first
+        for place, value in enumerate(operands):
+            self.table[:, first + place] = value
+        self._new |= dict(zip(self._program.scalars[stage].slots, new, strict=True))
 
     def count(self) -> None:
-        """Count the step that `next` was asked about."""
+        """Count the step that `next` was asked about, and keep the new values of the tensors' own slots."""
         self._counts = []
+        changed = False
         for place, cells in enumerate(self._cells):
             column = [row[place] for row in self._after]
             cells.write(column[0] if len(column) == 1 else [column[row] for row in self.row_of])
+            letter = (["step"] * self._counting + self._letters)[place]
+            if letter in self._new:
+                cells.write(self._new[letter])
+                changed = True
             self._counts.append(cells.read())
+        if changed:
+            self._group(self._counts, len(self._each))
+
+    def shared(self) -> dict[str, float]:
+        """The new values of the slots that parameters share, by key."""
+        slots = self._program.scalar_slots
+        # A vector holds the same number for every tensor.
+        return {slots[x].key: float(np.ravel(value)[0]) for x, value in self._new.items() if slots[x].shared}
 
     def _group(self, counts: list[Any], tensors: int) -> None:
         """Give tensors with equal counts one row."""
@@ -113,6 +166,62 @@ class Counters:
                 self._first.append(place)
         self.row_of = [rows[key] for key in keys]
         self._counts = counts
+
+
+_where = cast(Any, np.where)
+
+
+def _number_by_number(word: str, operands: int) -> Callable[..., Any]:
+    # numpy's own are off by one unit in the last place, now and then.
+    call: Any = np.frompyfunc(DOUBLE_WORDS[word], operands, 1)
+    return lambda *given: np.asarray(call(*given), dtype=np.float64)
+
+
+def _sign(x: Any) -> Any:
+    return _where(x != 0, np.sign(x), 0.0)
+
+
+def _larger(a: Any, b: Any) -> Any:
+    return _where((a != a) | (a >= b), a, b)
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    return _where((a != a) | (a <= b), a, b)
+
+
+def _select(condition: Any, a: Any, b: Any) -> Any:
+    return _where(np.asarray(condition) != 0, a, b)
+
+
+def _as_stored(x: Any) -> Any:
+    kind = np.float64 if scalar_dtype() == torch.float64 else np.float32
+    return np.asarray(x).astype(kind).astype(np.float64)
+
+
+# The words of scalars on vectors with one number per tensor; the numbers are those of `DOUBLE_WORDS`.
+VECTOR_WORDS: dict[str, Callable[..., Any]] = {
+    "sqrt": _number_by_number("sqrt", 1),
+    "exp": _number_by_number("exp", 1),
+    "log": _number_by_number("log", 1),
+    "power": _number_by_number("power", 2),
+    "sign": _sign,
+    "larger": _larger,
+    "smaller": _smaller,
+    "select": _select,
+    "as_stored": _as_stored,
+}
+
+
+def vectorized(source: str) -> Callable[..., tuple[Any, Any]]:
+    """The function of a later stage of `Program.scalars`, on vectors."""
+    scope: dict[str, Any] = dict(VECTOR_WORDS)
+    exec(compile(source, "<scalars of a step rule>", "exec"), scope)
+
+    def quietly(c: Any, r: Any) -> tuple[Any, Any]:
+        with np.errstate(all="ignore"):
+            return scope["scalars"](c, r)
+
+    return quietly
 
 
 class Keys:

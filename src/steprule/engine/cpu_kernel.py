@@ -73,6 +73,7 @@ POWERS = {
 
 # How a reduction starts, and how it takes in one value.
 REDUCTIONS = {
+    "total": ("0.0", "sum_with({0}, float64({1}))"),
     "mean": ("0.0", "sum_with({0}, float64({1}))"),
     "norm": ("0.0", "sum_with({0}, float64({1}) * float64({1}))"),
     "largest": ("number(-inf)", "larger({0}, {1})"),
@@ -121,27 +122,18 @@ def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]
     scales of codes ('<letter>_scale') and the entries named in `storage.EXTRA_KEYS`.
     """
     printed: list[Source] = []
-    sweeps = program.passes()
-    reductions: dict[int, int] = {}
+    sweeps = program.passes
     for number, sweep in enumerate(sweeps):
         title = f"{program.rule}, pass {number + 1} of {len(sweeps)}"
-        printer = _Printer(program, sweep, dtypes, reductions)
+        printer = _Printer(program, sweep, dtypes)
         kinds = "-".join(dict.fromkeys((DTYPES | STORAGE)[dtypes[name]] for name in arrays_of(program, dtypes)))
         name = "-".join(filter(None, (program.rule, kinds, str(number + 1) * (len(sweeps) > 1))))
         printed.append(Source(name, printer.text(title)))
-        for reduction in sweep.reductions:
-            reductions[reduction.out.index] = len(reductions)
     return printed
 
 
 class _Printer:
-    def __init__(
-        self,
-        program: Program,
-        sweep: Pass,
-        dtypes: Mapping[str, torch.dtype],
-        reductions: Mapping[int, int],
-    ):
+    def __init__(self, program: Program, sweep: Pass, dtypes: Mapping[str, torch.dtype]):
         self.program = program
         self.sweep = sweep
         self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
@@ -150,7 +142,6 @@ class _Printer:
         self.coded = [x for x in program.slots if dtypes[x] in CODED and x in touched]
         self.noisy = noisy(program, sweep, dtypes)
         self.in_blocks = bool(self.coded or self.noisy)
-        self.reductions = reductions
         self.number = "float64" if "float64" in self.dtypes.values() else "float32"
 
     def text(self, title: str) -> str:
@@ -186,10 +177,6 @@ class _Printer:
         for index in range(self.program.scalar_count):
             if any(str(x) == f"c{index}" for x in used):
                 lines.append(f"c{index} = number(scalar(job, row + {index}))")
-        for register in self.sweep.reduced:
-            place = f"job, {self.reductions[register.index]}, tensor"
-            lines.append(f"{register} = number(reduced({place}))")
-        lines += [self._line(x) for x in self.sweep.instructions if x.out.reduced]
         for place, reduction in enumerate(self.sweep.reductions):
             lines.append(f"total{place} = {REDUCTIONS[reduction.word][0]}")
         return lines
@@ -249,10 +236,10 @@ class _Printer:
     def _inside(self) -> list[str]:
         """What is done for each element: load, compute, store."""
         lines = [f"{r} = {self._loaded(name)}" for name, r in self.sweep.inputs.items()]
-        lines += [self._line(x) for x in self.sweep.instructions if not x.out.reduced]
+        lines += [self._line(x) for x in self.sweep.instructions]
         for place, reduction in enumerate(self.sweep.reductions):
             form = REDUCTIONS[reduction.word][1]
-            value = self._number(reduction.operands[0])
+            value = self._number(reduction.operand)
             lines.append(f"total{place} = {form.format(f'total{place}', value)}")
         for name, register in self.sweep.outputs.items():
             lines += self._stored(name, self._number(register))

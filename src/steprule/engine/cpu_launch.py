@@ -34,7 +34,8 @@ class Launch:
         self._inputs = cpu_kernel.arrays_of(program, dtypes)
         self._texts = cpu_kernel.sources(program, dtypes)
         self._kernels = [cpu_threads.Kernel(kernel_cache.address_of(*text)) for text in self._texts]
-        self._reductions = [list(sweep.reductions) for sweep in program.passes()]
+        self._reductions = [list(sweep.reductions) for sweep in program.passes]
+        self.sweeps = len(self._reductions)
         self.bytes = sum(lengths) * sum(dtypes[name].itemsize for name in program.inputs)
         self._lengths = np.array(lengths, dtype=np.int64)
         self._chunks = _chunks(self._lengths)
@@ -45,7 +46,6 @@ class Launch:
         self._given_rows: Sequence[int] = ()
         widest = max(len(words) for words in self._reductions)
         self._partials = np.zeros(len(self._chunks) * widest)
-        self._reduced = np.zeros((sum(len(words) for words in self._reductions), len(lengths)))
         self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._job = np.zeros(len(cpu_threads.JOB), dtype=np.int64)
@@ -55,7 +55,6 @@ class Launch:
         self._fill("pointers", self._pointers)
         self._fill("rows", self._rows)
         self._fill("partials", self._partials)
-        self._fill("reduced", self._reduced)
         self._job[cpu_threads.JOB.index("tensors")] = len(lengths)
 
     def explain(self) -> list[str]:
@@ -73,27 +72,32 @@ class Launch:
         """Set the address of the first element of each tensor, for one input of the program."""
         self._pointers[self._inputs.index(name)] = addresses
 
-    def run(self, scalars: Sequence[Sequence[float]], rows: Sequence[int]) -> None:
-        """One step.
+    def run(self, scalars: Sequence[Sequence[float]], rows: Sequence[int], sweep: int = 0) -> list[Any]:
+        """One sweep.
 
-        scalars: rows of what `Program.scalars` computes. rows: which of them each tensor uses.
+        scalars: rows of what `Program.scalars` have computed so far. rows: which of them is each tensor's own.
+        Returns, for each reduction of the sweep, what it came to over each tensor.
         """
         if len(scalars) != len(self._scalars):
             self._scalars = np.zeros((len(scalars), self._scalars.shape[1]))
             self._fill("scalars", self._scalars)
-        self._scalars[:] = scalars
+        width = len(scalars[0]) if len(scalars) else 0
+        self._scalars[:, :width] = scalars
         if rows is not self._given_rows:
             self._given_rows = rows
             self._rows[:] = np.multiply(rows, self._scalars.shape[1])
         number = cpu_threads.threads(self.bytes)
         self._share(number)
-        done = 0
-        for kernel, words in zip(self._kernels, self._reductions, strict=True):
-            kernel.run(self._job_address, number)
-            for place, step in enumerate(words):
-                partials = self._partials[place : len(self._chunks) * len(words) : len(words)]
-                self._reduced[done] = self._combine(step.word, partials)
-                done += 1
+        self._kernels[sweep].run(self._job_address, number)
+        words = self._reductions[sweep]
+        taken = self._partials[: len(self._chunks) * len(words)].reshape(-1, max(1, len(words)))
+        return [self._combine(step.word, taken[:, place]) for place, step in enumerate(words)]
+
+    def finished(self, word: str, shares: Any) -> Any:
+        """What a reduction comes to over each tensor."""
+        if word == "mean":
+            return shares / np.maximum(self._lengths, 1)
+        return np.sqrt(shares) if word == "norm" else shares
 
     def _fill(self, name: str, table: NDArray[Any]) -> None:
         self._job[cpu_threads.JOB.index(name)] = table.ctypes.data
@@ -123,15 +127,13 @@ class Launch:
             self._job[cpu_threads.JOB.index(name)] = getattr(openmp, name, 0)
 
     def _combine(self, word: str, partials: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The result of a reduction over each tensor, from the results over its chunks in order."""
+        """What a reduction came to over each tensor, before it is finished, from its chunks in order."""
         counts = -(-self._lengths // CHUNK)
         starts = (np.cumsum(counts) - counts)[counts > 0]
-        result = np.zeros(len(counts))
+        result = np.full(len(counts), -np.inf if word == "largest" else 0.0)
         combine = np.maximum if word == "largest" else np.add
         result[counts > 0] = combine.reduceat(partials, starts)
-        if word == "mean":
-            return result / np.maximum(self._lengths, 1)
-        return np.sqrt(result) if word == "norm" else result
+        return result
 
 
 def _aligned(count: int) -> NDArray[np.float32]:

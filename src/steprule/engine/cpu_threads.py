@@ -31,7 +31,6 @@ JOB = (
     "rows",  # address of one index per tensor: where its scalars begin
     "partials",  # address of one double per reduction and chunk: the result for that chunk
     "scratch",  # address of one block of floats per share and array of 8-bit codes
-    "reduced",  # address of one double per reduction and tensor: the finished reductions
 )
 
 # Below this many bytes it is not worth waking other threads; torch's own limit is 32,768 elements.

@@ -195,18 +195,6 @@ def _cell(builder, job, table, width, row, column):
 
 
 @intrinsic
-def reduced(context, job, reduction, tensor):
-    """A finished reduction over a tensor."""
-
-    def generate(context, builder, signature, values):
-        job, reduction, tensor = values
-        width = _field(builder, job, "tensors")
-        return builder.load(_cell(builder, job, "reduced", width, reduction, tensor))
-
-    return types.float64(job, reduction, tensor), generate
-
-
-@intrinsic
 def keep_partial(context, job, reductions, reduction, chunk, value):
     """Keep the result of a reduction over a chunk."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, cast
@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from steprule import errors
-from steprule.words import SCALAR_WORDS
+from steprule.plain import SCALAR_WORDS
 
 # The key under which a group with nonfinite="skip" counts its skipped steps.
 SKIPPED_STEPS = "skipped_steps"
@@ -146,19 +146,44 @@ class Field:
         return replace(self, name=name, type=type_text)
 
 
+class Parameter:
+    """The start of a slot that begins as a copy of the parameter; `parameter` is the only one."""
+
+    def __repr__(self) -> str:
+        return "parameter"
+
+
+parameter = Parameter()
+
+
 @dataclass(frozen=True)
 class Slot:
-    """State that a rule keeps: one value per element of the parameter, or one per tensor."""
+    """State that a rule keeps: one number per element, tensor or group, or one for all parameters."""
 
     key: str
     when: str | None = None
-    starts: float | str = 0.0
-    per_tensor: bool = False
+    starts: float | str | Parameter = 0.0
+    per: str = "element"
     shape: Shape | None = None
     never_negative: bool = False
     not_in_8_bits: str | None = None
     subtracted_from: str | None = None
     letter: str = ""
+
+    @property
+    def per_tensor(self) -> bool:
+        """Whether each parameter has one number of it."""
+        return self.per == "tensor"
+
+    @property
+    def shared(self) -> bool:
+        """Whether parameters share it, so that it is in the groups."""
+        return self.per in ("group", "all")
+
+    def start(self, group: Mapping[str, Any]) -> float:
+        """Its first value in this group."""
+        given: Any = group[self.starts] if isinstance(self.starts, str) else self.starts
+        return given.detach().item() if isinstance(given, torch.Tensor) else given
 
     def exists(self, group: dict[str, Any]) -> bool:
         """Whether this group's options need the slot."""
@@ -166,6 +191,8 @@ class Slot:
 
     def shape_for(self, param: torch.Tensor) -> tuple[int, ...] | None:
         """The slot's shape for this parameter; None where the parameter has no such slot."""
+        if self.shared:
+            return None
         if self.per_tensor:
             return ()
         return tuple(param.shape) if self.shape is None else self.shape(param.shape)
@@ -177,8 +204,13 @@ class Slot:
         shape = self.shape_for(param)
         if shape is None:
             return None
+        if self.starts is parameter:
+            # Of 16 bits: differences to it are small.
+            half = param.dtype in (torch.bfloat16, torch.float16)
+            copy = param.detach().to(torch.float32 if half else param.dtype, copy=True)
+            return copy
         given = group[self.starts] if isinstance(self.starts, str) else self.starts
-        start: float = given.detach().item() if isinstance(given, torch.Tensor) else given
+        start = self.start(group)
         if self.per_tensor:
             state = torch.tensor(start, dtype=scalar_dtype(), device="cpu")
         elif self.shape is not None:

@@ -8,15 +8,19 @@ bit for bit: the words are the same ATen operations on the same values.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from steprule.engine import reference, storage
-from steprule.engine.program import Instruction, Program, Register, Scalar
+from steprule.engine import phases, reference, storage, sums
+from steprule.engine.phases import Going, Part
+from steprule.engine.program import Instruction, Pass, Program, Reduction, Register, Scalar, Scalars
 from steprule.engine.reference import Eager, Work, compute_dtype, real
+from steprule.engine.sums import Partial
+from steprule.plain import Double
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -57,22 +61,40 @@ IN_PLACE = {word: _listed(word, in_place=True) for word in (*UNARY, *BINARY)}
 _copy: Callable[[Tensors, Tensors], None] = getattr(torch, "_foreach_copy_")  # noqa: B009
 
 
-def run(program: Program, scalars: tuple[Any, ...], columns: dict[str, Tensors], dtype: torch.dtype) -> None:
-    """One step of tensors that share their scalars. `columns` has a list for 'p', 'g' and every slot."""
+def _sweep(
+    program: Program,
+    number: int,
+    scalars: Sequence[Any],
+    columns: dict[str, Tensors],
+    dtype: torch.dtype,
+) -> list[tuple[Reduction, list[Partial]]]:
+    """One sweep over tensors. `columns` holds a list for 'p', 'g' and every slot.
+
+    scalars: floats, or lists with one of each tensor. Returns what each reduction came to over each tensor.
+    """
+    sweep = program.passes[number]
     live = most_alive(program, [name for name, column in columns.items() if column[0].dtype != dtype])
-    for bucket in _buckets(columns, live, dtype, cut=not program.reduces):
-        _run_bucket(program, scalars, bucket, dtype)
+    found: list[tuple[Reduction, list[Partial]]] = [(x, []) for x in sweep.reductions]
+    whole = bool(sweep.reductions) or any(isinstance(x, list) for x in scalars)
+    first = 0
+    for bucket in _buckets(columns, live, dtype, cut=not whole):
+        count = len(bucket["p"])
+        own: list[Any] = [x[first : first + count] if type(x) is list else x for x in scalars]
+        first += count
+        for (_, partials), new in zip(found, _run_bucket(program, sweep, own, bucket, dtype), strict=True):
+            partials += new
+    return found
 
 
 def _run_bucket(
-    program: Program, scalars: tuple[Any, ...], columns: dict[str, Tensors], dtype: torch.dtype
-) -> None:
+    program: Program, sweep: Pass, scalars: Sequence[Any], columns: dict[str, Tensors], dtype: torch.dtype
+) -> list[list[Partial]]:
     machine = Eager(program.rule, dtype)
     values: dict[int, Tensors] = {}
     owned: set[int] = set()
-    goal = {register.index: name for name, register in program.outputs.items()}
+    goal = {register.index: name for name, register in sweep.outputs.items()}
     home: dict[int, str] = {}
-    for name, register in program.inputs.items():
+    for name, register in sweep.inputs.items():
         stored = columns[name]
         # Bind no variable to a converted copy: that would keep it in memory to the end.
         values[register.index] = stored if stored[0].dtype == dtype else [x.to(dtype) for x in stored]
@@ -80,12 +102,12 @@ def _run_bucket(
             owned.add(register.index)
         elif name != "g":
             home[register.index] = name
-    for step, dying in zip(program.instructions, _deaths(program), strict=True):
+    for step, dying in zip(sweep.instructions, _deaths(sweep), strict=True):
         first = step.operands[0]
         index = first.index if isinstance(first, Register) else -1
         # In place: on a temporary that is not needed any more, or on a slot that this word replaces.
         mine = index in owned or (index in home and goal.get(step.out.index) == home[index])
-        reuse = mine and index in dying and step.word in IN_PLACE and _fits(step, first)
+        reuse = mine and index in dying and step.word in IN_PLACE and _fits(step, first, scalars)
         values[step.out.index] = _carry_out(machine, step, values, scalars, reuse)
         if reuse and index in home:
             home[step.out.index] = home[index]
@@ -93,14 +115,17 @@ def _run_bucket(
             owned.add(step.out.index)
         for dead in dying - {step.out.index}:
             values.pop(dead, None)
-    _store(program, columns, values, home)
+    partials = [
+        [sums.partial(x.word, machine.counted(value)) for value in values[x.operand.index]]
+        for x in sweep.reductions
+    ]
+    _store(sweep, columns, values, home)
+    return partials
 
 
-def _store(
-    program: Program, columns: dict[str, Tensors], values: dict[int, Tensors], home: dict[int, str]
-) -> None:
-    """Copy every result to where it belongs, unless it was computed in place."""
-    moved = {name: r.index for name, r in program.outputs.items() if home.get(r.index) != name}
+def _store(sweep: Pass, columns: dict[str, Tensors], values: dict[int, Tensors], home: dict[int, str]) -> None:
+    """Copy every result to where it belongs, unless it was computed there."""
+    moved = {name: r.index for name, r in sweep.outputs.items() if home.get(r.index) != name}
     for index in moved.values():
         # A slot gets the old value of another one, which is overwritten as well.
         if home.get(index) in moved:
@@ -114,7 +139,7 @@ def _carry_out(
     machine: Eager,
     step: Instruction,
     values: dict[int, Tensors],
-    scalars: tuple[Any, ...],
+    scalars: Sequence[Any],
     reuse: bool,
 ) -> Tensors:
     operands: list[Any] = []
@@ -127,7 +152,7 @@ def _carry_out(
                 value = [machine.counted(entry) for entry in value]
         operands.append(value)
     call = (IN_PLACE if reuse else LISTS).get(step.word)
-    if call is not None:
+    if call is not None and not _differ(step, scalars):
         made = call(*operands)
         return operands[0] if reuse else list(made)
     count = len(values[next(x.index for x in step.operands if isinstance(x, Register))])
@@ -140,18 +165,23 @@ def _carry_out(
     return result
 
 
-def _fits(step: Instruction, first: Any) -> bool:
-    """Whether the result has the form of the first operand, and no other operand is the same register."""
-    if first.mask or (first.reduced and not step.out.reduced):
+def _differ(step: Instruction, scalars: Sequence[Any]) -> bool:
+    """Whether each tensor has plain numbers of its own here."""
+    return any(isinstance(x, Scalar) and isinstance(scalars[x.index], list) for x in step.operands)
+
+
+def _fits(step: Instruction, first: Any, scalars: Sequence[Any]) -> bool:
+    """Whether the result has the form of the first operand, which no other operand is."""
+    if first.mask or _differ(step, scalars):
         return False
     return sum(isinstance(x, Register) and x.index == first.index for x in step.operands) == 1
 
 
-def _deaths(program: Program) -> list[set[int]]:
+def _deaths(sweep: Pass) -> list[set[int]]:
     """For every instruction, the registers that nothing after it needs."""
-    alive = {register.index for register in program.outputs.values()}
+    alive = {register.index for register in (*sweep.outputs.values(), *(x.operand for x in sweep.reductions))}
     deaths: list[set[int]] = []
-    for step in reversed(program.instructions):
+    for step in reversed(sweep.instructions):
         used = {x.index for x in step.operands if isinstance(x, Register)}
         deaths.append(used - alive)
         alive |= used
@@ -163,10 +193,14 @@ def most_alive(program: Program, converted: Iterable[str] = ()) -> int:
 
     converted: the inputs that are stored in another dtype than the one computed in, so that they are copied.
     """
-    alive = {program.inputs[name].index for name in converted if name in program.inputs}
-    inputs = {register.index for register in program.inputs.values()} - alive
+    return max(_most_alive(sweep, converted) for sweep in program.passes)
+
+
+def _most_alive(sweep: Pass, converted: Iterable[str]) -> int:
+    alive = {sweep.inputs[name].index for name in converted if name in sweep.inputs}
+    inputs = {register.index for register in sweep.inputs.values()} - alive
     most = max(1, len(alive))
-    for step, dying in zip(program.instructions, _deaths(program), strict=True):
+    for step, dying in zip(sweep.instructions, _deaths(sweep), strict=True):
         alive.add(step.out.index)
         most = max(most, len(alive - inputs))
         alive -= dying
@@ -214,8 +248,9 @@ def takes(work: Work) -> bool:
 def scalars_of(program: Program, group: dict[str, Any], state: dict[str, Any]) -> tuple[Any, Any]:
     """What a parameter's scalars depend on at its next step, and a function that computes them."""
     t = reference.next_step(state)
-    numbers = {x: state[slot.key].item() for x, slot in program.scalar_slots.items()}
-    return (t, *numbers.values()), lambda: program.scalars(group, t, numbers)
+    slots = program.scalar_slots.items()
+    numbers = {x: group[slot.key] if slot.shared else state[slot.key].item() for x, slot in slots}
+    return (t, *numbers.values()), lambda: program.scalars[0].function(group, t, numbers)
 
 
 def check_scalars(program: Program, group: dict[str, Any], work: list[Work]) -> None:
@@ -228,10 +263,13 @@ def check_scalars(program: Program, group: dict[str, Any], work: list[Work]) -> 
             known.add(seen)
 
 
-def prepare(program: Program, group: dict[str, Any], work: list[Work]) -> Callable[[], None]:
-    """Prepare a step of these parameters, those with equal scalars together. Returns what runs it."""
+def prepare(program: Program, group: dict[str, Any], work: list[Work], after: dict[str, float]) -> list[Part]:
+    """One step of these parameters, those with equal scalars together: all but running it.
+
+    after: gets the new values of slots that the group's parameters share.
+    """
     together: dict[Any, list[Work]] = {}
-    known: dict[Any, tuple[Any, Any]] = {}
+    known: dict[Any, tuple[Any, ...]] = {}
     for entry in work:
         param, gradient, state = entry
         seen, scalars = scalars_of(program, group, state)
@@ -239,19 +277,80 @@ def prepare(program: Program, group: dict[str, Any], work: list[Work]) -> Callab
             known[seen] = scalars()
         dtypes = tuple(state[slot.key].dtype for slot in program.slots.values())
         together.setdefault((seen, param.dtype, param.device, gradient.dtype, dtypes), []).append(entry)
+    keys = phases.keys_of(program, group)
+    batches = [_Batch(program, entries, known[seen[0]], after) for seen, entries in together.items()]
+    return [Part(partial(batch.start, group), frozenset(keys)) for batch in batches]
 
-    def step() -> None:
-        for (seen, *_), entries in together.items():
-            scalars, updated = known[seen]
-            # Floats, even for comparisons: torch's lists do not accept a boolean as a factor.
-            plain = tuple(map(float, scalars))
-            run(program, plain, _columns(program, entries), compute_dtype(entries[0][0]))
-            for _, _, state in entries:
-                reference.count(state)
-                for letter, value in zip(program.scalar_outputs, updated, strict=True):
-                    state[program.scalar_slots[letter].key].fill_(float(value))
 
-    return step
+class _Batch:
+    """Parameters that one call of torch steps, and what their scalars are."""
+
+    def __init__(self, program: Program, work: list[Work], first: tuple[Any, ...], after: dict[str, float]):
+        self._program = program
+        self._work = work
+        # Floats, also for comparisons: torch's lists take no truth for a factor.
+        self._scalars: list[Any] = list(map(float, first[0]))
+        self._new: dict[str, Any] = dict(zip(program.scalars[0].slots, first[1], strict=True))
+        self._handed_on: Any = first[2] if len(first) > 2 else ()
+        self._after = after
+
+    def start(self, group: dict[str, Any]) -> Going | None:
+        """Run the step, or return what runs it between sums over several tensors."""
+        if self._program.shares:
+            return self._step(group)
+        for _ in self._step(group):
+            raise AssertionError("no sum over several tensors was asked for")
+        return None
+
+    def _step(self, group: dict[str, Any]) -> Going:
+        program = self._program
+        columns = _columns(program, self._work)
+        dtype = compute_dtype(self._work[0][0])
+        reduced: list[dict[int, Double]] = [{} for _ in self._work]
+        sweeps = len(program.passes)
+        for number in range(max(sweeps, len(program.scalars))):
+            if number:
+                self._add_scalars(program.scalars[number], reduced)
+            if number == sweeps:
+                break
+            found = _sweep(program, number, self._scalars, columns, dtype)
+            yield from _finish(found, reduced, group)
+        for row, (_, _, state) in enumerate(self._work):
+            reference.count(state)
+            for letter, column in self._new.items():
+                value: Any = cast("list[Any]", column)[row] if isinstance(column, list) else column
+                slot = program.scalar_slots[letter]
+                if slot.shared:
+                    self._after[slot.key] = float(value)
+                else:
+                    state[slot.key].fill_(float(value))
+
+    def _add_scalars(self, stage: Scalars, reduced: list[dict[int, Double]]) -> None:
+        """The scalars that are made of finished reductions: lists, with one of each tensor."""
+        rows = [stage.function(self._handed_on, own) for own in reduced]
+        self._scalars += [list(map(float, column)) for column in zip(*(row[0] for row in rows), strict=True)]
+        columns = [list(column) for column in zip(*(row[1] for row in rows), strict=True)]
+        self._new |= dict(zip(stage.slots, columns, strict=True))
+
+
+def _finish(
+    found: list[tuple[Reduction, list[Partial]]], reduced: list[dict[int, Double]], group: dict[str, Any]
+) -> Going:
+    """Put what the reductions of a sweep came to into the tensors' rows."""
+    asked: dict[Any, tuple[str, Partial]] = {}
+    for reduction, partials in found:
+        if reduction.over == "tensor":
+            for row, own in zip(reduced, partials, strict=True):
+                row[reduction.index] = Double(sums.finished(reduction.word, [own]))
+        else:
+            asked[phases.key_in(group, reduction)] = reduction.word, sums.together(reduction.word, partials)
+    if not asked:
+        return
+    known = yield asked
+    for reduction, _ in found:
+        if reduction.over != "tensor":
+            for row in reduced:
+                row[reduction.index] = Double(known[phases.key_in(group, reduction)])
 
 
 def _columns(program: Program, entries: list[Work]) -> dict[str, Tensors]:

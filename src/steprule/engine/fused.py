@@ -10,6 +10,7 @@ gradient or slot alive, goes into no checkpoint, and is not copied with its opti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain, repeat
 from operator import is_, itemgetter
 from typing import Any, cast
@@ -17,12 +18,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import cpu_kernel, cpu_launch, plans, runners, storage
+from steprule.engine import cpu_kernel, cpu_launch, phases, plans, runners, storage, sums
 from steprule.engine.counters import KINDS, Counters, Keys, keys_of
 from steprule.engine.fields import Field
 from steprule.engine.forms import Forms
 from steprule.engine.kernel_cache import NoKernel
+from steprule.engine.phases import Going, Part
 from steprule.engine.program import Program
+from steprule.engine.sums import Partial
 
 _OWN_DISPATCH = cast(Any, Tensor).__torch_dispatch__
 PLAIN = {Tensor, torch.nn.Parameter}
@@ -32,17 +35,19 @@ OPTIONS = ("state_dtype", "low_precision", "capturable", "fused")
 
 _address: Callable[[Tensor], int] = Tensor.data_ptr
 _numel: Callable[[Tensor], int] = Tensor.numel
-Run = Callable[[], None]
 
 
-def prepare(optimizer: Any, group: dict[str, Any]) -> tuple[Run, list[Tensor]]:
+def prepare(optimizer: Any, group: dict[str, Any], after: dict[str, float]) -> tuple[list[Part], list[Tensor]]:
     """A step of every parameter of the group that the kernel can take: all but running it.
+
+    after: gets the new values of slots that parameters share, when the step is taken.
 
     Returns what runs it, and the other parameters that have gradients: they are for the reference runner.
     Nothing moves before that. Raises whatever the gradients or the hyper-parameters raise.
     """
     program: Program = optimizer.program(group)
     values = _hyperparameters(optimizer, group)
+    values |= {x: float(group[slot.key]) for x, slot in program.scalar_slots.items() if slot.shared}
     own = plans.of(optimizer)
     # Kept alive until the kernel has read them, whatever other threads do.
     gradients: list[Tensor | None] = [param.grad for param in group["params"]]
@@ -59,16 +64,71 @@ def prepare(optimizer: Any, group: dict[str, Any]) -> tuple[Run, list[Tensor]]:
             raise AssertionError("a new plan must fit what it was made for")
     # Set by a gradient scaler for the length of a step.
     scaler = [getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")]
+    scaler = scaler if scaler != [None, None] else []
+    left = [group["params"][place] for place, _ in plan.refused]
     batches = plan.batches
     for batch in batches:
         batch.prepare(values)
+    shared = any(slot.shared for slot in program.scalar_slots.values())
+    if len(program.scalars) == 1:
 
-    def run() -> None:
-        for batch, written in zip(batches, found, strict=True):
-            batch.step(written, *(scaler if scaler != [None, None] else ()))
-        gradients.clear()
+        def run() -> None:
+            for batch, written in zip(batches, found, strict=True):
+                scaling = batch.step(written, *scaler)
+                if shared and not (scaling and scaling[0][1]):
+                    after.update(batch.counters.shared())
+            gradients.clear()
 
-    return run, [group["params"][place] for place, _ in plan.refused]
+        return [Part(run)], left
+    keys = phases.keys_of(program, group)
+    steps = [
+        partial(_sweeps, batch, written, scaler, group, gradients, after)
+        for batch, written in zip(batches, found, strict=True)
+    ]
+    return [Part(step if keys else partial(_to_the_end, step), keys) for step in steps], left
+
+
+def _to_the_end(step: Callable[[], Going]) -> None:
+    for _ in step():
+        raise AssertionError("no sum over several tensors was asked for")
+
+
+def _sweeps(
+    batch: Batch,
+    written: Iterable[Tensor],
+    scaler: list[Tensor | None],
+    group: dict[str, Any],
+    gradients: list[Tensor | None],
+    after: dict[str, float],
+) -> Going:
+    """A step of a batch whose scalars depend on sums: sweep by sweep.
+
+    gradients: held until the step is over.
+    """
+    program = batch.program
+    scaling = batch.begin(written, scaler)
+    reduced: dict[int, Any] = {}
+    for number, sweep in enumerate(program.passes):
+        if number:
+            batch.counters.add(number, reduced)
+        found = batch.launch.run(batch.counters.table, batch.counters.rows, *scaling, sweep=number)
+        asked: dict[Any, tuple[str, Partial]] = {}
+        for reduction, shares in zip(sweep.reductions, found, strict=True):
+            if reduction.over == "tensor":
+                reduced[reduction.index] = batch.launch.finished(reduction.word, shares)
+            else:
+                asked[phases.key_in(group, reduction)] = reduction.word, batch.together(reduction.word, shares)
+        if asked:
+            known = yield asked
+            for x in sweep.reductions:
+                if x.over != "tensor":
+                    reduced[x.index] = known[phases.key_in(group, x)]
+    for number in range(len(program.passes), len(program.scalars)):
+        batch.counters.add(number, reduced)
+    batch.end(scaling)
+    if not scaling or not scaling[0][1]:  # a gradient scaler skips the step otherwise
+        after.update(batch.counters.shared())
+    gradients.clear()
 
 
 def _resolved(gradient: Tensor | None) -> Tensor | None:
@@ -159,6 +219,12 @@ def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _counts_on_device(program: Program, group: dict[str, Any]) -> bool:
+    """Whether what is kept once per tensor is on the device: if asked for, or if it is made of sums there."""
+    own = {letter for letter, slot in program.scalar_slots.items() if slot.per_tensor}
+    return runners.counts_on_device(group) or any(own & set(stage.slots) for stage in program.scalars[1:])
+
+
 def _wrapped(tensor: Tensor) -> bool:
     """Whether the tensor's operations are not torch's own, as a DTensor's are."""
     kind: Any = type(tensor)
@@ -231,7 +297,7 @@ class Plan:
         reason = why_not(param, gradient, slots) or _no_count(keys, state) or _odd_storage(param, state)
         if reason is not None:
             return reason, None
-        where = param.device if runners.counts_on_device(group) else torch.device("cpu")
+        where = param.device if _counts_on_device(self.program, group) else torch.device("cpu")
         for key in keys:
             if state[key].device != where:
                 state[key] = state[key].to(where)
@@ -357,6 +423,7 @@ class Batch:
         gradients: Sequence[Tensor | None],
         states: Sequence[dict[str, Any]],
     ):
+        self.program = program
         self.places = places
         params: list[Tensor] = [group["params"][i] for i in places]
         own = cast(list[Tensor], [gradients[i] for i in places])
@@ -391,20 +458,24 @@ class Batch:
         states: Sequence[dict[str, Any]],
     ) -> None:
         """The launch on the device of these tensors, and where their counts and keys are kept."""
+        counts = [[state[key] for state in states] for key in self.counted]
+        given = program, len(states), self.counted, counts
         if runners.kernel_for(self.device) == "cpu_kernel":
             self.launch = cpu_launch.Launch(program, dtypes, self.lengths)
             keys = [key for key in storage.KEYS if key in states[0]]
             self.rounding = Keys([[state[key] for state in states] for key in keys])
-        else:
-            from steprule.engine import gpu_counters, gpu_launch
+            self.counters = Counters(*given)
+            return
+        from steprule.engine import gpu_counters, gpu_launch
 
-            self.launch = gpu_launch.Launch(program, dtypes, self.lengths, self.device)
-            self.rounding = gpu_counters.DeviceKeys(states, self.device)
-            if runners.counts_on_device(group):
-                self.counters = gpu_counters.DeviceCounters(program, states, self.device, self.launch.dtype)
-                return
-        counts = [[state[key] for state in states] for key in self.counted]
-        self.counters = Counters(program, len(states), self.counted, counts)
+        self.launch = gpu_launch.Launch(program, dtypes, self.lengths, self.device)
+        self.rounding = gpu_counters.DeviceKeys(states, self.device)
+        if _counts_on_device(program, group):
+            self.counters = gpu_counters.DeviceCounters(program, states, self.device, self.launch.dtype)
+        elif len(program.scalars) > 1:
+            self.counters = gpu_counters.SentCounters(*given, self.device)
+        else:
+            self.counters = Counters(*given)
 
     def _columns(self, params: list[Tensor], states: Sequence[dict[str, Any]]) -> dict[str, list[Tensor]]:
         """The tensors of each slot, of what is stored beside it, and of each count, by letter or key."""
@@ -445,10 +516,24 @@ class Batch:
         self.launch.check(counts_on_host=self.on_host)
         self.scalars = self.counters.next(values)
 
-    def step(self, written: Iterable[Tensor], *scaler: Tensor | None) -> None:
+    def step(self, written: Iterable[Tensor], *scaler: Tensor | None) -> tuple[Any, ...]:
         """Run the kernel with the scalars that were prepared and with what a gradient scaler says."""
+        scaling = self.begin(written, scaler)
+        self.launch.run(self.scalars, self.counters.rows, *scaling)
+        self.end(scaling)
+        return scaling
+
+    def begin(self, written: Iterable[Tensor], scaler: Sequence[Tensor | None]) -> tuple[Any, ...]:
+        """Tell autograd what changes, and put into a table what a gradient scaler says."""
         torch.autograd.graph.increment_version(written)
-        scaling = (self.counters.scaling(*scaler),) if scaler and not self.on_host else ()
-        self.launch.run(self.scalars, self.counters.row_of, *scaling)
+        return (self.counters.scaling(*scaler),) if scaler and not self.on_host else ()
+
+    def end(self, scaling: tuple[Any, ...]) -> None:
+        """Count the step."""
         self.counters.count(*scaling)
         self.rounding.advance(*scaling)
+
+    def together(self, word: str, shares: Any) -> Partial:
+        """What a reduction comes to over all tensors of the batch, before it is finished."""
+        parts = [Partial(x, n) for x, n in zip(shares.tolist(), self.lengths, strict=True)]
+        return sums.together(word, parts)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from steprule.engine import storage
-from steprule.engine.counters import keys_of
+from steprule.engine.counters import Counters, keys_of
 from steprule.engine.program import Program
-from steprule.words import SCALAR_WORDS
+from steprule.plain import DOUBLE_WORDS, SCALAR_WORDS
 
 
 class DeviceCounters:
@@ -35,9 +35,13 @@ class DeviceCounters:
         self._dtype = dtype
         self._keys = keys_of(program, states[0])
         self._tables = [_table(states, key, device) for key in self._keys]
-        self._scalars = scalars_on(device, program.scalar_source)
+        self._scalars = [scalars_on(device, stage.source) for stage in program.scalars]
         self._after: list[tuple[Tensor, Any]] = []
-        self.row_of = list(range(len(states)))
+        self._shared: dict[str, Any] = {}
+        self._handed_on: Any = ()
+        self.table: Any = None
+        self._letters = [letter for letter, slot in program.scalar_slots.items() if not slot.shared]
+        self.rows = list(range(len(states)))
 
     def next(self, values: Mapping[str, Any]) -> Tensor:
         """The table of scalars of the next step, one row per tensor. Counts nothing.
@@ -47,16 +51,35 @@ class DeviceCounters:
         counts = [table.double() for table in self._tables]
         counting = self._keys[:1] == ["step"]
         t = counts.pop(0) + 1 if counting else math.nan
-        own = dict(zip(self._program.scalar_slots, counts, strict=True))
+        own = dict(zip(self._letters, counts, strict=True))
         hyper = {name: self._as_double(value) for name, value in values.items()}
-        operands, new = self._scalars(hyper, t, own)
-        scalars = torch.empty(len(self.row_of), len(operands), dtype=self._dtype, device=self._device)
-        for column, operand in enumerate(operands):
-            scalars[:, column] = operand
-        letters = list(self._program.scalar_slots)
-        written = zip(self._program.scalar_outputs, new, strict=True)
-        self._after = [(self._tables[letters.index(x) + counting], value) for x, value in written]
-        return scalars
+        operands, new, *rest = self._scalars[0](hyper, t, {**values, **own})
+        self._handed_on = rest[0] if rest else ()
+        count = self._program.scalar_count
+        self.table = torch.empty(len(self.rows), count, dtype=self._dtype, device=self._device)
+        self._after, self._shared = [], {}
+        self._take(0, operands, new)
+        return self.table
+
+    def add(self, stage: int, reduced: Mapping[int, Any]) -> None:
+        """Complete the table with the scalars that are made of finished reductions."""
+        self._take(stage, *self._scalars[stage](self._handed_on, reduced))
+
+    def _take(self, stage: int, operands: Sequence[Any], new: Sequence[Any]) -> None:
+        """Put scalars into the table, and keep new values of coarse slots for the end of the step."""
+        first = self._program.scalars[stage].first
+        for place, operand in enumerate(operands):
+            self.table[:, first + place] = operand
+        for letter, value in zip(self._program.scalars[stage].slots, new, strict=True):
+            if letter in self._letters:
+                counting = self._keys[:1] == ["step"]
+                self._after.append((self._tables[self._letters.index(letter) + counting], value))
+            else:
+                self._shared[self._program.scalar_slots[letter].key] = value
+
+    def shared(self) -> dict[str, float]:
+        """The new values of the slots that parameters share, by key."""
+        return {key: one_number(value) for key, value in self._shared.items()}
 
     def count(self, scaling: Tensor | None = None) -> None:
         """Count the step that `next` was asked about.
@@ -88,6 +111,50 @@ class DeviceCounters:
         if not isinstance(value, Tensor):
             return value
         return value.double() if value.device == self._device else value.item()
+
+
+class SentCounters(Counters):
+    """Counts on the host, with scalars on the device where they are made of sums over tensors there."""
+
+    def __init__(
+        self,
+        program: Program,
+        tensors: int,
+        keys: Sequence[str],
+        counts: Sequence[Sequence[Tensor]],
+        device: torch.device,
+    ):
+        super().__init__(program, tensors, keys, counts)
+        self._device = device
+        self._functions = [scalars_on(device, stage.source) for stage in program.scalars]
+
+    def next(self, values: Mapping[str, Any]) -> Any:
+        """The rows of scalars of the next step's first sweep. Counts nothing."""
+        rows = super().next(values)
+        if self.table is not None:
+            self.table = self._sent(self.table)
+            self._handed_on = [self._sent(x) for x in self._handed_on]
+        return rows if self.table is None else self.table
+
+    def _sent(self, array: Any) -> Tensor:
+        host = torch.as_tensor(array, device="cpu")
+        if self._device.type == "cpu":
+            return host.clone()
+        return host.pin_memory().to(self._device, non_blocking=True)
+
+    def add(self, stage: int, reduced: Mapping[int, Any]) -> None:
+        """Complete the table with the scalars that are made of finished reductions."""
+        operands, new = self._functions[stage](self._handed_on, reduced)
+        first = self._program.scalars[stage].first
+        for place, value in enumerate(operands):
+            self.table[:, first + place] = value
+        slots = zip(self._program.scalars[stage].slots, new, strict=True)
+        self._new |= {letter: one_number(value) for letter, value in slots}
+
+
+def one_number(value: Any) -> float:
+    """A plain number, or the one that a table holds for every tensor."""
+    return float(value.reshape(-1)[0]) if isinstance(value, Tensor) else float(value)
 
 
 class DeviceKeys:
@@ -129,6 +196,7 @@ def _select(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 # The words of scalars, where an operand is a table.
 WORDS: dict[str, Callable[..., Tensor]] = {
     "sqrt": _sqrt,
+    "power": torch.pow,
     "exp": torch.exp,
     "log": torch.log,
     "sign": torch.sign,
@@ -150,11 +218,11 @@ def scalars_on(device: torch.device, source: str) -> Callable[..., tuple[Any, An
     def word(name: str) -> Callable[..., Any]:
         def carry_out(*operands: Any) -> Any:
             if not any(isinstance(x, Tensor) for x in operands):
-                return SCALAR_WORDS[name](*operands)
+                return (SCALAR_WORDS if name in SCALAR_WORDS else DOUBLE_WORDS)[name](*operands)
             return WORDS[name](*(as_table(x, device) for x in operands))
 
         return carry_out
 
-    scope: dict[str, Any] = {name: word(name) for name in SCALAR_WORDS}
+    scope: dict[str, Any] = {name: word(name) for name in WORDS}
     exec(compile(source, "<scalars of a step rule>", "exec"), scope)
     return scope["scalars"]

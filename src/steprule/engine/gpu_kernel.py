@@ -77,17 +77,14 @@ PRODUCTS = {"square": "{0} * {0}", "cube": "{0} * {0} * {0}"}
 
 # How a reduction starts, and how it takes in one block of values; masked values count as its start.
 REDUCTIONS = {
+    "total": ("0.0", "{0} + {1}"),
     "mean": ("0.0", "{0} + {1}"),
     "norm": ("0.0", "{0} + {1} * {1}"),
     "largest": ('float("-inf")', WORDS["larger"]),
 }
 
-# How the lanes of a reduction become one value, and how the values of all chunks become the result.
-FOLDS = {
-    "mean": ("tl.sum({0})", "{0} / tl.load(lengths + tensor)"),
-    "norm": ("tl.sum({0})", "tl.sqrt({0})"),
-    "largest": ("largest({0})", "{0}"),
-}
+# How its lanes become one number.
+FOLDS = {"total": "tl.sum({0})", "mean": "tl.sum({0})", "norm": "tl.sum({0})", "largest": "largest({0})"}
 
 
 def why_not(program: Program, dtypes: Mapping[str, torch.dtype]) -> str | None:
@@ -119,14 +116,10 @@ def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]
     `cpu_kernel.sources`).
     """
     printed: list[Source] = []
-    sweeps = program.passes()
-    reductions: dict[int, int] = {}
-    for sweep in sweeps:
-        for step in sweep.reductions:
-            reductions[step.out.index] = len(reductions)
+    sweeps = program.passes
     for number, sweep in enumerate(sweeps):
         title = f"{program.rule}, pass {number + 1} of {len(sweeps)}"
-        printer = _Printer(program, sweep, dtypes, reductions)
+        printer = _Printer(program, sweep, dtypes)
         kinds = "-".join(dict.fromkeys((DTYPES | STORAGE)[dtypes[x]] for x in arrays_of(program, dtypes)))
         name = "-".join(filter(None, (program.rule, "gpu", kinds, str(number + 1) * (len(sweeps) > 1))))
         printed.append(Source(name, printer.text(title)))
@@ -134,18 +127,11 @@ def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]
 
 
 class _Printer:
-    def __init__(
-        self,
-        program: Program,
-        sweep: Pass,
-        dtypes: Mapping[str, torch.dtype],
-        reductions: Mapping[int, int],
-    ):
+    def __init__(self, program: Program, sweep: Pass, dtypes: Mapping[str, torch.dtype]):
         self.program = program
         self.sweep = sweep
         self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
         self.arrays = arrays_of(program, dtypes)
-        self.reductions = reductions
         self.number = "tl.float64" if "float64" in self.dtypes.values() else "tl.float32"
         self.touched = [name for name in program.inputs if name in sweep.inputs or name in sweep.outputs]
         self.coded = [x for x in self.touched if dtypes[x] in CODED]
@@ -176,32 +162,25 @@ class _Printer:
         for name, register in self.sweep.inputs.items():
             lines.append(f"    {register} = {self._load(name)}")
         for step in self.sweep.instructions:
-            if not step.out.reduced:
-                lines += [f"    {step.out} = {x}" for x in self._expressions(step)]
+            lines += [f"    {step.out} = {x}" for x in self._expressions(step)]
         for total, step in zip(self.totals, self.sweep.reductions, strict=True):
             start, form = REDUCTIONS[step.word]
-            value = self._number(step.operands[0])
+            value = self._number(step.operand)
             lines += [f"    value = {value}.to(tl.float64)"]
             lines += ["    if inside is not None:", f"        value = tl.where(inside, value, {start})"]
             lines += [f"    {total} = {form.format(total, 'value')}"]
         for name, register in self.sweep.outputs.items():
-            value = self._number(register)
-            value = f"tl.broadcast_to({value}, i.shape)" if register.reduced else value
-            lines += [f"    {line}" for line in self._store(name, value)]
+            lines += [f"    {line}" for line in self._store(name, self._number(register))]
         return [*lines, f"    return {', '.join(self.totals)}"] if self.totals else lines
 
     def _given(self) -> list[str]:
-        """The arguments of `entries` that are the same for all elements of a tensor."""
-        inside = [x for x in self.sweep.instructions if not x.out.reduced]
-        used = {x for step in (*inside, *self.sweep.reductions) for x in step.operands}
-        used |= set(self.sweep.outputs.values())
-        reduced = {(x.index, str(x)) for x in used if isinstance(x, Register) and x.reduced}
-        names = {str(x) for x in used}
+        """What `entries` is handed because it is the same for all entries of a tensor."""
+        names = {str(x) for step in self.sweep.instructions for x in step.operands}
         scaling = ["unscale"] if "g" in self.sweep.inputs else []
         scalars = [f"c{i}" for i in self.scalars if f"c{i}" in names]
         arrays = [f"at_{name}" for name in self.walked]
         keys = [*(f"key_{name}" for name in self.noisy), "start"] if self.noisy else []
-        return [*arrays, *keys, *scaling, *scalars, *(name for _, name in sorted(reduced))]
+        return [*arrays, *keys, *scaling, *scalars]
 
     def _load(self, name: str) -> str:
         """The text that loads elements of an array and decodes them."""
@@ -262,7 +241,7 @@ class _Printer:
     def _kernel(self) -> list[str]:
         """The function that every program of the launch runs, on a chunk of its own."""
         given = ["pointers", "chunks", "rows", "scalars", "scaling"]
-        given += ["reduced", "partials"] if self.reductions else []
+        given += ["partials"] if self.totals else []
         flags = ["ALIGNED: tl.constexpr", "BLOCK: tl.constexpr"]
         lines = ["@triton.jit", f"def kernel({', '.join([*given, *flags])}):"]
         lines += [f"    {line}" for line in self._before()]
@@ -278,7 +257,7 @@ class _Printer:
             f"        {kept}{call}, full, lanes, full + lanes < length{block})",
         ]
         for place, (total, step) in enumerate(zip(self.totals, self.sweep.reductions, strict=True)):
-            folded = FOLDS[step.word][0].format(total)
+            folded = FOLDS[step.word].format(total)
             cell = f"{len(self.totals)} * tl.program_id(0).to(tl.int64) + {place}"
             lines.append(f"    tl.store(partials + {cell}, {folded})")
         return lines
@@ -304,12 +283,6 @@ class _Printer:
             yield f"row = scalars + {self.program.scalar_count} * tl.load(rows + tensor)"
         for index in self.scalars:
             yield f"c{index} = tl.load(row + {index})"
-        for register in self.sweep.reduced:
-            cell = f"{len(self.reductions)} * tensor + {self.reductions[register.index]}"
-            yield f"{register} = tl.load(reduced + {cell}).to(number)"
-        for step in self.sweep.instructions:
-            if step.out.reduced:
-                yield from (f"{step.out} = {x}" for x in self._expressions(step))
         for total, step in zip(self.totals, self.sweep.reductions, strict=True):
             yield f"{total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)"
 
@@ -319,10 +292,10 @@ class _Printer:
     # All chunks of a tensor
 
     def _combine(self) -> list[str]:
-        """The function that finishes the reductions of a tensor from those of its chunks, in order."""
+        """The function that brings together what the reductions came to over a tensor's chunks, in order."""
         lines = [
             "@triton.jit",
-            "def combine(bounds, lengths, partials, reduced, BLOCK: tl.constexpr):",
+            "def combine(bounds, partials, reduced, BLOCK: tl.constexpr):",
             "    tensor = tl.program_id(0).to(tl.int64)",
             "    chunk, end = tl.load(bounds + tensor), tl.load(bounds + tensor + 1)",
         ]
@@ -336,11 +309,9 @@ class _Printer:
             value = f"tl.load(partials + {count} * lanes + {place}, lanes < end, {start})"
             lines += [f"        value = {value}", f"        {total} = {form.format(total, 'value')}"]
         lines.append("        chunk += BLOCK")
-        for total, step in steps:
-            lanes, whole = FOLDS[step.word]
-            cell = f"{len(self.reductions)} * tensor + {self.reductions[step.out.index]}"
-            lines.append(f"    {total} = {lanes.format(total)}")
-            lines.append(f"    tl.store(reduced + {cell}, {whole.format(total)})")
+        for place, (total, step) in enumerate(steps):
+            cell = f"{place} * tl.num_programs(0) + tensor"
+            lines.append(f"    tl.store(reduced + {cell}, {FOLDS[step.word].format(total)})")
         return lines
 
     # One word
@@ -371,8 +342,8 @@ class _Printer:
         condition, a, b = step.operands
         if isinstance(condition, float):
             chosen = a if condition else b
-            alike = step.out.reduced or (isinstance(chosen, Register) and not chosen.reduced)
-            return self._number(chosen) if alike else f"tl.broadcast_to({self._number(chosen)}, i.shape)"
+            text = self._number(chosen)
+            return text if isinstance(chosen, Register) else f"tl.broadcast_to({text}, i.shape)"
         is_mask = isinstance(condition, Register) and condition.mask
         test = str(condition) if is_mask else f"{condition} != 0.0"
         return f"tl.where({test}, {self._number(a)}, {self._number(b)})"

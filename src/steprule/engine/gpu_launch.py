@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import linecache
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -55,13 +56,13 @@ class Launch:
             raise NoKernel(reason)
         self.device = device
         self._rule = program.rule
+        self._shares = program.shares
         self.dtype = torch.float64 if torch.float64 in dtypes.values() else torch.float32
         self._inputs = arrays_of(program, dtypes)
         # The others are read one value at a time.
         self._wide = [not name.endswith(("_scale", "_key")) for name in self._inputs]
         self._texts = gpu_kernel.sources(program, dtypes)
         self._kernels = [_functions(*text) for text in self._texts]
-        self._reductions = [len(sweep.reductions) for sweep in program.passes()]
         sizes = np.array(lengths, dtype=np.int64)
         chunks = _chunks(sizes)
         self._programs = len(chunks)
@@ -69,8 +70,8 @@ class Launch:
         self._bounds = self._send(np.searchsorted(chunks[:, 0], np.arange(len(sizes) + 1)))
         self._lengths = self._send(np.maximum(sizes, 1), torch.float64)
         self._unscaled = self._send(np.array([1.0, 0.0]), torch.float32)
-        cells = (len(sizes) * sum(self._reductions), len(chunks) * max(self._reductions))
-        self._reduced, self._partials = (self._send(np.zeros(count)) for count in cells)
+        self._reductions = [list(sweep.reductions) for sweep in program.passes]
+        self._partials = self._send(np.zeros(len(chunks) * max(map(len, self._reductions))))
         self._pointers = np.zeros((len(sizes), len(self._inputs)), dtype=np.int64)
         self._sent: tuple[Any, Tensor] | None = None
         self._rows: tuple[list[int], Tensor] | None = None
@@ -81,43 +82,65 @@ class Launch:
         return [f"kernel: {_file_of(*text)}" for text in self._texts]
 
     def check(self, counts_on_host: bool) -> None:
-        """Raise RuntimeError if a CUDA graph is to repeat a step whose counts it cannot change."""
-        if counts_on_host and _capturing(self.device):
+        """Raise RuntimeError if a CUDA graph is to repeat what the host has to know."""
+        if not _capturing(self.device):
+            return
+        if counts_on_host:
             raise errors.captured_counts(self._rule)
+        if self._shares:
+            raise errors.captured_sums(self._rule)
 
     def place(self, name: str, addresses: Sequence[int]) -> None:
         """Set the address of the first element of each tensor, for one input of the program."""
         self._pointers[:, self._inputs.index(name)] = addresses
 
     def run(
-        self, scalars: Sequence[Sequence[float]] | Tensor, rows: list[int], scaling: Tensor | None = None
-    ) -> None:
-        """One step.
+        self,
+        scalars: Sequence[Sequence[float]] | Tensor,
+        rows: list[int],
+        scaling: Tensor | None = None,
+        sweep: int = 0,
+    ) -> list[Tensor]:
+        """One sweep.
 
-        scalars: rows of what `Program.scalars` computes, or a table of them on the device, in `dtype`.
-        rows: which of them each tensor uses. scaling: what `DeviceCounters.scaling` made, if a gradient
-        scaler is used.
+        scalars: rows of what `Program.scalars` have computed so far, or a table of them on the device.
+        rows: which of them is each tensor's own. scaling: what `DeviceCounters.scaling` made, if a gradient
+        scaler is at work. Returns, for each reduction of the sweep, what it came to over each tensor.
         """
-        if not self._programs:
-            return
         with _on(self.device):
+            found = [self._start(reduction.word) for reduction in self._reductions[sweep]]
+            if not self._programs:
+                return found
             if not isinstance(scalars, Tensor):
                 scalars = self._send(np.array(scalars, dtype=np.float64), self.dtype)
             if self._rows is None or self._rows[0] != rows:
                 self._rows = list(rows), self._send(np.array(rows, dtype=np.int64))
-            tables = [self._pointer_table(), self._chunks, self._rows[1], scalars]
+            tables = [self._pointer_table(), self._chunks, self._rows[1], scalars.to(self.dtype)]
             tables += [self._unscaled if scaling is None else scaling]
             aligned = not np.bitwise_or.reduce(self._pointers[:, self._wide], axis=None) & 15
-            self._launch(tables, bool(aligned))
+            return list(self._launch(sweep, tables, bool(aligned)))
 
-    def _launch(self, tables: list[Tensor], aligned: bool, only_compile: bool = False) -> None:
-        reducing = [self._reduced, self._partials] if any(self._reductions) else []
-        finishing = (self._bounds, self._lengths, self._partials, self._reduced)
+    def finished(self, word: str, shares: Tensor) -> Tensor:
+        """What a reduction comes to over each tensor."""
+        if word == "mean":
+            return shares / self._lengths
+        return shares.sqrt() if word == "norm" else shares
+
+    def _start(self, word: str) -> Tensor:
+        start = -math.inf if word == "largest" else 0.0
+        return torch.full((len(self._pointers),), start, dtype=torch.float64, device=self.device)
+
+    def _launch(self, sweep: int, tables: list[Tensor], aligned: bool, only_compile: bool = False) -> Any:
+        kernel, combine = self._kernels[sweep]
         options = {**OPTIONS, "BLOCK": BLOCK, "warmup": only_compile}
-        for kernel, combine in self._kernels:
-            kernel.run(*tables, *reducing, ALIGNED=aligned, grid=(self._programs,), **options)
-            if combine is not None:
-                combine.run(*finishing, grid=(len(self._pointers),), **options)
+        partials = [self._partials] if combine is not None else []
+        kernel.run(*tables, *partials, ALIGNED=aligned, grid=(self._programs,), **options)
+        if combine is None:
+            return ()
+        tensors = len(self._pointers)
+        reduced = torch.empty(len(self._reductions[sweep]), tensors, dtype=torch.float64, device=self.device)
+        combine.run(self._bounds, self._partials, reduced, grid=(tensors,), **options)
+        return reduced
 
     def _compile(self) -> None:
         """Compile the kernels, or find those that an earlier process compiled."""
@@ -125,7 +148,8 @@ class Launch:
         try:
             with _on(self.device):
                 tables = [integers, integers, integers, numbers, self._unscaled]
-                self._launch(tables, aligned=True, only_compile=True)
+                for sweep in range(len(self._kernels)):
+                    self._launch(sweep, tables, aligned=True, only_compile=True)
         except Exception as error:
             raise NoKernel(f"no kernel could be made ({type(error).__name__}: {error})") from error
 

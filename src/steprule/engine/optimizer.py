@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import chain, takewhile
 from operator import itemgetter
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from steprule import errors
-from steprule.engine import checkpoint, group_keys, moving, nonfinite, plans, storage
+from steprule.engine import checkpoint, group_keys, moving, nonfinite, phases, plans, storage
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
 from steprule.engine.load_report import LoadReport
+from steprule.engine.phases import Part
 
 DECAY_MODES = ("l2", "decoupled", "absolute")
 
@@ -145,8 +146,18 @@ class CheckedOptimizer(torch.optim.Optimizer):
             group.pop(SKIPPED_STEPS, None)
         elif index is not None:
             group.setdefault(SKIPPED_STEPS, 0)
+        if index is not None:
+            self._start_shared(group)
         self._check_combinations(group, index)
         return group
+
+    def _start_shared(self, group: dict[str, Any]) -> None:
+        """Give a new group the slots that parameters share."""
+        for slot in self.slots.values():
+            if slot.shared and slot.exists(group):
+                others = self.param_groups if slot.per == "all" else []
+                known = [other[slot.key] for other in others if slot.key in other]
+                group.setdefault(slot.key, known[0] if known else slot.start(group))
 
     def _check_combinations(self, group: dict[str, Any], index: int | None) -> None:
         """Refuse options that exclude each other; rules add their own checks."""
@@ -249,22 +260,43 @@ class CheckedOptimizer(torch.optim.Optimizer):
     def _step_groups(self) -> None:
         """Prepare every group, then step them all: what can be checked raises before anything has moved."""
         before = len(self.state)
-        steps: list[Callable[[], None]] = []
+        steps: list[tuple[dict[str, Any], list[Part]]] = []
+        after: list[dict[str, float]] = [{} for _ in self.param_groups]
         try:
-            for group in self.param_groups:
+            for group, new in zip(self.param_groups, after, strict=True):
                 with torch.set_grad_enabled(bool(group.get("differentiable"))):
-                    steps.append(self._prepare_group(group))
+                    steps.append((group, self._prepare_group(group, new)))
         except BaseException:
             for param in list(self.state)[before:]:
                 del self.state[param]
             raise
         try:
-            for group, step in zip(self.param_groups, steps, strict=True):
-                with torch.set_grad_enabled(bool(group.get("differentiable"))):
-                    step()
+            self._run(steps)
         except Exception as error:
             error.add_note(errors.in_the_middle_of_a_step(type(self).__name__))
             raise
+        if any(after):
+            self._share(after)
+
+    def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]]) -> None:
+        """Run what was prepared."""
+        if any(part.keys for _, parts in steps for part in parts):
+            with torch.no_grad():
+                phases.run(part for _, parts in steps for part in parts)
+            return
+        for group, parts in steps:
+            with torch.set_grad_enabled(bool(group.get("differentiable"))):
+                for part in parts:
+                    part.start()
+
+    def _share(self, after: list[dict[str, float]]) -> None:
+        """Put the new values of slots that parameters share into the groups."""
+        for slot in self.slots.values():
+            found = {i: new[slot.key] for i, new in enumerate(after) if slot.key in new}
+            if slot.per == "all" and found:
+                found = dict.fromkeys(range(len(after)), next(iter(found.values())))
+            for index, value in found.items():
+                self.param_groups[index][slot.key] = value
 
     _keys_checked: int = 0
 
@@ -285,8 +317,11 @@ class CheckedOptimizer(torch.optim.Optimizer):
         """The parameters whose gradients are NaN or infinite now, by name or by position."""
         return [place.label for place in nonfinite.offenders(self.param_groups)]
 
-    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
-        """Check everything that may fail in a step of this group; return a function that takes the step."""
+    def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
+        """Check whatever may fail in a step of this group; return what takes it, and raises no more.
+
+        after: gets the new values of slots that parameters share, when the step is taken.
+        """
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> CheckedOptimizer:

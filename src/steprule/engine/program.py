@@ -3,27 +3,30 @@
 `trace` runs `update` on numbers that record what is done to them. The result does not depend on shapes, dtypes,
 devices or the values of the hyper-parameters, so that a schedule never builds a new program:
 
-* `instructions`: one word each, over registers (one value per element of the parameter);
-* `scalars`: a Python function that computes everything made only of hyper-parameters, `t` and per-tensor slots,
-  in double precision, once per step and tensor;
-* `passes()`: the instructions, split where a reduction needs the whole tensor before the next one can run.
+* `instructions`: one word each, over registers (one number per element of the parameter);
+* `reductions`: the sums and maxima that make one plain number of many elements;
+* `scalars`: everything made only of plain numbers, such as hyper-parameters, `t` and reductions: Python
+  functions that compute it in double precision, the first before the first sweep over memory, each further one
+  when a sweep has finished the reductions that it reads;
+* `passes`: the sweeps, between which the reductions cut the instructions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from itertools import chain
 from numbers import Real
 from typing import Any, cast
 
 from steprule import rule_errors
 from steprule.engine.compose import Added, Hyper, Slots, Update, name_in, one_step
 from steprule.engine.fields import Field, Slot
-from steprule.words import SCALAR_WORDS, Number, Symbol, spell
+from steprule.plain import DOUBLE_WORDS, SCALAR_WORDS
+from steprule.words import Number, Symbol, spell
 
-REDUCTIONS = frozenset({"mean", "norm", "largest"})
 COMPARISONS = frozenset({"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"})
 
 
@@ -31,12 +34,11 @@ COMPARISONS = frozenset({"less", "less_equal", "greater", "greater_equal", "equa
 class Register:
     """The result of an instruction, or an input.
 
-    mask: it is a comparison, which counts as 1 or 0. reduced: it is the same for all elements of a tensor.
+    mask: it is a comparison, which counts as 1 or 0.
     """
 
     index: int
     mask: bool = False
-    reduced: bool = False
 
     def __str__(self) -> str:
         return f"{'k' if self.mask else 'r'}{self.index}"
@@ -44,7 +46,7 @@ class Register:
 
 @dataclass(frozen=True)
 class Scalar:
-    """One entry of the vector that `Program.scalars` returns."""
+    """One entry of the vector that all of `Program.scalars` return together."""
 
     index: int
 
@@ -68,17 +70,47 @@ class Instruction:
 
 
 @dataclass(frozen=True)
+class Reduction:
+    """`r[index] = word(operand)`, over all elements of a tensor, a group, or the optimizer.
+
+    key: what says that reductions of several groups are one and the same, if it goes over tensors.
+    """
+
+    index: int
+    word: str
+    operand: Register
+    over: str
+    key: tuple[str, int]
+
+    def __str__(self) -> str:
+        return f"r[{self.index}] = {self.word}({self.operand}) over {self.over}"
+
+
+@dataclass(frozen=True)
 class Pass:
     """One sweep over memory: what it loads, computes, and then stores or reduces."""
 
     inputs: dict[str, Register]
     instructions: tuple[Instruction, ...]
     outputs: dict[str, Register]
-    reductions: tuple[Instruction, ...]
-    reduced: tuple[Register, ...]
+    reductions: tuple[Reduction, ...]
 
 
-ScalarFunction = Callable[[Mapping[str, Any], float, Mapping[str, float]], tuple[Any, Any]]
+@dataclass(frozen=True)
+class Scalars:
+    """Arithmetic on plain numbers, before a sweep.
+
+    first, count: which of the program's scalars it computes. slots: the letters of the coarse slots that get
+    their new values here. function: of (h, t, n), the hyper-parameters, the step and the coarse slots, in the
+    first; of (c, r), what the first one hands on and the finished reductions, in the others. It returns the
+    scalars, the slots' values and, in the first, what is handed on.
+    """
+
+    source: str
+    first: int
+    count: int
+    slots: tuple[str, ...]
+    function: Callable[..., tuple[Any, ...]] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -91,58 +123,62 @@ class Program:
     outputs: dict[str, Register]
     slots: dict[str, Slot]
     scalar_slots: dict[str, Slot]
-    scalar_outputs: tuple[str, ...]
-    scalar_count: int
-    scalar_source: str
-    scalars: ScalarFunction = field(compare=False, repr=False)
+    reductions: tuple[Reduction, ...]
+    calls: tuple[Reduction, ...]
+    scalars: tuple[Scalars, ...]
 
     def __str__(self) -> str:
         lines = [f"{self.rule}: " + ", ".join(f"{r} = {n}" for n, r in self.inputs.items())]
-        lines += [f"    {line}" for line in self.scalar_source.splitlines()]
+        lines += [f"    {line}" for line in self.scalars[0].source.splitlines()]
         lines += [f"    {instruction}" for instruction in self.instructions]
+        lines += [f"    {reduction}" for reduction in self.reductions]
+        for later in self.scalars[1:]:
+            lines += [f"    {line}" for line in later.source.splitlines()]
         lines += [f"    {name} <- {register}" for name, register in self.outputs.items()]
         return "\n".join(lines)
 
     @property
-    def reduces(self) -> bool:
-        """Whether anything is computed over whole tensors."""
-        return any(step.word in REDUCTIONS for step in self.instructions)
+    def scalar_count(self) -> int:
+        """How many scalars there are, of all stages."""
+        return self.scalars[-1].first + self.scalars[-1].count
 
-    def passes(self) -> list[Pass]:
+    @property
+    def shares(self) -> bool:
+        """Whether anything is taken over more than one tensor."""
+        return any(x.over != "tensor" for x in self.reductions)
+
+    @cached_property
+    def passes(self) -> tuple[Pass, ...]:
         """The sweeps over memory, in order; only the last one stores. One, if nothing is reduced."""
-        level = {register.index: 0 for register in self.inputs.values()}
-        for step in self.instructions:
-            below = max((level[x.index] for x in step.operands if isinstance(x, Register)), default=0)
-            level[step.out.index] = below + (step.word in REDUCTIONS)
-        last = max((level[r.index] for r in self.outputs.values()), default=0)
+        stage = self._stages()
+        last = max((stage[r.index] for r in self.outputs.values()), default=0)
         sweeps: list[Pass] = []
         for number in range(last + 1):
-            reductions = tuple(
-                x for x in self.instructions if x.word in REDUCTIONS and level[x.out.index] == number + 1
-            )
+            reductions = tuple(x for x in self.reductions if stage[x.operand.index] == number)
             outputs = self.outputs if number == last else {}
-            reductions = () if number == last else reductions
-            wanted = [x.operands[0] for x in reductions] + list(outputs.values())
+            wanted = [*outputs.values(), *(x.operand for x in reductions)]
             sweeps.append(self._sweep(wanted, outputs, reductions))
-        return sweeps
+        return tuple(sweeps)
+
+    def _stages(self) -> dict[int, int]:
+        """For every register, how many sweeps must be finished before it can be computed."""
+        of_scalar = [number for number, x in enumerate(self.scalars) for _ in range(x.count)]
+        stage = {register.index: 0 for register in self.inputs.values()}
+        for step in self.instructions:
+            below = [stage[x.index] for x in step.operands if isinstance(x, Register)]
+            below += [of_scalar[x.index] for x in step.operands if isinstance(x, Scalar)]
+            stage[step.out.index] = max(below, default=0)
+        return stage
 
     def _sweep(
-        self, wanted: list[Any], outputs: dict[str, Register], reductions: tuple[Instruction, ...]
+        self, wanted: list[Register], outputs: dict[str, Register], reductions: tuple[Reduction, ...]
     ) -> Pass:
-        """The instructions needed for `wanted`, where finished reductions count as given."""
-        body: list[Instruction] = []
-        needed = {x.index for x in wanted if isinstance(x, Register)}
-        reduced: list[Register] = []
-        for step in reversed(self.instructions):
-            if step.out.index not in needed:
-                continue
-            if step.word in REDUCTIONS:
-                reduced.append(step.out)
-                continue
-            body.append(step)
-            needed |= {x.index for x in step.operands if isinstance(x, Register)}
+        """The instructions that are needed for `wanted`."""
+        body, _ = _live(self.instructions, wanted)
+        needed = {x.index for x in wanted}
+        needed |= {x.index for step in body for x in step.operands if isinstance(x, Register)}
         inputs = {name: r for name, r in self.inputs.items() if r.index in needed}
-        return Pass(inputs, tuple(reversed(body)), outputs, reductions, tuple(reversed(reduced)))
+        return Pass(inputs, tuple(body), outputs, reductions)
 
 
 class _Memory:
@@ -151,9 +187,14 @@ class _Memory:
     def __init__(self, rule: str):
         self.rule = rule
         self.names: dict[str, str] = {}
+        # How many sweeps must be finished before each can be computed.
+        self.stages: dict[str, int] = {}
 
-    def name(self, text: str) -> str:
-        return self.names.setdefault(text, f"s{len(self.names)}")
+    def name(self, text: str, stage: int = 0) -> str:
+        if text not in self.names:
+            self.names[text] = name = f"s{len(self.names)}"
+            self.stages[name] = max([stage, *(self.stages.get(word, 0) for word in _words_of(text))])
+        return self.names[text]
 
     def plain(self, value: Any) -> Any:
         return _plain(self.rule, value)
@@ -166,8 +207,8 @@ class _Memory:
                 text = re.sub(rf"\b{part}\b", lambda _, part=part: self.spelt(part), text)
         return re.sub(r"h\['(\w+)'\]", r"h.\1", text)
 
-    def symbol(self, text: str) -> Symbol:
-        return Symbol(self, self.name(text))
+    def symbol(self, text: str, level: str = "all", stage: int = 0) -> Symbol:
+        return Symbol(self, self.name(text, stage), level=level, stage=stage)
 
 
 class _Tracer:
@@ -179,18 +220,24 @@ class _Tracer:
         self.count = 0
         self.instructions: list[Instruction] = []
         self.scalars: dict[str, Scalar] = {}
+        self.stages: dict[Operand, int] = {}
+        self.reductions: dict[Any, Reduction] = {}
+        # What each call of a reduction over more than one tensor asks for, in order.
+        self.calls: list[Reduction] = []
         self._seen: dict[Any, Register] = {}
 
-    def register(self, mask: bool = False, reduced: bool = False) -> Register:
+    def register(self, mask: bool = False) -> Register:
         self.count += 1
-        return Register(self.count - 1, mask, reduced)
+        return Register(self.count - 1, mask)
 
     def plain(self, value: Any) -> Any:
         return _plain(self.rule, value)
 
     def operand(self, value: Any) -> Operand:
         if isinstance(value, Symbol):
-            return self.scalars.setdefault(value.text, Scalar(len(self.scalars)))
+            scalar = self.scalars.setdefault(value.text, Scalar(len(self.scalars)))
+            self.stages[scalar] = value.stage
+            return scalar
         return value if isinstance(value, Register) else float(value)
 
     def emit(self, word: str, *operands: Any) -> Register:
@@ -198,13 +245,22 @@ class _Tracer:
         resolved = tuple(self.operand(value) for value in operands)
         key = (word, *((type(x), x) for x in resolved))
         if key not in self._seen:
-            reduced = all(x.reduced for x in resolved if isinstance(x, Register))
-            if reduced and word in REDUCTIONS:
-                raise rule_errors.reduced_twice(self.rule, word)
-            out = self.register(word in COMPARISONS, reduced or word in REDUCTIONS)
+            out = self.register(word in COMPARISONS)
+            self.stages[out] = max((self.stages.get(x, 0) for x in resolved), default=0)
             self.instructions.append(Instruction(word, resolved, out))
             self._seen[key] = out
         return self._seen[key]
+
+    def reduce(self, word: str, operand: Register, over: str) -> Symbol:
+        """The plain number that a reduction comes to; the same one is taken once."""
+        known = self.reductions.get((word, operand, over))
+        if known is None:
+            index = len(self.reductions)
+            known = Reduction(index, word, operand, over, (self.rule, len(self.calls)))
+            self.reductions[word, operand, over] = known
+        if over != "tensor":
+            self.calls.append(known)
+        return self.memory.symbol(f"r[{known.index}]", over, self.stages.get(operand, 0) + 1)
 
 
 def _plain(rule: str, value: Any) -> Any:
@@ -279,23 +335,21 @@ def _trace(rule: Any, update: Update, added: Added, group: Mapping[str, Any]) ->
     values = {name: _symbolic(memory, name, fld, group[name]) for name, fld in fields.items()}
     h = Hyper(tracer.rule, rule.fields, values)
     exists = {letter: slot for letter, slot in rule.slots.items() if slot.exists(dict(group))}
-    slots = {letter: slot for letter, slot in exists.items() if not slot.per_tensor}
-    scalar_slots = {letter: slot for letter, slot in exists.items() if slot.per_tensor}
+    slots = {letter: slot for letter, slot in exists.items() if slot.per == "element"}
+    scalar_slots = {letter: slot for letter, slot in exists.items() if slot.per != "element"}
     inputs = {name: tracer.register() for name in ("p", "g", *slots)}
     numbers: dict[str, Any] = {letter: Number(tracer, inputs[letter]) for letter in slots}
-    numbers |= {letter: memory.symbol(f"n[{letter!r}]") for letter in scalar_slots}
+    numbers |= {letter: memory.symbol(f"n[{letter!r}]", slot.per) for letter, slot in scalar_slots.items()}
     s = Slots(tracer, rule.slots, numbers)
-    t = memory.symbol("t")
+    t = memory.symbol("t", "tensor")
     new = one_step(update, added, h, Number(tracer, inputs["p"]), Number(tracer, inputs["g"]), s, t)
 
     outputs = {"p": new.handle}
     outputs |= {x: _as_register(tracer, s.numbers[x]) for x in slots if x in s.written}
-    scalar_written = tuple(letter for letter in scalar_slots if letter in s.written)
-    scalar_texts = [spell(s.numbers[letter]) for letter in scalar_written]
-    instructions, used = _live(tracer.instructions, outputs)
-    operands = [text for text, scalar in tracer.scalars.items() if scalar in used]
-    renumber = {tracer.scalars[text]: Scalar(i) for i, text in enumerate(operands)}
-    source = _scalar_source(memory, operands, scalar_texts)
+    written = {letter: s.numbers[letter] for letter in scalar_slots if letter in s.written}
+    instructions, reductions, used = _needed(tracer, outputs, written)
+    name_rule = partial(name_in, who=f"{tracer.rule}.update", written=update)
+    scalars, renumber = _scalars(tracer, used, written, name_rule)
     return Program(
         rule=tracer.rule,
         inputs=inputs,
@@ -310,10 +364,9 @@ def _trace(rule: Any, update: Update, added: Added, group: Mapping[str, Any]) ->
         outputs=outputs,
         slots=slots,
         scalar_slots=scalar_slots,
-        scalar_outputs=scalar_written,
-        scalar_count=len(operands),
-        scalar_source=source,
-        scalars=_compile_scalars(source, partial(name_in, who=f"{tracer.rule}.update", written=update)),
+        reductions=tuple(reductions),
+        calls=tuple(tracer.calls),
+        scalars=scalars,
     )
 
 
@@ -324,10 +377,10 @@ def _as_register(tracer: _Tracer, value: Any) -> Register:
 
 
 def _live(
-    instructions: list[Instruction], outputs: Mapping[str, Register]
+    instructions: Sequence[Instruction], wanted: Iterable[Register]
 ) -> tuple[list[Instruction], set[Scalar]]:
-    """The instructions that an output depends on, and the scalars they use."""
-    needed = {register.index for register in outputs.values()}
+    """The instructions that these registers depend on, and the scalars that they use."""
+    needed = {register.index for register in wanted}
     kept: list[Instruction] = []
     scalars: set[Scalar] = set()
     for step in reversed(instructions):
@@ -338,22 +391,77 @@ def _live(
     return kept[::-1], scalars
 
 
-def _scalar_source(memory: _Memory, operands: list[str], slot_texts: list[str]) -> str:
-    """The text of the function that computes the scalars, without unused lines."""
+def _needed(
+    tracer: _Tracer, outputs: Mapping[str, Register], written: Mapping[str, Any]
+) -> tuple[list[Instruction], list[Reduction], set[Scalar]]:
+    """What the outputs and the new values of coarse slots depend on."""
+    texts = {scalar: text for text, scalar in tracer.scalars.items()}
+    wanted = list(outputs.values())
+    reductions: list[Reduction] = []
+    while True:
+        instructions, used = _live(tracer.instructions, wanted)
+        asked = [*(texts[scalar] for scalar in used), *map(spell, written.values())]
+        asked = {text for _, text in _lines(tracer.memory, asked)}
+        more = [x for x in tracer.reductions.values() if f"r[{x.index}]" in asked and x not in reductions]
+        if not more:
+            return instructions, sorted(reductions, key=lambda x: x.index), used
+        reductions += more
+        wanted += [x.operand for x in more]
+
+
+def _lines(memory: _Memory, expressions: Iterable[Any]) -> list[tuple[str, str]]:
+    """The names that these expressions need, in order, each with its own expression."""
     texts = {name: text for text, name in memory.names.items()}
     needed: set[str] = set()
 
     def need(expression: str) -> None:
-        for name in texts:
-            if name not in needed and _mentions(expression, name):
+        for name in _words_of(expression) & texts.keys():
+            if name not in needed:
                 needed.add(name)
                 need(texts[name])
 
-    for expression in (*operands, *slot_texts):
+    for expression in expressions:
         need(expression)
-    lines = [f"    {name} = {text}" for name, text in texts.items() if name in needed]
-    first, second = (f"({''.join(x + ', ' for x in part)})" for part in (operands, slot_texts))
-    return "\n".join(["def scalars(h, t, n):", *lines, f"    return {first}, {second}"])
+    return [(name, text) for name, text in texts.items() if name in needed]
+
+
+def _scalars(
+    tracer: _Tracer, used: set[Scalar], written: Mapping[str, Any], name_rule: Callable[..., None]
+) -> tuple[tuple[Scalars, ...], dict[Scalar, Scalar]]:
+    """The functions that compute the scalars, stage by stage, and the scalars' places in what they return."""
+    memory = tracer.memory
+    operands = {text: memory.stages[text] for text, scalar in tracer.scalars.items() if scalar in used}
+    slots = {x: value.stage if isinstance(value, Symbol) else 0 for x, value in written.items()}
+    late = [text for text, stage in operands.items() if stage]
+    late += [spell(written[letter]) for letter, stage in slots.items() if stage]
+    late_lines = [line for line in _lines(memory, late) if memory.stages[line[0]]]
+    mentioned = set[str]().union(*(_words_of(text) for _, text in late_lines))
+    handed_on = [name for name in memory.stages if name in mentioned and not memory.stages[name]]
+    found: list[Scalars] = []
+    renumber: dict[Scalar, Scalar] = {}
+    for stage in range(1 + max([0, *operands.values(), *slots.values()])):
+        texts = [text for text in operands if operands[text] == stage]
+        letters = tuple(letter for letter in slots if slots[letter] == stage)
+        returned = [texts, [spell(written[letter]) for letter in letters]]
+        if stage:
+            head = ["def scalars(c, r):"]
+            head += [f"    {_tuple(handed_on)} = c"] if handed_on else []
+            lines = [line for line in _lines(memory, chain(*returned)) if memory.stages[line[0]]]
+        else:
+            head = ["def scalars(h, t, n):"]
+            returned += [handed_on] if late else []
+            lines = _lines(memory, chain(*returned))
+        body = [f"    {name} = {text}" for name, text in lines]
+        source = "\n".join([*head, *body, f"    return {', '.join(map(_tuple, returned))}"])
+        first = len(renumber)
+        renumber |= {tracer.scalars[text]: Scalar(first + i) for i, text in enumerate(texts)}
+        function = _compile_scalars(source, name_rule, DOUBLE_WORDS if stage else SCALAR_WORDS)
+        found.append(Scalars(source, first, len(texts), letters, function))
+    return tuple(found), renumber
+
+
+def _tuple(texts: Iterable[str]) -> str:
+    return f"({''.join(text + ', ' for text in texts)})"
 
 
 @lru_cache(maxsize=4096)
@@ -362,15 +470,13 @@ def _words_of(expression: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def _mentions(expression: str, name: str) -> bool:
-    return name in _words_of(expression)
-
-
-def _compile_scalars(source: str, name_rule: Callable[..., None]) -> ScalarFunction:
-    """Compile this source to a function whose errors name the rule."""
+def _compile_scalars(
+    source: str, name_rule: Callable[..., None], words: Mapping[str, Callable[..., Any]]
+) -> Callable[..., tuple[Any, ...]]:
+    """The function of this source, whose errors name the rule."""
     head, *body = source.splitlines()
     lines = [head, "    try:", *(f"    {line}" for line in body)]
     lines += ["    except Exception as error:", "        name_rule(error)", "        raise"]
-    scope: dict[str, Any] = {**SCALAR_WORDS, "name_rule": name_rule}
+    scope: dict[str, Any] = {**words, "name_rule": name_rule}
     exec(compile("\n".join(lines), "<scalars of a step rule>", "exec"), scope)
     return scope["scalars"]

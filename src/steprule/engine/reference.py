@@ -6,17 +6,18 @@ to check; every other runner is compared with it. Half precision is computed in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steprule import rule_errors
-from steprule.engine import storage
+from steprule.engine import phases, storage, sums
 from steprule.engine.compose import Added, Hyper, Slots, Update, one_step
 from steprule.engine.fields import Slot, make_step_counter, scalar_dtype
+from steprule.plain import Double
 from steprule.words import Number
 
 # A parameter, its gradient and its state.
@@ -37,24 +38,6 @@ def _exponential(x: Tensor, w: Any) -> Tensor:
 
 def _lerp(a: Tensor, b: Tensor, weight: Any) -> Tensor:
     return torch.lerp(a, b, weight.to(a.dtype) if isinstance(weight, Tensor) else weight)
-
-
-# Sums are taken in double, so that their order, which differs between runners, does not show.
-
-
-def _mean(x: Tensor) -> Tensor:
-    return torch.mean(x, dtype=torch.float64).to(x.dtype)
-
-
-def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = cast(Any, torch.linalg).vector_norm(x, dtype=torch.float64)
-    return norm.to(x.dtype)
-
-
-def _largest(x: Tensor) -> Tensor:
-    if storage.sharded(x):
-        x = cast(Any, x).full_tensor()  # a process may hold no element of it
-    return torch.amax(x) if x.numel() else x.new_full((), -torch.inf)
 
 
 def _as_stored(x: Tensor) -> Tensor:
@@ -105,26 +88,63 @@ WORDS: dict[str, Callable[..., Any]] = {
     "equal": torch.eq,
     "not_equal": torch.ne,
     "as_stored": _as_stored,
-    "mean": _mean,
-    "norm": _norm,
-    "largest": _largest,
 }
 
 
+class Pending(Exception):
+    """A sum over several tensors is asked for that is not known yet."""
+
+    def __init__(self, key: Any, word: str, share: sums.Partial):
+        super().__init__(key)
+        self.asked = {key: (word, share)}
+
+
+class Shared:
+    """The sums over several tensors that one step of one parameter asks for, in this order.
+
+    keys: which they are. known: those that all parameters have been asked for already.
+    """
+
+    def __init__(self, keys: Sequence[Any], known: Mapping[Any, float]):
+        self._keys = iter(keys)
+        self._known = known
+
+    def of(self, word: str, x: Tensor) -> Double:
+        """The next one. Raises: Pending with the share of this parameter."""
+        key = next(self._keys)
+        if key not in self._known:
+            raise Pending(key, word, sums.partial(word, x))
+        return Double(self._known[key])
+
+
 class Eager:
-    """Carries out words immediately, on tensors."""
+    """Carries words out at once, on tensors.
 
-    __slots__ = ("dtype", "rule")
+    live: autograd records what is done. shared: what gives sums over several tensors.
+    """
 
-    def __init__(self, rule: str, dtype: torch.dtype):
+    __slots__ = ("dtype", "live", "rule", "shared")
+
+    def __init__(self, rule: str, dtype: torch.dtype, live: bool = False, shared: Shared | None = None):
         self.rule = rule
         self.dtype = dtype
+        self.live = live
+        self.shared = shared
 
     def emit(self, word: str, *operands: Any) -> Any:
         """Carry out one word on tensors and plain numbers."""
         if word == "where":
             return self.where(*operands)
         return WORDS[word](*map(self.counted, operands))
+
+    def reduce(self, word: str, operand: Any, over: str) -> Any:
+        """A plain number that is made of all elements of a tensor, or of several."""
+        x = self.counted(operand)
+        if over != "tensor" and self.shared is not None:
+            return self.shared.of(word, x)
+        if self.live:
+            return Number(self, sums.on_tape(word, x))
+        return Double(sums.finished(word, [sums.partial(word, x)]))
 
     def plain(self, value: Any) -> Any:
         """A plain number unchanged, even if it is held in a tensor."""
@@ -210,9 +230,14 @@ def run(
     gradient: Tensor,
     state: dict[str, Any],
     t: Any,
-) -> None:
-    """One step of `update` on one parameter, in place: nothing is written before all of it is computed."""
-    slots, value = compute(rule, update, added, group, param, gradient, state, t)
+    shared: Shared | None = None,
+) -> dict[str, float]:
+    """One step of `update` on one parameter, in place: nothing is written before all of it is computed.
+
+    Returns the new values of slots that parameters share, by key.
+    Raises: Pending for a sum over several tensors that `shared` does not know.
+    """
+    slots, common, value = compute(rule, update, added, group, param, gradient, state, t, shared)
     live = bool(group.get("differentiable"))
     _store_state(state, slots, live)
     if param.dtype in storage.HALF and not live:
@@ -220,6 +245,7 @@ def run(
     else:
         write(param, value)
     storage.next_keys(state)
+    return common
 
 
 def compute(
@@ -231,22 +257,27 @@ def compute(
     gradient: Tensor,
     state: dict[str, Any],
     t: Any,
-) -> tuple[dict[str, Any], Tensor]:
-    """What one step of `update` makes of one parameter: the slots that it sets, by key, and the parameter."""
+    shared: Shared | None = None,
+) -> tuple[dict[str, Any], dict[str, float], Tensor]:
+    """What one step of `update` makes of one parameter.
+
+    The slots that it sets, those that parameters share, both by key, and the parameter.
+    """
     dtype = compute_dtype(param)
-    machine = Eager(rule.__name__, dtype)
     live = bool(group.get("differentiable"))
+    machine = Eager(rule.__name__, dtype, live, shared)
     h = Hyper(
         machine.rule,
         rule.fields,
         {k: as_plain(group[k], machine, live) for k, f in rule.fields.items() if k in group and not f.free},
     )
     slots: dict[str, Slot] = {k: v for k, v in rule.slots.items() if storage.holds(state, v.key)}
+    common = {letter: slot for letter, slot in rule.slots.items() if slot.shared and slot.exists(group)}
 
     def load(tensor: Tensor) -> Number:
         return Number(machine, real(tensor).to(dtype))
 
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, Any] = {letter: float(group[slot.key]) for letter, slot in common.items()}
     for letter, slot in slots.items():
         once = slot.per_tensor and not live
         numbers[letter] = state[slot.key].item() if once else load(storage.load(state, slot.key))
@@ -263,14 +294,37 @@ def compute(
         return value.clone() if id(value) in given else value
 
     values: dict[str, Any] = {}
-    for letter in sorted(s.written):
+    for letter in sorted(s.written & slots.keys()):
         slot, value = slots[letter], s.numbers[letter]
         value = own(value.handle) if isinstance(value, Number) else value
         if not slot.per_tensor:
             value = _fitted(machine, f"slot '{letter}'", value, real(state[storage.entry_of(state, slot.key)]))
         values[slot.key] = value
     what = "the new value of the parameter"
-    return values, _fitted(machine, what, own(new.handle), real(param))
+    shared_values = {slot.key: float(s.numbers[x]) for x, slot in common.items() if x in s.written}
+    return values, shared_values, _fitted(machine, what, own(new.handle), real(param))
+
+
+def in_turns(work: Sequence[Work], one: Callable[[Work, Mapping[Any, float]], None]) -> phases.Going:
+    """Steps of parameters that share sums: each is tried until it asks for a sum that is not known yet.
+
+    one: steps one parameter with the sums that are known.
+    """
+    known: dict[Any, float] = {}
+    left = list(work)
+    while left:
+        asked: dict[Any, tuple[str, list[sums.Partial]]] = {}
+        waiting: list[Work] = []
+        for entry in left:
+            try:
+                one(entry, known)
+            except Pending as pending:
+                waiting.append(entry)
+                for key, (word, share) in pending.asked.items():
+                    asked.setdefault(key, (word, []))[1].append(share)
+        left = waiting
+        if left:
+            known |= yield {key: (word, sums.together(word, parts)) for key, (word, parts) in asked.items()}
 
 
 def _fitted(machine: Eager, what: str, value: Any, like: Tensor) -> Tensor:

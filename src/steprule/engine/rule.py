@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,6 +16,7 @@ from steprule.engine import (
     first_step,
     foreach,
     forms,
+    phases,
     program,
     reference,
     restored,
@@ -27,6 +28,7 @@ from steprule.engine import (
 from steprule.engine.compose import Added, Update
 from steprule.engine.fields import FLAGS, OPTIONS, make_step_counter
 from steprule.engine.optimizer import CheckedOptimizer
+from steprule.engine.phases import Part
 from steprule.engine.reference import Work
 
 _own_noise = cast(Any, torch.random).fork_rng
@@ -65,7 +67,7 @@ class RuleOptimizer(CheckedOptimizer):
         super().__init__(params, {**defaults, **self.fixed})
 
     def _known_keys(self) -> set[str]:
-        return set(self.fields) | set(self.fixed)
+        return set(self.fields) | set(self.fixed) | {x.key for x in self.slots.values() if x.shared}
 
     def _normalize(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
         if "state_dtype" in group:
@@ -109,10 +111,12 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
         storage.check_parameters(type(self).__name__, self.slots, group, index)
-        if self.traced:
-            self.program(group)
-        else:
+        if not self.traced:
             self._check_whole(group, index)
+        elif self.program(group).shares and group.get("differentiable"):
+            fix = "Autograd cannot record a sum over all parameters in the middle of a step; drop it."
+            who = type(self).__name__
+            raise errors.contradiction(who, "differentiable=True", "over='group' or 'all' in a rule", fix)
 
     # What the group adds to the rule
 
@@ -205,37 +209,35 @@ class RuleOptimizer(CheckedOptimizer):
 
     # Stepping
 
-    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
+    def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
         runner = runners.choose(type(self), group).runner
         left: list[Tensor] = group["params"]
-        first: Callable[[], None] | None = None
+        parts: list[Part] = []
         if runner.endswith("_kernel"):
             from steprule.engine import fused  # what its kernels need is optional
 
-            first, left = fused.prepare(self, group)
+            parts, left = fused.prepare(self, group, after)
             if left and group.get("fused"):
                 name, reason = next(iter(fused.reasons(self, group).items()))
                 raise errors.runner_unavailable(type(self).__name__, "fused=True", f"{name}: {reason}")
         elif runner == "foreach":
-            first, left = self._prepare_lists(left, group)
-        second = self._prepare_alone(left, group) if left else None
+            parts, left = self._prepare_lists(left, group, after)
+        return [*parts, self._prepare_alone(left, group, after)] if left else parts
 
-        def run() -> None:
-            for part in (first, second):
-                if part is not None:
-                    part()
-
-        return run if self._watched_rounding else lambda: self._watch(run, group)
-
-    def _watch(self, run: Callable[[], None], group: dict[str, Any]) -> None:
-        """Run a first step, and warn if it shows that most updates or state round away."""
-        watch = first_step.Watch(group)
-        run()
-        messages = watch.messages(self)
-        # All groups of the first step, until one of them warns.
-        self._watched_rounding = self._watched_rounding or bool(messages) or group is self.param_groups[-1]
-        for message in messages:
-            warnings.warn(message, stacklevel=7)
+    def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]]) -> None:
+        if self._watched_rounding:
+            super()._run(steps)
+            return
+        # A first step warns if it shows that most updates or state round away.
+        watches = [first_step.Watch(group) for group, _ in steps]
+        super()._run(steps)
+        self._watched_rounding = True
+        for watch in watches:
+            messages = watch.messages(self)
+            for message in messages:
+                warnings.warn(message, stacklevel=6)
+            if messages:
+                break
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -244,26 +246,35 @@ class RuleOptimizer(CheckedOptimizer):
         asked = bool(groups) and all(group.get("fused") for group in groups)
         return asked and all(runners.choose(type(self), x).runner == "gpu_kernel" for x in groups)
 
-    def _prepare_alone(self, params: list[Tensor], group: dict[str, Any]) -> Callable[[], None]:
+    def _prepare_alone(self, params: list[Tensor], group: dict[str, Any], after: dict[str, float]) -> Part:
         """A step of these parameters by the reference, one after the other."""
         work = self.checked(params, group)
-        added = self.added(group)
+        keys: list[Any] = []
         # Errors must come before anything moves.
         if self.traced:
             foreach.check_scalars(self.program(group), group, work)
+            keys = [phases.key_in(group, reduction) for reduction in self.program(group).calls]
         else:
             self._rehearse(work, group)
 
-        def run() -> None:
-            for param, gradient, state in work:
-                if gradient.is_sparse:
-                    sparse.run(self, type(self).update, added, group, param, gradient, state)
-                else:
-                    t = reference.next_step(state)
-                    reference.run(type(self), type(self).update, added, group, param, gradient, state, t)
-                    reference.count(state)
+        def one(entry: Work, known: Mapping[Any, float]) -> None:
+            param, gradient, state = entry
+            if gradient.is_sparse:
+                sparse.run(self, type(self).update, self.added(group), group, param, gradient, state)
+                return
+            shared, t = reference.Shared(keys, known), reference.next_step(state)
+            rule, added = type(self), self.added(group)
+            after.update(reference.run(rule, rule.update, added, group, param, gradient, state, t, shared))
+            reference.count(state)
 
-        return run
+        def start() -> phases.Going | None:
+            if keys:
+                return reference.in_turns(work, one)
+            for entry in work:
+                one(entry, {})
+            return None
+
+        return Part(start, frozenset(keys) if work else frozenset())
 
     _rehearsed: frozenset[Any] = frozenset()
 
@@ -283,15 +294,15 @@ class RuleOptimizer(CheckedOptimizer):
             self._rehearsed |= {kind}
 
     def _prepare_lists(
-        self, params: list[Tensor], group: dict[str, Any]
-    ) -> tuple[Callable[[], None], list[Tensor]]:
+        self, params: list[Tensor], group: dict[str, Any], after: dict[str, float]
+    ) -> tuple[list[Part], list[Tensor]]:
         """A step by foreach, and the parameters whose gradients or storage it cannot take."""
         work: list[Work] = []
         left: list[Work] = []
         for entry in self.checked(params, group):
             (work if foreach.takes(entry) else left).append(entry)
-        run = foreach.prepare(self.program(group), group, work)
-        return run, [param for param, _, _ in left]
+        parts = foreach.prepare(self.program(group), group, work, after)
+        return parts, [param for param, _, _ in left]
 
     def check_storage(self, group: dict[str, Any]) -> None:
         """Refuse storage that was requested between steps and is not possible."""
@@ -314,7 +325,7 @@ class RuleOptimizer(CheckedOptimizer):
         who = type(self).__name__
         if gradient.layout in SPARSE and self.gradients == "dense":
             raise errors.sparse_gradient(who, self.name_of(param))
-        if gradient.is_sparse and self.traced and self.program(group).reduces:
+        if gradient.is_sparse and self.traced and self.program(group).reductions:
             raise errors.sparse_with_reduction(who, self.name_of(param))
         if gradient.is_sparse and self.added(group).decay is not None:
             raise errors.sparse_with_option(who, "weight_decay", self.name_of(param))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steprule import errors, rule_errors
-from steprule.engine.fields import FLAGS, OPTIONS, TAKEN_KEYS, Field, Slot
+from steprule.engine.fields import FLAGS, OPTIONS, TAKEN_KEYS, Field, Slot, parameter
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.storage import EXTRA_KEYS
 
@@ -92,7 +92,7 @@ def _check_slot(rule: type[RuleOptimizer], slot: Slot) -> None:
             who, what, f"Make {slot.when} a boolean, or declare it with switch=True."
         )
     first = rule.fields[starts].default if isinstance(starts, str) else starts
-    if not isinstance(first, (int, float)):
+    if not isinstance(first, (int, float)) and not (first is parameter and slot.per == "element"):
         what = f"slot '{slot.letter}' starts at {starts!r}"
         raise rule_errors.bad_statement(
             who, what, "It must be a number, or the name of a hyper-parameter that is one."

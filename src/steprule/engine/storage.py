@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine.fields import Slot
+from steprule.engine.fields import Slot, parameter
 
 BLOCK = 256
 SMALLEST = 4096
@@ -91,6 +91,9 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
         kind = kind_of(slot, group)
         if kind not in (None, *KINDS):
             raise errors.out_of_range(who, "state_dtype", kind, f"one of {', '.join(KINDS)}", index)
+        if slot.starts is parameter and slot.key in named:
+            reason = "it starts as a copy of the parameter, from which it is hardly told apart in fewer bits"
+            raise errors.not_to_be_kept_so(who, slot.key, str(named[slot.key]), reason, "fp32", index)
         if kind == "int8" and slot.not_in_8_bits is not None:
             raise errors.not_to_be_kept_so(who, slot.key, kind, slot.not_in_8_bits, "bf16", index)
         if kind == "fp16" and slot.never_negative:
@@ -128,7 +131,7 @@ def check_parameters(who: str, slots: dict[str, Slot], group: dict[str, Any], in
 def kind_of(slot: Slot, group: dict[str, Any]) -> str | None:
     """What `state_dtype` asks for this slot; None is the parameter's own dtype."""
     wanted: Any = group.get("state_dtype")
-    if slot.per_tensor or slot.shape is not None:
+    if slot.per != "element" or slot.shape is not None or slot.starts is parameter:
         return None
     return named(cast(dict[str, str], wanted).get(slot.key) if isinstance(wanted, dict) else wanted)
 

@@ -277,7 +277,7 @@ def _columns(optimizer: Optimizer, group: dict[str, Any]) -> tuple[set[str], set
     if isinstance(optimizer, RuleOptimizer) and optimizer.traced:
         program = optimizer.program(group)
         keys = {letter: slot.key for letter, slot in program.slots.items()} | {"p": "p", "g": "g"}
-        read = {keys[letter] for sweep in program.passes() for letter in sweep.inputs}
+        read = {keys[letter] for sweep in program.passes for letter in sweep.inputs}
         return read, {keys[letter] for letter in program.outputs}
     everything = set(_sizes(optimizer, group["params"][0]))
     return everything, everything - {"g"}
