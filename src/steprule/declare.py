@@ -235,6 +235,10 @@ def _constructor(cls: type[_Rule], positional: list[str]) -> Callable[..., None]
     signature = inspect.Signature(parameters, return_annotation=None)
 
     def __init__(self: _Rule, *args: Any, **kwargs: Any) -> None:
+        if any(name in type(self).fields and name not in cls.fields for name in kwargs):
+            # Called by the __init__ of a rule that writes its own.
+            _constructor(type(self), positional)(self, *args, **kwargs)
+            return
         for name in kwargs:
             if name not in cls.fields and name != "params":
                 raise errors.unknown_hyperparameter(cls.__name__, name, cls.fields)

@@ -240,6 +240,22 @@ def parameter_returned(rule: str):
     )
 
 
+def stored_element(rule: str):
+    """`as_stored(g)` in a rule."""
+    return TypeError(
+        f"{rule}.update: as_stored(…) takes a plain number, such as what a slot per tensor is given. A value "
+        "per element is rounded when its slot is stored."
+    )
+
+
+def changes_by_itself(rule: str):
+    """A rule with a random number or a counter of its own in it."""
+    return RuntimeError(
+        f"{rule}.update does not say the same each time it is called. It is read once, so a random number, a "
+        "counter or any other value of Python would stay as it was then. Make it a hyper-parameter or a slot."
+    )
+
+
 def no_such_level(word: str, over: Any, levels: Sequence[str]):
     """`mean(g, over="row")` in a rule."""
     return ValueError(f"{word}(…, over={over!r}): over must be one of {', '.join(map(repr, levels))}.")

@@ -267,13 +267,16 @@ class Plan:
         # All gradients first: a state that was made for some would outlive the error about another.
         for place in self.present:
             optimizer.check_gradient(params[place], params[place].grad, group)
-        for place in self.present:
-            state = optimizer.state_of(params[place], group)
+        states = {place: optimizer.state_of(params[place], group) for place in self.present}
+        twice = sharing_state(states)
+        for place, state in states.items():
             reason, kind = self._fit(params[place], gradients[place], state, group)
             if reason is not None:
                 self._for_now.append(place)
             elif place in shared:
                 reason = "it shares memory with another parameter"
+            elif place in twice:
+                reason = "it shares a tensor of its state with another parameter"
             if reason is not None:
                 self.refused.append((place, reason))
             else:
@@ -393,6 +396,18 @@ def _beside(program: Program, state: Mapping[str, Any]) -> dict[str, str]:
     scales = {f"{letter}_scale": f"{slot.key}_scale" for letter, slot in program.slots.items()}
     found = {name: key for name, key in scales.items() if key in state}
     return found | {key: key for key in storage.EXTRA_KEYS if key in state}
+
+
+def sharing_state(states: Mapping[int, Mapping[str, Any]]) -> set[int]:
+    """The places of parameters whose states hold the same tensor, which must be stepped one after the other."""
+    first: dict[int, int] = {}
+    found: set[int] = set()
+    for place, state in states.items():
+        for value in state.values():
+            other = first.setdefault(id(value), place) if isinstance(value, Tensor) else place
+            if other != place:
+                found |= {other, place}
+    return found
 
 
 def _sharing_memory(params: Sequence[Tensor]) -> set[int]:

@@ -9,7 +9,6 @@ from functools import wraps
 from itertools import chain, takewhile
 from operator import itemgetter
 from typing import Any, ClassVar, Literal, cast
-from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -215,16 +214,20 @@ class CheckedOptimizer(torch.optim.Optimizer):
                     return self.names_in(group)[place]
         return "a parameter of another optimizer"
 
-    _places: Mapping[int, tuple[ReferenceType[Tensor], int]] = {}
+    # No weak references to parameters: torch.utils.swap_tensors refuses tensors that have one.
+    _places: Mapping[int, tuple[int, int, int]] = {}
 
     def place_of(self, param: Tensor) -> int:
         """The parameter's position among all parameters, in the order of the groups."""
-        there, place = self._places.get(id(param), (None, 0))
-        if there is None or there() is not param:
-            everything = [p for group in self.param_groups for p in group["params"]]
-            self._places = {id(p): (ReferenceType(p), place) for place, p in enumerate(everything)}
-            place = self._places[id(param)][1] if id(param) in self._places else len(everything)
-        return place
+        group, index, place = self._places.get(id(param), (len(self.param_groups), 0, 0))
+        if group < len(self.param_groups):
+            there = self.param_groups[group]["params"]
+            if index < len(there) and there[index] is param:
+                return place
+        groups = enumerate(self.param_groups)
+        everything = [(p, (i, j)) for i, group in groups for j, p in enumerate(group["params"])]
+        self._places = {id(p): (*where, place) for place, (p, where) in enumerate(everything)}
+        return self._places[id(param)][2] if id(param) in self._places else len(everything)
 
     def names_in(self, group: dict[str, Any]) -> list[str]:
         """How messages refer to the parameters of a group."""

@@ -242,6 +242,8 @@ class _Tracer:
 
     def emit(self, word: str, *operands: Any) -> Register:
         """Record the word; the same word on the same operands is recorded once."""
+        if word == "as_stored":
+            raise rule_errors.stored_element(self.rule)
         resolved = tuple(self.operand(value) for value in operands)
         key = (word, *((type(x), x) for x in resolved))
         if key not in self._seen:
@@ -324,7 +326,10 @@ def trace(rule: Any, update: Update, added: Added, group: Mapping[str, Any]) -> 
     """
     key = (update, rule, added, static_key(rule, group))
     if key not in _programs:
-        _programs[key] = _trace(rule, update, added, group)
+        program = _trace(rule, update, added, group)
+        if str(_trace(rule, update, added, group)) != str(program):
+            raise rule_errors.changes_by_itself(rule.__name__)
+        _programs[key] = program
     return _programs[key]
 
 

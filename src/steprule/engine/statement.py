@@ -37,6 +37,7 @@ def check(rule: type[RuleOptimizer], body: Mapping[str, Any]) -> None:
             _check_field(who, rule.fields[name], rule.fields)
     keys = [slot.key for slot in rule.slots.values()]
     for slot in rule.slots.values():
+        _check_letter(who, slot)
         _check_key(who, slot, keys)
         _check_slot(rule, slot)
     _check_update(rule, body)
@@ -61,6 +62,12 @@ def _check_field(who: str, field: Field, fields: Mapping[str, Field]) -> None:
     if field.decay == "decoupled" and "lr" not in fields:
         what = "decoupled weight decay needs a hyper-parameter 'lr', and there is none"
         raise rule_errors.bad_statement(who, what, "Declare lr, or use mode='l2'.")
+
+
+def _check_letter(who: str, slot: Slot) -> None:
+    if slot.letter in ("p", "g"):
+        what = f"slot '{slot.letter}' has the name of the {'parameter' if slot.letter == 'p' else 'gradient'}"
+        raise rule_errors.bad_statement(who, what, "Choose another letter.")
 
 
 def _check_key(who: str, slot: Slot, keys: list[Any]) -> None:
