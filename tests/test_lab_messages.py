@@ -100,6 +100,7 @@ PARTS = {
     [
         ("model", "nn.Linear(3, 2)", "mat1 and mat2 shapes cannot be multiplied"),
         ("model", "nn.ReLU()", "empty parameter list"),
+        ("model", "nn.Linear(2, 2).requires_grad_(False)", "no parameter of the model requires a gradient"),
         ("train", "(torch.ones(4, 2), torch.zeros(3))", "4 inputs but 3 targets"),
         ("train", "[]", "train is empty"),
         ("train", "iter([])", "train is a list_iterator; it must be two arrays (X, y) or a data set"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import multiprocessing
 import weakref
@@ -379,7 +378,6 @@ def test_what_is_dropped_is_freed_at_once(case: Case, drop: Any) -> None:
     alive = [weakref.ref(x) for x in kept]
     del kept, first
     drop(optimizer)
-    gc.collect()
     assert [ref() for ref in alive if ref() is not None] == []
     case.advance(optimizer, 2, first=2)
 

@@ -183,6 +183,10 @@ def test_what_16_bits_leave_out_is_kept_as_constructed_and_the_rest_reported(the
     assert set(states(target)[0]) == {"step", "exp_avg", "exp_avg_sq"} | kept
     dropped = {beside[there]} - kept if there in beside else set()
     assert set(report.unexpected) == {f"parameter {i}: {key}" for i in (0, 1) for key in dropped}
+    added = kept & {"compensation", "low_bits"} if there != here else set[str]()
+    assert {change.what for change in report.converted} == {
+        f"parameter {i}: {x}" for i in (0, 1) for x in added
+    }
     if there == here:
         assert_same(target.state_dict()["state"], source.state_dict()["state"])
 

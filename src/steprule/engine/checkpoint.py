@@ -259,7 +259,11 @@ class _States:
             del state[storage.SLOT_KEY]
             if len(self.converted) == before:
                 self.unexpected.append(f"{place.label}: {storage.SLOT_KEY}")
-        state |= storage.create_for_parameter(param, group, state, self.optimizer.place_of(place.key))
+        added = storage.create_for_parameter(param, group, state, self.optimizer.place_of(place.key))
+        state |= added
+        for key in ("compensation", "low_bits"):
+            if key in added:
+                self.converted.append(Change(f"{place.label}: {key}", "absent", added[key].dtype))
 
     def _keeps(self, place: matching.Place, key: str, value: Any, group: Dict) -> bool:
         """Whether the optimizer has this slot. A slot that an option has switched off is left out."""

@@ -35,6 +35,8 @@ def rehearse(task: Task, config: RunConfig) -> Training:
     for name, parameter in training.model.named_parameters():
         if not parameter.isfinite().all():
             raise LabError(f"parameter {name} of the model is NaN or infinite before the first step.")
+    if not any(parameter.requires_grad for parameter in training.model.parameters()):
+        raise LabError("no parameter of the model requires a gradient, so there is nothing to train.")
     kept = random_state()
     with failing("copying the model, to try it before the run,"):
         copied = copy.deepcopy(task.model)
