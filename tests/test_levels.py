@@ -242,6 +242,22 @@ def test_runners_side_by_side_share_their_sums() -> None:
         np.testing.assert_allclose(given.detach().double(), wanted, rtol=0, atol=4e-6)
 
 
+@pytest.mark.parametrize("rule", [Lamb, Clipped])
+def test_gradients_live_until_every_batch_has_read_them(rule: Any) -> None:
+    """Copies of lazily negated gradients, of two batches: no one else holds them."""
+    results: list[Any] = []
+    for options in RUNNERS["loop"], RUNNERS["kernel"]:
+        dtypes = (torch.float32, torch.bfloat16)
+        params = [nn.Parameter(numbers((600, 50), dtype, place)) for place, dtype in enumerate(dtypes)]
+        optimizer = rule(params, **options, low_precision="none")
+        for param in params:
+            param.grad = torch._neg_view(numbers((600, 50), param.dtype, 9))
+        optimizer.step()
+        results.append([param.detach().float() for param in params])
+    for given, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_the_state_is_there_before_the_first_step() -> None:
     optimizer = made(Prodigy, torch.bfloat16)
     optimizer.init_state()
@@ -362,6 +378,7 @@ def test_a_start_at_the_parameter_is_for_elements() -> None:
         type("Mine", (Elementwise,), {"d": slot("d", per="tensor", starts=parameter)})
     with pytest.raises(ValueError, match="'p0' cannot be kept in int8"):
         made(Prodigy, state_dtype={"p0": "int8"})
+    made(Prodigy, state_dtype={"p0": "fp32"})
 
 
 def test_nothing_is_on_a_tape_where_sums_are_shared() -> None:

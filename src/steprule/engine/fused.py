@@ -103,7 +103,7 @@ def _sweeps(
 ) -> Going:
     """A step of a batch whose scalars depend on sums: sweep by sweep.
 
-    gradients: held until the step is over.
+    gradients: held until the step is over, since other batches of the group may still read theirs.
     """
     program = batch.program
     scaling = batch.begin(written, scaler)
@@ -128,7 +128,6 @@ def _sweeps(
     batch.end(scaling)
     if not scaling or not scaling[0][1]:  # a gradient scaler skips the step otherwise
         after.update(batch.counters.shared())
-    gradients.clear()
 
 
 def _resolved(gradient: Tensor | None) -> Tensor | None:

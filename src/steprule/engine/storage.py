@@ -91,8 +91,8 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
         kind = kind_of(slot, group)
         if kind not in (None, *KINDS):
             raise errors.out_of_range(who, "state_dtype", kind, f"one of {', '.join(KINDS)}", index)
-        if slot.starts is parameter and slot.key in named:
-            reason = "it starts as a copy of the parameter, from which it is hardly told apart in fewer bits"
+        if slot.starts is parameter and named.get(slot.key, "fp32") != "fp32":
+            reason = "it starts as a copy of the parameter, and small differences to it would be lost"
             raise errors.not_to_be_kept_so(who, slot.key, str(named[slot.key]), reason, "fp32", index)
         if kind == "int8" and slot.not_in_8_bits is not None:
             raise errors.not_to_be_kept_so(who, slot.key, kind, slot.not_in_8_bits, "bf16", index)
