@@ -273,7 +273,7 @@ def test_a_group_that_joins_later_takes_what_all_share(options: dict[str, Any]) 
     optimizer = advance(made(Prodigy, **options))
     for group in optimizer.param_groups:
         group["d"] = 0.5
-    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "lr": 0.5})
     assert [group["d"] for group in optimizer.param_groups] == [0.5] * 3
     advance(optimizer, 5, 6)
     assert len({group["d_numerator"] for group in optimizer.param_groups}) == 1
@@ -293,6 +293,15 @@ def test_parameters_without_gradients_take_no_part(options: dict[str, Any]) -> N
     part.zero_grad()
     part.step()
     assert_same(snapshot(part), kept)
+
+
+def test_groups_agree_on_what_all_share(options: dict[str, Any]) -> None:
+    optimizer = advance(made(Prodigy, **options), 0, 1)
+    optimizer.param_groups[1]["lr"] = 0.25
+    kept = snapshot(optimizer)
+    with pytest.raises(ValueError, match=r"Prodigy: lr is 0\.5 in parameter group 0 and 0\.25 in another"):
+        optimizer.step()
+    assert_same(snapshot(optimizer), kept)
 
 
 def test_the_learning_rate_is_found() -> None:

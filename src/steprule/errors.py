@@ -267,6 +267,14 @@ def captured_counts(who: str):
     )
 
 
+def groups_differ(who: str, name: str, one: object, other: object):
+    """Groups with different values of what a slot for all parameters is made of."""
+    return ValueError(
+        f"{who}: {name} is {one} in parameter group 0 and {other} in another, but a slot for all parameters "
+        "(per='all') is made of it. Give all groups the same value."
+    )
+
+
 def captured_sums(who: str):
     """A CUDA graph would repeat the step with the same sum over all parameters forever."""
     return RuntimeError(

@@ -126,6 +126,8 @@ class Program:
     reductions: tuple[Reduction, ...]
     calls: tuple[Reduction, ...]
     scalars: tuple[Scalars, ...]
+    # The hyper-parameters that slots for all parameters are made of, so that all groups must agree on them.
+    common: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         lines = [f"{self.rule}: " + ", ".join(f"{r} = {n}" for n, r in self.inputs.items())]
@@ -372,7 +374,16 @@ def _trace(rule: Any, update: Update, added: Added, group: Mapping[str, Any]) ->
         reductions=tuple(reductions),
         calls=tuple(tracer.calls),
         scalars=scalars,
+        common=frozenset(_hyperparameters_in(memory, written, scalar_slots)),
     )
+
+
+def _hyperparameters_in(
+    memory: _Memory, written: Mapping[str, Any], slots: Mapping[str, Slot]
+) -> Iterable[str]:
+    texts = [spell(value) for letter, value in written.items() if slots[letter].per == "all"]
+    for _, text in _lines(memory, texts):
+        yield from re.findall(r"h\['(\w+)'\]", text)
 
 
 def _as_register(tracer: _Tracer, value: Any) -> Register:

@@ -213,6 +213,8 @@ class RuleOptimizer(CheckedOptimizer):
         runner = runners.choose(type(self), group).runner
         left: list[Tensor] = group["params"]
         parts: list[Part] = []
+        if any(slot.per == "all" for slot in self.slots.values()):
+            self._check_common(group)
         if runner.endswith("_kernel"):
             from steprule.engine import fused  # what its kernels need is optional
 
@@ -223,6 +225,13 @@ class RuleOptimizer(CheckedOptimizer):
         elif runner == "foreach":
             parts, left = self._prepare_lists(left, group, after)
         return [*parts, self._prepare_alone(left, group, after)] if left else parts
+
+    def _check_common(self, group: dict[str, Any]) -> None:
+        """Refuse groups that differ in a hyper-parameter that a slot for all parameters is made of."""
+        first = self.param_groups[0]
+        for name in self.program(group).common:
+            if first[name] != group[name]:
+                raise errors.groups_differ(type(self).__name__, name, first[name], group[name])
 
     def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]]) -> None:
         if self._watched_rounding:
