@@ -123,6 +123,11 @@ class Case:
         return self.elementwise and self.runner != "default"
 
     @property
+    def starts_with_state(self) -> bool:
+        """Whether the constructor makes the state, as that of torch's Adagrad does."""
+        return getattr(self.rule, "starts_with_state", False)
+
+    @property
     def many_groups(self) -> bool:
         return self.name not in ONE_GROUP_ONLY
 

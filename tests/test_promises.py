@@ -200,7 +200,7 @@ def test_no_gradient_nothing_moves(case: Case) -> None:
     assert_same([optimizer.state[p] for p in flat(optimizer)[1:]], resting)
 
 
-@each(among=CLOSURELESS)
+@each(lambda case: not case.starts_with_state, among=CLOSURELESS)
 def test_a_parameter_that_never_had_a_gradient_has_no_state(case: Case) -> None:
     optimizer = case.make()
     case.advance(optimizer, 1, without=[0])
@@ -225,7 +225,10 @@ def test_a_frozen_parameter_rests(case: Case) -> None:
     optimizer = case.make(params)
     case.advance(optimizer, 2)
     assert_same(params[0], before)
-    assert case.closure or not optimizer.state.get(params[0])
+    if case.starts_with_state:
+        assert optimizer.state[params[0]]["step"] == 0
+    else:
+        assert case.closure or not optimizer.state.get(params[0])
 
 
 @each(among=CLOSURELESS)

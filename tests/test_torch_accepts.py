@@ -323,12 +323,41 @@ def test_the_class_amsgrad_goes_on_as_adamw_or_is_refused(saved: bool) -> None:
 
 
 @pytest.mark.parametrize("case", RULES, ids=str)
-def test_a_checkpoint_has_states_for_the_same_parameters_as_torchs(case: Case) -> None:
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_checkpoint_has_the_same_states_as_torchs(case: Case, steps: int) -> None:
     """torch's SGD without momentum has none, also after a step. Its Adagrad makes all when constructed."""
     theirs, ours = case.make_torch(), case.make()
     for optimizer in (theirs, ours):
-        case.advance(optimizer, 1, without=[] if case.name == "Adagrad" else [1])
+        optimizer.param_groups[0]["params"][0].requires_grad_(False)
+        case.advance(optimizer, steps, without=[1])
     there, here = (optimizer.state_dict()["state"] for optimizer in (theirs, ours))
     assert {place: set(state) for place, state in here.items()} == {
         place: set(state) for place, state in there.items()
     }
+
+
+@pytest.mark.parametrize("case", RULES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"initial_accumulator_value": 0.5}], ids=["default", "options"])
+def test_a_checkpoint_from_before_the_first_step_loads_both_ways(case: Case, options: dict[str, Any]) -> None:
+    if not case.knows(*options):
+        pytest.skip("it has no such option")
+    wanted = case.make_torch(**options)
+    case.advance(wanted, 2)
+    for give, take in ((case.make, case.make_torch), (case.make_torch, case.make)):
+        saved = copy.deepcopy(give(**options).state_dict())
+        optimizer = take()
+        optimizer.load_state_dict(saved)
+        assert_same(optimizer.state_dict()["state"], saved["state"])
+        case.advance(optimizer, 2)
+        assert_same([p.detach() for p in flat(optimizer)], [p.detach() for p in flat(wanted)])
+
+
+def test_the_state_that_the_constructor_makes_can_be_used_at_once() -> None:
+    params = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, dtype=torch.complex64))]
+    made = [rule(params, initial_accumulator_value=0.5) for rule in (torch.optim.Adagrad, steprule.Adagrad)]
+    assert_same(made[1].state_dict()["state"], made[0].state_dict()["state"])
+    made[1].load_state_dict(made[0].state_dict())
+    made[0].load_state_dict(made[1].state_dict())
+    for optimizer in made:
+        optimizer.share_memory()
+        assert all(state["sum"].is_shared() for state in optimizer.state.values())

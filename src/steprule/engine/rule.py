@@ -47,6 +47,8 @@ class RuleOptimizer(CheckedOptimizer):
     counts_steps: ClassVar[bool | str] = True
     gradients: ClassVar[str] = "dense"
     complex_error: ClassVar[type[Exception] | None] = None
+    # Whether the constructor makes the state, as torch's rule of this name does.
+    starts_with_state: ClassVar[bool] = False
     torch_flags: ClassVar[tuple[str, ...]] = FLAGS
     # Whether torch's lists of tensors accept an lr or betas that are tensors.
     lists_take_tensors: ClassVar[bool] = True
@@ -65,6 +67,8 @@ class RuleOptimizer(CheckedOptimizer):
             if flag not in self.torch_flags and defaults.get(flag) in ABSENT:
                 defaults.pop(flag, None)
         super().__init__(params, {**defaults, **self.fixed})
+        if self.starts_with_state:
+            self._make_state(frozen=True)
 
     def _known_keys(self) -> set[str]:
         return set(self.fields) | set(self.fixed) | {x.key for x in self.slots.values() if x.shared}
@@ -191,10 +195,13 @@ class RuleOptimizer(CheckedOptimizer):
 
     def init_state(self) -> None:
         """Create the state of every trainable parameter, without a step."""
+        self._make_state(frozen=False)
+
+    def _make_state(self, frozen: bool) -> None:
         with torch.no_grad():
             for group in self.param_groups:
                 for param in group["params"]:
-                    if param.requires_grad and not is_lazy(param):
+                    if (frozen or param.requires_grad) and not is_lazy(param):
                         self.state_of(param, group)
 
     def share_memory(self) -> None:
