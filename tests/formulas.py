@@ -183,6 +183,8 @@ def rule_of(m: Formula, n: Formula, u: Formula, result: Formula, returns: str) -
             s.m, s.n, s.u = (said(x, values) for x in (m, n, u))
             change = said(result, values)
             change = float(change) if isinstance(change, bool) else change
+            # Drawn formulas may be p or a comparison, which a rule is otherwise refused to return.
+            change = words.Number.of(change) if isinstance(change, words.Number) else change
             if returns == "becomes":
                 return becomes(change)
             return (change, g) if returns == "two changes" else change

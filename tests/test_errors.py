@@ -191,8 +191,29 @@ def test_step_sizes_of_rprop_come_smallest_first() -> None:
 def test_switches_are_true_or_false(case: Case, field: Any) -> None:
     if field.name not in case.make().param_groups[0]:
         pytest.skip("torch's rule has no such key in its groups")
-    for value in (1, 0, "True", "yes", None, 0.5):
+    for value in ("True", "yes", "", 2, 0.5, [], np.ones(2), torch.ones(2)):
         refused(case, field.name, value)
+
+
+@hyper_parameters(lambda field: field.type in ("bool", "bool | None"))
+def test_switches_may_be_given_as_torch_takes_them(case: Case, field: Any) -> None:
+    """As 0, 1, None or numpy's booleans; groups and checkpoints then hold plain ones."""
+    if field.name not in case.make().param_groups[0]:
+        pytest.skip("torch's rule has no such key in its groups")
+    for off in (0, 0.0, np.False_, torch.tensor(False), None):
+        (group,) = case.rule(case.parameters(), **{field.name: off}).param_groups
+        assert group[field.name] is (None if off is None and field.default is None else False)
+    if field.name not in ("capturable", "fused", "nesterov"):  # those need more than the switch
+        for on in (1, 1.0, np.True_, torch.tensor(True)):
+            dtype = torch.float64
+            (group,) = case.rule(case.parameters(dtype), **{field.name: on}).param_groups
+            assert group[field.name] is True
+
+
+@hyper_parameters(is_number)
+def test_infinity_is_called_not_finite(case: Case, field: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{field.name} = inf, must be .*(finite|below|at most)"):
+        case.rule(case.parameters(), **{field.name: INFINITY})
 
 
 @hyper_parameters(lambda field: field.choices is not None)

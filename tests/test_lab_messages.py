@@ -42,6 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--epochs many", "'--epochs'"),
         ("--batch-size 0", "'--batch-size'"),
         ("--seed -1", "'--seed'"),
+        ("--out=", "'--out': it is empty"),
         ("--optimiser adam", "--optimizer"),
         ("--task digit", "no task 'digit'. Did you mean 'digits'?"),
         ("--task own.py", "does not say which function: give own.py:FUNCTION"),
@@ -169,6 +170,41 @@ def test_a_folder_that_holds_another_run(folder: Path, capsys: pytest.CaptureFix
     before = everything_in(folder / "one")
     assert_refused(run(capsys, *TRAIN, "--out", "one"), "'one' already holds a run", "--resume")
     assert everything_in(folder / "one") == before
+
+
+IGNORED = "torch.full((8,), -100)"
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_labels_that_a_loss_ignores_are_not_called_divergence(
+    folder: Path, capsys: pytest.CaptureFixture[str], split: str
+) -> None:
+    x, y = "torch.ones(8, 2)", "torch.zeros(8, dtype=torch.int64)"
+    parts = ", ".join(f"{name}=({x}, {IGNORED if name == split else y})" for name in ("train", "validation"))
+    task = f"Task(model=nn.Linear(2, 2), {parts}, loss=nn.CrossEntropyLoss(), batch_size=4)"
+    (folder / "own.py").write_text(f"{GOOD}def task():\n    return {task}\n")
+    answer = run(capsys, *TRAIN)
+    assert_refused(answer, f"of {split}: every label", "-100", "leave them out")
+    assert "--lr" not in answer.err
+
+
+def test_a_model_that_cannot_be_copied(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = OWN_TASK.replace("return Task", "model.held = __import__('threading').Lock()\n    return Task")
+    (folder / "own.py").write_text(task)
+    assert_refused(run(capsys, *TRAIN), "the model cannot be copied", "lock", "give its class a __deepcopy__")
+
+
+@pytest.mark.parametrize(("lr", "grows"), [("100", True), ("0.01", False)])
+def test_a_run_whose_loss_has_grown_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str], lr: str, grows: bool
+) -> None:
+    x = "torch.ones(8, 1)"
+    task = f"Task(nn.Linear(1, 1), ({x}, {x}), ({x}, {x}), nn.functional.mse_loss, batch_size=4)"
+    (folder / "own.py").write_text(f"{GOOD}def task():\n    return {task}\n")
+    answer = run(capsys, *TRAIN, "--optimizer", "sgd", "--epochs", "2", "--lr", lr)
+    assert answer.code == 0
+    assert ("the loss grew from" in answer.out) == grows
+    assert ("Try a smaller --lr" in answer.out) == grows
 
 
 def test_a_loss_that_is_no_longer_a_number(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -267,3 +267,17 @@ def test_state_of_a_newer_version_that_says_nothing(case: Case, neutral: Any) ->
     saved["state"][0]["drift"] = torch.ones(1)
     with pytest.raises(ValueError, match=r"'drift'.*strict=False"):
         twin.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("key", ["maximise", "amsgrd", "weigth_decay"])
+@pytest.mark.parametrize("value", [False, None])
+def test_a_misspelt_key_of_a_checkpoint_that_says_nothing_is_left_out(key: str, value: Any) -> None:
+    donor, optimizer = (steprule.AdamW([torch.nn.Parameter(torch.ones(2))]) for _ in range(2))
+    saved = donor.state_dict()
+    saved["param_groups"][0][key] = value
+    report = optimizer.load_state_dict(saved)
+    assert report.unexpected == (f"hyper-parameter '{key}' (group 0)",)
+    assert key not in optimizer.param_groups[0]
+    saved["param_groups"][0][key] = 0.5
+    with pytest.raises(ValueError, match=f"no hyper-parameter '{key}'"):
+        optimizer.load_state_dict(saved)

@@ -106,6 +106,22 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "p assigned": ("p -= h.lr * g", ("returned None", "p is not changed in place")),
     "p changed in place": ("p -= h.lr * g\nreturn p", ("returned p", "not changed in place", "becomes(")),
     "p scaled in place": ("p *= 1 - h.lr\np += -h.lr * g\nreturn p", ("not changed in place",)),
+    "p made new": (
+        "p = p - h.lr * g\nreturn p",
+        ("returned p, or p plus something", "change alone", "becomes("),
+    ),
+    "p minus a change": ("return p - h.lr * g", ("returned p, or p plus something",)),
+    "p plus a change": ("u = -h.lr * g\nreturn p + u", ("returned p, or p plus something",)),
+    "a change plus p": ("u = -h.lr * g\nreturn u + p", ("returned p, or p plus something",)),
+    "p minus several": ("p = p - h.lr * s.m\np = p - g\nreturn p + 1", ("returned p, or p plus something",)),
+    "p": ("return p", ("returned p, or p plus something",)),
+    "p in a tuple": ("return -g, p", ("returned p, or p plus something",)),
+    "returns a comparison": ("return g > 0", ("returned a condition",)),
+    "returns a comparison in a tuple": ("return -g, g != p", ("a tuple with a condition in it",)),
+    "becomes plus": ("return becomes(p - g) + 1  # here", ("inside the parentheses",)),
+    "minus becomes": ("return -becomes(g)  # here", ("inside the parentheses",)),
+    "a word of becomes": ("return sqrt(becomes(g))  # here", ("inside the parentheses",)),
+    "becomes in a slot": ("s.m = becomes(g)  # here\nreturn g", ("inside the parentheses",)),
     "returns True": ("return True", ("returned a condition", "the change to the parameter")),
     "returns a condition": ("return t > 3", ("returned a condition",)),
     "returns text": ("return 'done'", ("returned a str",)),
@@ -415,3 +431,29 @@ def test_no_rule_by_hand_moves_when_the_last_gradient_is_sparse() -> None:
     with pytest.raises(RuntimeError, match="sparse one for parameter 1"):
         optimizer.step()
     assert params[0].eq(1).all()
+
+
+@pytest.mark.parametrize("base", [steprule.Elementwise, steprule.GenericAdaptiveOptimizer])
+@pytest.mark.parametrize("method", ["step", "zero_grad", "state_dict", "explain", "__repr__", "__getstate__"])
+def test_an_init_that_does_not_call_its_base(base: Any, method: str) -> None:
+    class Forgetful(base):
+        def __init__(self, params: Any):
+            self.params = params
+
+        def step_param(self, state: Any, group: Any, grad: Any, param: Any) -> None: ...
+
+        @staticmethod
+        def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+            return -g
+
+    with pytest.raises(AttributeError, match=r"^Forgetful has no \w+ yet: .*super\(\).__init__\(params"):
+        getattr(Forgetful([nn.Parameter(torch.zeros(2))]), method)()
+
+
+@pytest.mark.parametrize(
+    "name", ["foreach", "maximize", "fused", "capturable", "differentiable", "state_dtype"]
+)
+def test_a_hyper_parameter_called_like_an_option_of_every_rule(name: str) -> None:
+    body = {name: steprule.hyper(0.1), "__annotations__": {name: float}}
+    with pytest.raises(TypeError, match=rf"^Mine: '{name}' is an option that every rule has"):
+        type("Mine", (steprule.Elementwise,), body)

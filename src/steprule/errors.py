@@ -83,6 +83,14 @@ def contradiction(who: str, first: str, second: str, fix: str, error: type[Excep
     return error(f"{who}: {first} does not go with {second}. {fix}")
 
 
+def not_constructed(who: str, name: str):
+    """An optimizer whose own `__init__` has not called that of its base."""
+    return AttributeError(
+        f"{who} has no {name} yet: its __init__ must first call super().__init__(params, …), which makes the "
+        "parameter groups."
+    )
+
+
 # Parameters and groups
 
 

@@ -210,6 +210,8 @@ def a_kind(given: object) -> str:
 
 def no_operand(where: str, given: object):
     """Something in a formula that is not a number."""
+    if type(given).__name__ == "Becomes":
+        return TypeError(f"{where}: {VALUES['Becomes']}")
     shown = (
         f"{given!r} (a {type(given).__name__})" if isinstance(given, (str, bytes, complex)) else a_kind(given)
     )
@@ -235,8 +237,8 @@ def reduced_twice(word: str):
 def parameter_returned(rule: str):
     """An `update` that returns the new parameter as if it were the change."""
     return TypeError(
-        f"{rule}.update returned p. p is not changed in place: return the change, as in "
-        "`return -h.lr * g`, or becomes(new_value)."
+        f"{rule}.update returned p, or p plus something. What it returns is added to p, which is not changed "
+        "in place: return the change alone, as in `return -h.lr * g`, or becomes(new_value)."
     )
 
 
@@ -307,6 +309,7 @@ def wrong_shape(rule: str, what: str, given: tuple[int, ...], wanted: tuple[int,
 VALUES = {
     "Number": "(A Number is a value per element: p, g, a slot, and what is made of them.)",
     "Symbol": "(A Symbol is a plain number not known yet: h.lr, t, and what is made of them.)",
+    "Becomes": "becomes(…) is the whole new value of p: compute it inside the parentheses and return it alone.",
     "Register": "(p.handle is a tensor in rules on whole matrices only.)",
     "Hyper": "Write h.name for a hyper-parameter.",
     "Slots": "Write s.name for a slot.",

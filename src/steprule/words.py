@@ -91,6 +91,11 @@ class Number:
         self._handle = handle
         self.product = product
 
+    @classmethod
+    def of(cls, value: Number) -> Self:
+        """The same value, of this class."""
+        return cls(value.machine, value._handle, value.product)
+
     @property
     def handle(self) -> Any:
         """The evaluated value, as the machine knows it."""
@@ -105,6 +110,9 @@ class Number:
 
     def _with(self, word: str, other: Any) -> Number:
         return self._word(word, operand(self.machine, other))
+
+    def _compared(self, word: str, other: Any) -> Condition:
+        return Condition(self.machine, self._with(word, other).handle)
 
     def _plus(self, other: Number, sign: int) -> Number:
         """`self + other` or `self - other`, fused with the product on the right if there is one."""
@@ -157,22 +165,22 @@ class Number:
         return self._word("abs")
 
     def __lt__(self, other: Number | float) -> Number:
-        return self._with("less", other)
+        return self._compared("less", other)
 
     def __le__(self, other: Number | float) -> Number:
-        return self._with("less_equal", other)
+        return self._compared("less_equal", other)
 
     def __gt__(self, other: Number | float) -> Number:
-        return self._with("greater", other)
+        return self._compared("greater", other)
 
     def __ge__(self, other: Number | float) -> Number:
-        return self._with("greater_equal", other)
+        return self._compared("greater_equal", other)
 
     def __eq__(self, other: Number | float) -> Number:  # type: ignore[override]
-        return self._with("equal", other)
+        return self._compared("equal", other)
 
     def __ne__(self, other: Number | float) -> Number:  # type: ignore[override]
-        return self._with("not_equal", other)
+        return self._compared("not_equal", other)
 
     def __bool__(self) -> NoReturn:
         raise rule_errors.truth_of_a_value(self.machine.rule)
@@ -183,10 +191,27 @@ class Number:
         raise rule_errors.no_such_method(self.machine.rule, name, __all__)
 
 
-class Parameter(Number):
-    """The parameter, as it is given to `update`; `p -= x` makes a local value of it, and is noticed."""
+class Condition(Number):
+    """A comparison: 1 where it holds and 0 elsewhere, which alone is not a change that a rule can return."""
 
     __slots__ = ()
+
+
+class Parameter(Number):
+    """The parameter, as it is given to `update`; `p - x` and `p -= x` make a new value of it, `Moved`."""
+
+    __slots__ = ()
+
+    def __add__(self, other: Number | float) -> Number:
+        return Moved.of(super().__add__(other))
+
+    def __radd__(self, other: Number | float) -> Number:
+        return Moved.of(other + Number.of(self))
+
+    def __sub__(self, other: Number | float) -> Number:
+        result = super().__sub__(other)
+        # The difference of two values of the parameter is a change.
+        return result if isinstance(other, Parameter) else Moved.of(result)
 
     def __iadd__(self, other: Number | float) -> Moved:
         return Moved.of(self + other)
@@ -200,20 +225,15 @@ class Parameter(Number):
     def __itruediv__(self, other: Number | float) -> Moved:
         return Moved.of(self / other)
 
-    @classmethod
-    def of(cls, value: Number) -> Self:
-        """The same value, of this class."""
-        return cls(value.machine, value._handle, value.product)
-
 
 class Moved(Parameter):
-    """The parameter after `p -= x`, which is not a change that a rule can return."""
+    """The parameter plus or minus something, which is not a change that a rule can return."""
 
     __slots__ = ()
 
 
 # What Python calls them in its own messages.
-Parameter.__name__ = Moved.__name__ = "Number"
+Condition.__name__ = Parameter.__name__ = Moved.__name__ = "Number"
 
 
 def operand(machine: Machine, value: Any) -> Any:

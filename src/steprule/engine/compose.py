@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from steprule import rule_errors, words
 from steprule.engine.fields import Field, Slot
-from steprule.words import Becomes, Machine, Moved, Number, Parameter, Symbol, finest
+from steprule.words import Becomes, Condition, Machine, Number, Parameter, Symbol, finest
 
 Update = Callable[[Any, Any, Any, Any, Any], Any]
 DECAYS: dict[str, Callable[..., Any]] = {}
@@ -141,12 +141,14 @@ def _changed(p: Number, change: Any) -> Number:
         return value if isinstance(value, Number) else words.where(p.machine.plain(True), value, p)
     if change is None:
         raise rule_errors.nothing_returned(rule)
-    if isinstance(change, Moved):
-        raise rule_errors.parameter_returned(rule)
     parts = cast(tuple[Any, ...], change if isinstance(change, tuple) else (change,))
     if not parts:
         raise rule_errors.wrong_return(rule, (), True)
     for part in parts:
+        if isinstance(part, Parameter):
+            raise rule_errors.parameter_returned(rule)
+        if isinstance(part, Condition):
+            raise rule_errors.wrong_return(rule, True, isinstance(change, tuple))
         if not isinstance(part, Number):
             _check_plain_change(p, part, isinstance(change, tuple))
         p = p + part

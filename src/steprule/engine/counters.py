@@ -1,4 +1,4 @@
-"""What is kept once per tensor: step counts above all, a rule's own numbers, and keys of random rounding.
+"""What is kept once per tensor: mainly step counts, a rule's own numbers, and keys of random rounding.
 
 Each stays the tensor that it is in the state, wherever its memory is, so that everything else that holds it
 (another process, a checkpoint being restored) sees every change. They are read and written as plain memory: a
@@ -135,7 +135,7 @@ class Counters:
         self._new |= dict(zip(self._program.scalars[stage].slots, new, strict=True))
 
     def count(self) -> None:
-        """Count the step that `next` was asked about, and keep the new values of the tensors' own slots."""
+        """Count the step that `next` prepared, and keep the new values of the tensors' own slots."""
         self._counts = []
         changed = False
         for place, cells in enumerate(self._cells):

@@ -79,14 +79,23 @@ class Field:
                 raise errors.out_of_range(who, self.name, value, self.allowed, group)
             return value
         if self.type in ("bool", "bool | None"):
-            if isinstance(value, bool) or (value is None and self.type == "bool | None"):
-                return value
-            raise errors.wrong_type(who, self.name, value, self.allowed, group)
+            return self._check_boolean(who, value, group)
         if value is None and ("None" in self.type or self.default is None):
             return value
         if isinstance(self.default, tuple):
             return self._check_tuple(who, value, group)
         return self._check_number(who, self.name, value, group)
+
+    def _check_boolean(self, who: str, value: Any, group: int | None) -> bool | None:
+        if value is None:
+            return None if self.type == "bool | None" else False
+        try:
+            # torch takes 0, 1 and numpy's booleans, too; text is more likely a mistake.
+            if value in (True, False):
+                return bool(value)
+        except (TypeError, ValueError, RuntimeError):  # an array or a tensor of several
+            pass
+        raise errors.wrong_type(who, self.name, value, self.allowed, group)
 
     def _check_tuple(self, who: str, value: Any, group: int | None) -> Any:
         defaults = cast(tuple[Any, ...], self.default)
@@ -113,15 +122,17 @@ class Field:
             number: float = value.detach().item()
         else:
             value = number = self._plain(who, what, value, group)
-        fine = (
-            math.isfinite(number)
-            and (self.at_least is None or number >= self.at_least)
+        inside = (
+            (self.at_least is None or number >= self.at_least)
             and (self.above is None or number > self.above)
             and (self.at_most is None or number <= self.at_most)
             and (self.below is None or number < self.below)
         )
-        if not fine:
+        if not inside:
             raise errors.out_of_range(who, what, value, self.allowed, group)
+        if not math.isfinite(number):
+            allowed = self.allowed if self.allowed == "a finite number" else f"{self.allowed} and finite"
+            raise errors.out_of_range(who, what, value, allowed, group)
         if self.type in ("int", "int | None") and number != int(number):
             raise errors.wrong_type(who, what, value, "a whole number", group)
         return value

@@ -1,6 +1,6 @@
-"""The form of tensors: everything about them but their address and their elements.
+"""The form of tensors: everything except their address and their elements.
 
-A kernel is made for tensors of one form, and reads and writes memory without asking again. So the forms are
+A kernel is made for tensors of one form, and reads and writes memory without further checks. So the forms are
 compared at every step, in one call of C.
 """
 
@@ -47,7 +47,7 @@ class Forms:
 
 
 def _guard(tensors: Sequence[Tensor]) -> Any:
-    """What torch.compile compares tensors with, or None where it cannot be had: torch does not promise it.
+    """What torch.compile compares tensors with, or None where it is not available: torch does not promise it.
 
     It is 10 times faster than asking each tensor, and never true for tensors of other forms.
     """
@@ -58,5 +58,5 @@ def _guard(tensors: Sequence[Tensor]) -> Any:
         guard: Any = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)  # type: ignore[arg-type]
         # It is never true for a list that holds a tensor twice.
         return guard if guard.check(*tensors) else None
-    except Exception:
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError):
         return None

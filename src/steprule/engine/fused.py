@@ -1,7 +1,7 @@
-"""One fused kernel for all parameters of a group: what is remembered between steps, and what may not be.
+"""One fused kernel for all parameters of a group: what is kept between steps.
 
-A plan remembers which places of a group step together, where their tensors lie in memory, in which form, and
-how the work is cut up. At every step it is compared with what the group holds now: its options, which
+A plan holds which places of a group step together, the addresses and forms of their tensors, and how the
+work is cut up. At every step it is compared with what the group holds now: its options, which
 parameters have gradients, and the addresses and forms of parameters, gradients and state. If anything
 differs (a loaded state, a swapped parameter, a moved device), a new plan is made. A plan keeps no parameter,
 gradient or slot alive, goes into no checkpoint, and is not copied with its optimizer.
@@ -38,12 +38,12 @@ _numel: Callable[[Tensor], int] = Tensor.numel
 
 
 def prepare(optimizer: Any, group: dict[str, Any], after: dict[str, float]) -> tuple[list[Part], list[Tensor]]:
-    """A step of every parameter of the group that the kernel can take: all but running it.
+    """Prepare a step of every parameter of the group that the kernel can take; what it returns runs it.
 
     after: gets the new values of slots that parameters share, when the step is taken.
 
-    Returns what runs it, and the other parameters that have gradients: they are for the reference runner.
-    Nothing moves before that. Raises whatever the gradients or the hyper-parameters raise.
+    Returns what runs it, and the other parameters that have gradients, which the reference runner steps.
+    Nothing changes before that runs. Raises whatever the gradients or the hyper-parameters raise.
     """
     program: Program = optimizer.program(group)
     values = _hyperparameters(optimizer, group)
@@ -157,7 +157,7 @@ def reasons(optimizer: Any, group: dict[str, Any]) -> dict[str, str]:
 
 
 def explain(optimizer: Any, group: dict[str, Any]) -> list[str]:
-    """Of the last step: where the kernels can be read, and who was left to the reference runner and why."""
+    """Of the last step: where the kernels can be read, what the reference runner stepped, and why."""
     plan: Plan | None = plans.of(optimizer).of(group)
     kernels = [line for batch in plan.batches for line in batch.launch.explain()] if plan else []
     left = reasons(optimizer, group).items()
@@ -181,13 +181,13 @@ def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str
             return f"{name} has another shape than the parameter"
         contiguous = tensor.is_contiguous() and param.is_contiguous()
         if not contiguous and tensor.stride() != param.stride():
-            return f"{name} lies in memory in another order than the parameter"
+            return f"{name} has another memory layout than the parameter"
         if tensor.numel() and not tensor.data_ptr():
             return f"{name} has no memory of its own"
     if any(x.dtype in cpu_kernel.CODED for x in slots.values()) and not param.is_contiguous():
         return "the neighbours that share a scale are not neighbours in memory"
     if not _dense(param):
-        return "the parameter's entries have gaps between them in memory"
+        return "the parameter's elements have gaps between them in memory"
     return cpu_kernel.why_not({name: tensor.dtype for name, tensor in tensors.items()})
 
 
@@ -196,25 +196,25 @@ def _no_count(keys: Sequence[str], state: Mapping[str, Any]) -> str | None:
     for key in keys:
         count = state[key]
         if not isinstance(count, Tensor) or count.numel() != 1 or count.dtype not in KINDS:
-            return f"its state '{key}' is no single float32 or float64"
+            return f"its state '{key}' is not a single float32 or float64"
         if _wrapped(count) or count.is_neg() or count.data_ptr() % count.itemsize:
-            return f"its state '{key}' does not lie in memory as it is"
+            return f"its state '{key}' has no plain memory of its own"
     return None
 
 
 def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
-    """Why what is kept beside the slots cannot be used as it lies, or None."""
+    """Why what is kept next to the slots cannot be used as it is, or None."""
     for key, value in state.items():
         if key in storage.EXTRA_KEYS or key.endswith("_scale"):
             if _wrapped(value) or value.is_neg():
-                return f"its state '{key}' does not lie in memory as it is"
+                return f"its state '{key}' has no plain memory of its own"
             if key in ("compensation", "low_bits") and (value.shape, value.stride()) != (
                 param.shape,
                 param.stride(),
             ):
-                return f"its state '{key}' lies in memory in another order than the parameter"
+                return f"its state '{key}' has another memory layout than the parameter"
             if key.endswith("_scale") and not value.is_contiguous():
-                return f"its state '{key}' does not lie in one piece"
+                return f"its state '{key}' is not contiguous"
     return None
 
 
@@ -231,7 +231,7 @@ def _wrapped(tensor: Tensor) -> bool:
 
 
 def _dense(tensor: Tensor) -> bool:
-    """Whether the entries fill one block of memory, in whatever order of dimensions."""
+    """Whether the elements fill one block of memory, in whatever order of dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != expected:
@@ -307,7 +307,7 @@ class Plan:
         return None, (param.device, tuple(_beside(self.program, state)), tuple(keys), *dtypes)
 
     def _rows_of(self) -> list[list[int] | None]:
-        """For each batch, where its parameters stand among those that have gradients; None: it has them all."""
+        """For each batch, the places of its parameters among those with gradients; None: it has them all."""
         rows = {place: row for row, place in enumerate(self.present)}
         found = [[rows[place] for place in batch.places] for batch in self.batches]
         return [None if len(x) == len(self.present) else x for x in found]
@@ -321,7 +321,7 @@ class Plan:
     ) -> list[Iterable[Tensor]] | None:
         """For each batch the tensors that it writes, or None unless all is as it was when the plan was made.
 
-        Notes down where the gradients are.
+        Records the gradients' addresses.
         """
         params: list[Tensor] = group["params"]
         if program is not self.program or _options(group) != self.options:
@@ -357,7 +357,7 @@ class Plan:
         return None if any(x is None for x in states) else states
 
     def _acceptable(self, param: Any, state: dict[str, Any]) -> bool:
-        """Whether what once was refused could be taken now."""
+        """Whether what was refused before could be taken now."""
         try:
             reason = why_not(param, _resolved(param.grad), _slots(self.program, state))  # type: ignore[arg-type]
             reason = reason or _no_count(keys_of(self.program, state), state)
@@ -378,7 +378,7 @@ def _slots(program: Program, state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _run_of(state: Mapping[Tensor, Any], params: Sequence[Tensor]) -> slice | None:
-    """Where the parameters' states stand in one piece, in order, as they mostly do; a look-up costs more."""
+    """Where the parameters' states are consecutive and in order, as is usual; look-ups are slower."""
     # Of many groups each would walk the states of all others.
     if not params or len(state) > 16 * len(params):
         return None
@@ -391,7 +391,7 @@ def _run_of(state: Mapping[Tensor, Any], params: Sequence[Tensor]) -> slice | No
 
 
 def _beside(program: Program, state: Mapping[str, Any]) -> dict[str, str]:
-    """What `storage` keeps beside the numbers: its name in the kernel, and its key in the state."""
+    """What `storage` keeps next to the slots: its name in the kernel, and its key in the state."""
     scales = {f"{letter}_scale": f"{slot.key}_scale" for letter, slot in program.slots.items()}
     found = {name: key for name, key in scales.items() if key in state}
     return found | {key: key for key in storage.EXTRA_KEYS if key in state}
@@ -492,7 +492,7 @@ class Batch:
             self.counters = Counters(*given)
 
     def _columns(self, params: list[Tensor], states: Sequence[dict[str, Any]]) -> dict[str, list[Tensor]]:
-        """The tensors of each slot, of what is stored beside it, and of each count, by letter or key."""
+        """The tensors of each slot, of what is stored next to it, and of each count, by letter or key."""
         columns = {"p": params}
         for letter, key in self.keys.items():
             columns[letter] = list(map(itemgetter(key), states))
@@ -505,7 +505,7 @@ class Batch:
     ) -> Iterable[Tensor] | None:
         """The tensors that a step writes, or None unless all tensors are where and what they were.
 
-        Notes down where the gradients are.
+        Records the gradients' addresses.
         """
         if list(map(len, states)) != self.sizes:
             return None

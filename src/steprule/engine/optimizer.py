@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import chain, takewhile
 from operator import itemgetter
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,16 @@ class WeightDecay:
         )
 
 
+class _Missing:
+    """What a subclass lacks whose `__init__` has not called that of its base."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, optimizer: object, owner: type) -> Any:
+        raise errors.not_constructed(owner.__name__, self.name)
+
+
 class CheckedOptimizer(torch.optim.Optimizer):
     """The contract: parameters in, groups checked, `step` with closure and hooks, safe checkpoints.
 
@@ -107,6 +117,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
     fixed: ClassVar[dict[str, Any]] = {}
     # The state keys of a parameter besides its slots.
     further_state: ClassVar[frozenset[str]] = frozenset()
+    if not TYPE_CHECKING:
+        param_groups, state, defaults = map(_Missing, ("param_groups", "state", "defaults"))
+        _optimizer_state_dict_pre_hooks = _Missing("_optimizer_state_dict_pre_hooks")
+
     # One state for all parameters together, kept with the first; its vectors hold all of them in order.
     one_vector: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""What the fused runners remember of each optimizer between steps."""
+"""What the fused runners keep for each optimizer between steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 class Plans:
     """The plans of one optimizer, one per group. Two threads that step it at once take turns.
 
-    A plan is looked up by its group's id. It checks everything, so it does no harm if the id went to another.
+    A plan is looked up by its group's id. It checks everything, so it does no harm if another group has the id.
     """
 
     def __init__(self) -> None:

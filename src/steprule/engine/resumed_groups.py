@@ -147,7 +147,7 @@ class Resumed:
         if problem is None:
             self.notes += [f"{key} = {plain(values[0])} (group {index})"]
             return True
-        if self.strict:
+        if self.strict and any(value is not None and value is not False for value in values):
             raise problem
         self.unexpected.append(f"hyper-parameter '{key}' (group {index})")
         return False

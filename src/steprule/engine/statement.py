@@ -28,6 +28,11 @@ def check(rule: type[RuleOptimizer], body: Mapping[str, Any]) -> None:
             raise rule_errors.bad_statement(
                 who, f"the name '{name}' is taken by every optimizer", "Use another one."
             )
+    inherited = {name for base in rule.__mro__[1:] for name in getattr(base, "fields", ())}
+    for name in (x for x in own if x in (*FLAGS, *OPTIONS) and x in inherited):
+        raise rule_errors.bad_statement(
+            who, f"'{name}' is an option that every rule has", "Use another name, or leave the declaration out."
+        )
     clashes = set(rule.fields) & set(rule.slots)
     if clashes:
         what = f"'{min(clashes)}' is both a hyper-parameter and a slot"

@@ -41,6 +41,13 @@ def _number(kind: type[float], allowed: str, is_allowed: Callable[[Any], bool]) 
     return parse
 
 
+def _path(text: str) -> Path:
+    """A path; an empty one, as from an unset variable of a script, would mean the current folder."""
+    if not text:
+        raise typer.BadParameter("it is empty. Give a path, or leave the option out.")
+    return Path(text)
+
+
 _any_number = _number(float, "a number", lambda _: True)
 _above_zero = _number(float, "a number above 0", lambda value: value > 0)
 _count = _number(int, "a whole number of at least 1", lambda value: value >= 1)
@@ -132,7 +139,7 @@ def train(
     ] = None,
     out: Annotated[
         Path | None,
-        _option("--out", "FOLDER", "where the run is kept (default: a new folder in runs/)"),
+        _option("--out", "FOLDER", "where the run is kept (default: a new folder in runs/)", _path),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="continue the run in --out, or the newest in runs/ that fits")
@@ -218,6 +225,7 @@ def bench(
             "--out",
             "FILE.json",
             "where the measurements are kept, with a chart next to them (default: a new file in runs/)",
+            _path,
         ),
     ] = None,
 ) -> None:

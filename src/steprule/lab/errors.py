@@ -12,7 +12,17 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Diverged", "LabError", "Stopped", "at", "did_you_mean", "failing", "told"]
+__all__ = [
+    "Diverged",
+    "LabError",
+    "Stopped",
+    "at",
+    "cannot_be_copied",
+    "did_you_mean",
+    "every_label_ignored",
+    "failing",
+    "told",
+]
 
 
 class LabError(Exception):
@@ -29,6 +39,22 @@ class Stopped(LabError):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
+
+
+def every_label_ignored(loss: float, label: int, items: str, split: str) -> LabError:
+    """A batch whose labels are all negative, so that a loss has nothing to take the mean of."""
+    return LabError(
+        f"the loss is {loss} on {items} of {split}: every label of these is below 0 (such as {label}), which "
+        "losses ignore, so there is nothing to take the mean of. Give them labels, or leave them out."
+    )
+
+
+def cannot_be_copied(error: BaseException) -> LabError:
+    """A model that holds a file, a lock or the like."""
+    return LabError(
+        f"the model cannot be copied, and the run is first tried on a copy: {told(error)}. Keep what cannot be "
+        "copied outside of the model, or give its class a __deepcopy__."
+    )
 
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steprule.lab.data import Batches, not_finite
-from steprule.lab.errors import Diverged, LabError, at, failing
+from steprule.lab.errors import Diverged, LabError, at, cannot_be_copied
 from steprule.lab.optimizer_classes import OWN_MODULE
 from steprule.lab.optimizers import check_can_be_saved
 from steprule.lab.randomness import random_state, set_random_state
@@ -38,8 +38,10 @@ def rehearse(task: Task, config: RunConfig) -> Training:
     if not any(parameter.requires_grad for parameter in training.model.parameters()):
         raise LabError("no parameter of the model requires a gradient, so there is nothing to train.")
     kept = random_state()
-    with failing("copying the model, to try it before the run,"):
+    try:
         copied = copy.deepcopy(task.model)
+    except Exception as error:  # a user's own class may fail in any way
+        raise cannot_be_copied(error) from error
     trial = Training(replace(task, model=copied), config)
     for split, data in trial.splits().items():
         with trial.modes.evaluating(trial.optimizer):
@@ -106,6 +108,7 @@ def _try_to_train(trial: Training) -> None:
     if type(optimizer).__module__ == OWN_MODULE:
         check_can_be_saved(optimizer)
     if not math.isfinite(loss):
+        trial.check_labels("train", loss, batch, first)
         raise LabError(
             f"the loss is {loss} before the first step, on a batch without NaN. Check the model and the loss."
         )

@@ -33,6 +33,8 @@ __all__ = [
 Line = Mapping[str, Any]
 
 WIDTH_OF_LOGS = 160
+# How many times the first step's loss the last epoch's must be for a word about it.
+GROWTH = 10
 
 
 def open_console() -> Console:
@@ -119,6 +121,10 @@ def print_results(console: Console, training: Training, lines: Sequence[Line], f
         table.add_row(name + note, items, *numbers)
     console.print()
     console.print(table)
+    first, last = float(lines[0]["loss"]), float(final_lines(lines)["train"]["loss"])
+    if lines[0]["split"] == "train" and last > GROWTH * abs(first) > 0:
+        grown = f"the loss grew from {loss_text(first)} to {loss_text(last)}"
+        console.print(Text(f"\n{grown}: training diverges. Try a smaller --lr."))
     console.print(
         f"\n{training.step} steps in {training.seconds:.1f} s ({pace(training.step, training.seconds)})"
     )

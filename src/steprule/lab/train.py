@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from steprule.lab.data import Batch, Batches, Data, as_batches, not_finite
 from steprule.lab.devices import device_random_state, find_device, set_device_random_state
-from steprule.lab.errors import Diverged, LabError, at, failing
+from steprule.lab.errors import Diverged, LabError, at, every_label_ignored, failing
 from steprule.lab.modes import Modes, give_shapes
 from steprule.lab.optimizer_classes import optimizer_class
 from steprule.lab.optimizers import (
@@ -220,12 +220,19 @@ class Training:
             return
         found = not_finite(batch)
         if found is None:
+            self.check_labels(split, loss, batch, index)
             raise self._diverged("the loss" if split == "train" else f"the {split} loss", loss)
         row, where = found
         raise LabError(
             f"item {int(index[row])} of {split} has {where}, and the loss on it is {loss}. Drop such items, or "
             "replace their missing values."
         )
+
+    def check_labels(self, split: str, loss: float, batch: Batch, index: Tensor) -> None:
+        """Refuse a batch that has class labels, all of which a loss ignores."""
+        target = batch[1]
+        if target.dtype == torch.int64 and target.numel() and target.max() < 0:
+            raise every_label_ignored(loss, int(target.max()), named(index), split)
 
     def _diverged(self, what: str, value: float) -> Diverged:
         lr = float(self.optimizer.param_groups[0]["lr"])
