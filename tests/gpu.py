@@ -151,7 +151,9 @@ class Kernels:
 
 def both(case: Case, dtype: torch.dtype, shapes: Any = SHAPES, **options: Any) -> tuple[Any, Any]:
     """The same optimizer twice: one for the kernels, one for the loop that they must equal."""
-    made = [case.rule(parameters(shapes, dtype, where), **case.options, **options) for where in (DEVICE, "cpu")]
+    made = [
+        case.rule(parameters(shapes, dtype, where), **case.settings, **options) for where in (DEVICE, "cpu")
+    ]
     made[1].param_groups[0]["foreach"] = False
     return made[0], made[1]
 

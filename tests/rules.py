@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 import steprule
 from steprule import Elementwise, decay, hyper, slot
-from steprule.declare import Matrix
+from steprule.declare import Matrix, parameter
 from steprule.words import ema, sign
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -59,6 +60,13 @@ SHAPES: dict[str, Shapes] = {"Muon": ((4, 3), (3, 5), (2, 2)), "SparseAdam": ((6
 # These read the whole loss again and again, so they are handed a closure rather than a gradient.
 # Few iterations a step, so that several steps do not yet reach the bottom.
 NEED_A_CLOSURE: dict[str, dict[str, Any]] = {"LBFGS": {"max_iter": 2}}
+# These begin with steps that are too small to be seen in the tests.
+VISIBLE: dict[str, dict[str, Any]] = {
+    "DoG": {"reps_rel": 0.1},
+    "DoWG": {"reps_rel": 0.1},
+    "LDoG": {"reps_rel": 0.1},
+    "Prodigy": {"d0": 0.1},
+}
 ONE_GROUP_ONLY = {"LBFGS"}
 REFUSE_COMPLEX = {"Adafactor", "Muon", "SparseAdam"}
 ACCEPT_SPARSE = {"Adagrad", "SGD", "SparseAdam"}
@@ -93,7 +101,7 @@ class Case:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return NEED_A_CLOSURE.get(self.name, {}) | self.options
+        return NEED_A_CLOSURE.get(self.name, {}) | VISIBLE.get(self.name, {}) | self.options
 
     @property
     def any_shape(self) -> bool:
@@ -111,7 +119,17 @@ class Case:
     @property
     def elementwise(self) -> bool:
         """Whether every element is stepped by itself, without a sum over the tensor."""
-        return not self.closure and not issubclass(self.rule, Matrix)
+        return not self.closure and not issubclass(self.rule, Matrix) and not sums_of(self.rule)
+
+    @property
+    def shares(self) -> bool:
+        """Whether parameters share a sum, so that what one does depends on the others."""
+        return bool(sums_of(self.rule) - {"tensor"})
+
+    @property
+    def returns(self) -> bool:
+        """Whether it remembers where each parameter started."""
+        return any(slot.starts is parameter for slot in self.rule.slots.values())
 
     @property
     def exact(self) -> bool:
@@ -175,6 +193,15 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.name}-{self.runner}" + ("-options" if self.options else "")
+
+
+@cache
+def sums_of(rule: Any) -> frozenset[str]:
+    """What the sums of the rule go over: "tensor", "group", "all"."""
+    if not getattr(rule, "traced", False):
+        return frozenset()
+    optimizer = rule([nn.Parameter(torch.zeros(1))])
+    return frozenset(x.over for x in optimizer.program(optimizer.param_groups[0]).reductions)
 
 
 def options_on(rule: Any) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def weights(*names: str) -> list[tuple[str, nn.Parameter]]:
 # Matching
 
 
-@each(lambda case: case.many_groups)
+@each(lambda case: case.many_groups and not case.shares)
 def test_another_order_and_other_groups_continue_to_the_same_bits(case: Case) -> None:
     stay = case.make(named(case))
     for number in range(3):

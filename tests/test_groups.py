@@ -60,7 +60,7 @@ def test_a_single_tensor_is_a_group(case: Case) -> None:
     assert optimizer.param_groups[1]["lr"] == 0.25
 
 
-@each(lambda case: plain(case) and case.many_groups)
+@each(lambda case: plain(case) and case.many_groups and not case.shares)
 @given(data=st.data())
 def test_groups_are_optimizers_of_their_own(case: Case, data: Any) -> None:
     count = len(case.shapes)
@@ -135,7 +135,7 @@ def test_the_group_is_read_at_every_step(case: Case) -> None:
             torch.testing.assert_close(param.detach(), old, atol=1e-9, rtol=0)
 
 
-@each(lambda case: not case.closure)
+@each(lambda case: not case.closure and not case.shares)
 def test_a_parameter_swapped_for_another_is_stepped_from_its_beginning(case: Case) -> None:
     optimizer, fresh = case.make(), case.make()
     case.advance(optimizer, 2)

@@ -19,10 +19,15 @@ from papers import (
     adamax,
     asgd,
     decay,
+    dog,
+    dowg,
+    lamb,
+    lars,
     lbfgs,
     lion,
     muon,
     nadam,
+    prodigy,
     radam,
     rmsprop,
     rprop,
@@ -51,6 +56,9 @@ TORCH_RULES = {
     muon: torch.optim.Muon,
 }
 OTHER_RULES = [adabelief, sophia, lion]
+# What a number given as weight_decay is to them.
+OWN_DECAY = [lamb, lars, prodigy]
+L2_DECAY = [dog, dowg]
 
 DECAYS = [{"weight_decay": 0.1}, {"weight_decay": 0.1, "maximize": True}]
 OR_DECOUPLED = [*DECAYS, {"weight_decay": 0.1, "decoupled_weight_decay": True}]
@@ -449,7 +457,7 @@ def test_strong_wolfe_equals_torch(function, size, lr):
         lbfgs_equals_torch(function, start, 1, {"lr": lr, "max_iter": 1, "max_eval": 50, **WOLFE})
 
 
-RULES = [*TORCH_RULES, *OTHER_RULES]
+RULES = [*TORCH_RULES, *OTHER_RULES, *OWN_DECAY, *L2_DECAY]
 DECAYING = [paper for paper in RULES if paper not in (rprop, sparse_adam)]
 
 
@@ -479,7 +487,7 @@ def test_weight_decay_modes(paper):
 
     coupled = one_step(theta, gradient, decay.WeightDecay(0.1, weight_decouple=False))
     close(coupled, theta + change(theta, gradient + 0.1 * theta))
-    if paper in (asgd, adafactor):
+    if paper in (asgd, adafactor, lamb, lars, dog, dowg):
         return  # their own step depends on θ
     decoupled = one_step(theta, gradient, decay.WeightDecay(0.1))
     close(decoupled, 0.98 * theta + change(theta, gradient))

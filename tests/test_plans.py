@@ -210,7 +210,7 @@ def test_the_state_in_a_state_dict_is_the_optimizers_own(case: Case) -> None:
                 assert held[place][key] is value, key
 
 
-@each(lambda case: not case.closure and case.name != "SparseAdam")
+@each(lambda case: not case.closure and case.name != "SparseAdam" and not case.shares)
 def test_restoring_in_place_restores_all_of_it(case: Case) -> None:
     """As torch.distributed.checkpoint.load does it, through the tensors of state_dict()."""
     optimizer = case.make()
@@ -299,7 +299,7 @@ def test_steps_inside_inference_mode(case: Case, first: bool) -> None:
     assert_same(ran[1], ran[0])
 
 
-@each(lambda case: not case.closure and not case.sparse_only and case.name not in ("Muon", "Adafactor"))
+@each(lambda case: case.elementwise and not case.sparse_only)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_of_fake_tensors(case: Case, dtype: torch.dtype) -> None:
     with FakeTensorMode():
@@ -312,7 +312,7 @@ def test_steps_of_fake_tensors(case: Case, dtype: torch.dtype) -> None:
         assert optimizer.explain()
 
 
-@each(lambda case: not case.closure and not case.sparse_only and case.name not in ("Muon", "Adafactor"))
+@each(lambda case: case.elementwise and not case.sparse_only)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_of_meta_tensors(case: Case, dtype: torch.dtype) -> None:
     optimizer = case.make([nn.Parameter(torch.ones(4, 3, dtype=dtype, device="meta"))])

@@ -21,6 +21,7 @@ FOLLOWS: dict[str, tuple[str, dict[str, Any]]] = {
         "adam",
         {"amsgrad": True, "optimized_update": True, "eps": 1e-16, "decoupled_weight_decay": True},
     ),
+    "LDoG": ("dog", {}),
     "SparseAdam": ("sparse_adam", {}),
 }
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -35,10 +36,19 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "Adafactor": [{"d": 1.5, "beta2_decay": -1.0, "eps": (1e-8, 1e-2)}],
     "Adagrad": [{"lr_decay": 0.1, "initial_accumulator_value": 0.2}],
     "ASGD": [{"lambd": 0.1, "t0": 10}],
+    "DoG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
+    "DoWG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
+    "LARS": [{"nesterov": True, "lr": 20.0}],
+    "LDoG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
     "Muon": [
         {"nesterov": False},
         {"adjust_lr_fn": "match_rms_adamw"},
         {"adjust_lr_fn": "spectral_unclamped"},
+    ],
+    "Prodigy": [
+        {"d0": 0.1, "d_coef": 3.0, "growth_rate": 1.02},
+        {"d0": 0.1, "use_bias_correction": True, "weight_decay": 0.1},
+        {"d0": 0.1, "safeguard_warmup": True, "lr": 0.5},
     ],
     "RAdam": [{"degenerate_to_sgd": False}, {"decoupled_weight_decay": True, "weight_decay": 0.1}],
     "RMSprop": [{"centered": True}, {"momentum": 0.9}, {"momentum": 0.9, "centered": True}],
@@ -48,9 +58,9 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"momentum": 0.9, "nesterov": True},
     ],
 }
-# torch and steprule iterate Muon in bfloat16, and keep ASGD's η and μ in single precision; the transcriptions
-# do neither.
-TOLERANCE = {"Muon": 0.05, "ASGD": 1e-6}
+# torch and steprule iterate Muon in bfloat16, and keep what a tensor has one of, as ASGD's η and μ, in single
+# precision; the transcriptions do neither.
+TOLERANCE = {"Muon": 0.05, "ASGD": 1e-6, "LDoG": 1e-6}
 
 
 def cases() -> list[Any]:

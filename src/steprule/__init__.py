@@ -20,8 +20,14 @@ from steprule.elementwise.adam import AMSGrad as AMSGrad
 from steprule.elementwise.adamax import Adamax as Adamax
 from steprule.elementwise.adamw import AdamW as AdamW
 from steprule.elementwise.asgd import ASGD as ASGD
+from steprule.elementwise.dog import DoG as DoG
+from steprule.elementwise.dog import LDoG as LDoG
+from steprule.elementwise.dowg import DoWG as DoWG
+from steprule.elementwise.lamb import LAMB as LAMB
+from steprule.elementwise.lars import LARS as LARS
 from steprule.elementwise.lion import Lion as Lion
 from steprule.elementwise.nadam import NAdam as NAdam
+from steprule.elementwise.prodigy import Prodigy as Prodigy
 from steprule.elementwise.radam import RAdam as RAdam
 from steprule.elementwise.rmsprop import RMSprop as RMSprop
 from steprule.elementwise.rprop import Rprop as Rprop

@@ -34,6 +34,7 @@ class Description:
     when: str
     formula: str
     state: str
+    differs: str
     source: str
     hyperparameters: tuple[HyperParameter, ...]
     slots: tuple[str, ...]
@@ -77,6 +78,7 @@ def describe(rule: type[CheckedOptimizer] | CheckedOptimizer | str) -> Descripti
         when=_part(rest, "When"),
         formula=_formula(rest),
         state=_part(rest, "State"),
+        differs=_part(rest, "Differs"),
         source=_part(rest, "Source"),
         hyperparameters=tuple(_hyperparameter(field) for field in rule.fields.values()),
         slots=tuple(slot.key for slot in rule.slots.values()),

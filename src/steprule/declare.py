@@ -107,11 +107,22 @@ def hyper(
     )
 
 
-def decay(default: float = 0.0, *, mode: Literal["l2", "decoupled"] = "l2", kw_only: bool = False) -> Any:
-    """The field for `weight_decay`: a number (decayed by `mode`) or a `WeightDecay`."""
+def decay(
+    default: float = 0.0,
+    *,
+    mode: Literal["l2", "decoupled", "own"] = "l2",
+    kw_only: bool = False,
+    meaning: str = "λ, as in the formula",
+) -> Any:
+    """The field for `weight_decay`: a number (decayed by `mode`) or a `WeightDecay`.
+
+    mode="own" is for a paper whose decay is a part of its formula: `update` then decays, by `h.weight_decay`,
+    which is 0 where a group has a `WeightDecay` of another kind. meaning: how, for `steprule show`.
+    """
     meanings = {
         "l2": "λ, added to the gradient as λ·θ",
         "decoupled": "λ, shrinks the parameter by lr·λ before the step",
+        "own": meaning,
     }
     if mode not in meanings:
         raise errors.out_of_range("decay", "mode", mode, "one of " + ", ".join(map(repr, meanings)))

@@ -5,6 +5,8 @@
     decoupled    θ ← θ·(1 - lr·λ)        AdamW (Loshchilov & Hutter 2019, alg. 2)
     absolute     θ ← θ·(1 - λ)           decoupled and independent of lr
 
+    own          part of the rule's formula, where a plain number means that
+
 Source: https://arxiv.org/abs/1711.05101; the order is that of torch.optim.
 """
 
@@ -39,3 +41,10 @@ def prepare(
     if not decouple:
         return theta, gradient + amount * theta
     return theta * (1 - (amount if absolute else lr * amount)), gradient
+
+
+def own(weight_decay: float | WeightDecay) -> tuple[float, WeightDecay]:
+    """The λ of the rule's own formula, and the decay to do before it: a plain number is the first."""
+    if isinstance(weight_decay, WeightDecay):
+        return 0.0, weight_decay
+    return weight_decay, WeightDecay()

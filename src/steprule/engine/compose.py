@@ -63,6 +63,13 @@ class Hyper:
     def __setattr__(self, name: str, value: Any) -> None:
         raise rule_errors.hyperparameter_assigned(self._rule, name)
 
+    def without_own_decay(self) -> Hyper:
+        """The same where the group does not decay in the rule's own way: `update` then sees a decay of 0."""
+        declared = self._fields.get("weight_decay")
+        if declared is None or declared.decay != "own":
+            return self
+        return Hyper(self._rule, self._fields, {**self._values, "weight_decay": 0.0})
+
 
 class Slots:
     """`s` inside `update`: reading gives the slot's value, assigning sets what is stored."""
@@ -124,12 +131,14 @@ def one_step(update: Update, added: Added, h: Any, p: Number, g: Number, s: Any,
     before = p
     if added.maximize:
         g = -g
-    if added.decay is not None:
+    if added.decay not in (None, "own"):
         if PLACES[added.decay] == "gradient":
             g = DECAYS[added.decay](h, p, g)
         else:
             p = DECAYS[added.decay](h, p)
     seen = p if added.decays_first else before
+    if added.decay != "own":
+        h = h.without_own_decay()
     return called(who, update, lambda: _changed(p, update(h, Parameter.of(seen), g, s, t)))
 
 

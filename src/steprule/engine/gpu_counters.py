@@ -149,7 +149,13 @@ class SentCounters(Counters):
         for place, value in enumerate(operands):
             self.table[:, first + place] = value
         slots = zip(self._program.scalars[stage].slots, new, strict=True)
-        self._new |= {letter: one_number(value) for letter, value in slots}
+        self._new |= {letter: self._on_host(value) for letter, value in slots}
+
+    def _on_host(self, value: Any) -> Any:
+        """A plain number, or one for every tensor."""
+        if not isinstance(value, Tensor):
+            return float(value)
+        return value.reshape(-1).expand(len(self._each)).cpu().numpy()
 
 
 def one_number(value: Any) -> float:

@@ -172,6 +172,9 @@ class Resumed:
             return current
         choice, settled = self.choose(key), self._settled(key, saved, index)
         choice = "current" if key in self.optimizer.fixed else choice
+        # What parameters share is state: never kept as it is here, and no difference to report.
+        state = key in {slot.key for slot in self.optimizer.slots.values() if slot.shared}
+        choice = "saved" if state else choice
         if current is _ABSENT:
             taken = "saved" if choice == "saved" and settled else "current"
             if key in STORAGE:
@@ -187,6 +190,8 @@ class Resumed:
                 fix = f"Pass hyperparams={{'{key}': 'current'}}, or strict=False, to keep {plain(current)}."
                 raise errors.checkpoint(self.who, problem, fix)
             choice = "current"
+        if state and choice == "saved":
+            return differing[0]
         self.differences.append(Change(f"{key} (group {index})", differing[0], current, choice))
         return differing[0] if choice == "saved" else current
 

@@ -66,6 +66,7 @@ def print_rule(name: str) -> None:
         "hyper-parameters": [line for hyper in own for line in _paragraph(hyper, width)],
         "shared options": _wrapped(_shared(about), width, INDENT),
         "state": _wrapped(about.state, width, INDENT),
+        "differs": _wrapped(about.differs, width, INDENT),
         "source": _wrapped(about.source, width, INDENT),
     }.items():
         if lines:
