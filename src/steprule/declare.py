@@ -38,7 +38,7 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeAlias, cast, dataclass_transform
 
@@ -46,19 +46,20 @@ import torch
 
 from steprule import errors, rule_errors
 from steprule.engine import docstrings, statement
-from steprule.engine.compose import decay as decay_mode
 from steprule.engine.fields import FLAGS, OPTIONS, Field, Parameter, Shape, Slot, parameter
-from steprule.engine.optimizer import WeightDecay
+from steprule.engine.modifier import ModifierBase, snake_case
 from steprule.engine.rule import RuleOptimizer, run_on_slots
+from steprule.engine.weight_decay import MODES, WeightDecay
 
 __all__ = [
+    "Decay",
     "Elementwise",
     "Field",
     "Matrix",
+    "Modifier",
     "Slot",
     "WeightDecay",
     "decay",
-    "decay_mode",
     "errors",
     "hyper",
     "parameter",
@@ -300,6 +301,9 @@ class Elementwise(_Rule):
         kw_only=True,
         meaning="how slots are kept: 'fp32', 'bf16', 'fp16' or 'int8', or a dtype of torch, or one per slot",
     )
+    modifiers: Sequence[Modifier] | None = _option(
+        default=None, kw_only=True, meaning="what is added to the rule, such as [Cautious(), EMA(0.999)]"
+    )
     low_precision: Literal["none", "stochastic", "kahan", "master"] | None = _option(
         default=None, kw_only=True, meaning="for 16-bit parameters: 'none', 'stochastic', 'kahan' or 'master'"
     )
@@ -323,3 +327,85 @@ class Matrix(Elementwise):
     """
 
     traced = False
+
+
+@dataclass_transform(kw_only_default=False, field_specifiers=(hyper,))
+class Modifier(ModifierBase):
+    """What can be added to any rule: subclass it, declare, and write one of four methods, or `evaluate`.
+
+        class Cautious(Modifier):
+            floor: float = hyper(default=1e-3, above=0)
+
+            @staticmethod
+            def change(h, p, g, u, s, t):
+                agrees = u * g < 0
+                return where(agrees, u, 0.0) / larger(mean(agrees), h.floor)
+
+    The name of the method says where it acts:
+
+        gradient(h, p, g, s, t)     returns the gradient that the rule sees
+        change(h, p, g, u, s, t)    returns the change, where the rule's own is u and its gradient g
+        parameter(h, p, u, s, t)    returns the parameter to which the change is added; u is the change if the
+                                    class says `sees_change = True`, otherwise None
+        apply(h, p, new, s, t)      returns the new parameter; p is the old one
+        evaluate(h, p, s, t)        returns the weights to evaluate with
+
+    They are written in the words of rules. `h` has the modifier's own hyper-parameters and those of the rule,
+    such as `h.lr`; `s` has the modifier's own slots. `t` is None unless the rule counts steps or the class
+    says `counts_steps = True`.
+
+    In groups, hyper-parameters are under the name of the class in lower case, as in group["cautious.floor"];
+    state is under the same name, as in "ema.average".
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        body = dict(vars(cls))
+        cls.name = snake_case(cls.__name__)
+        cls.fields = dict(cls.fields) | _declared_fields(cls, body)
+        cls.slots = dict(cls.slots) | {
+            letter: replace(value, letter=letter) for letter, value in body.items() if isinstance(value, Slot)
+        }
+        statement.check_modifier(cls, body)
+        if "__init__" not in body:
+            cls.__init__ = _modifier_constructor(cls)  # type: ignore[method-assign]
+        cls.__doc__ = docstrings.of_modifier(cls, cls.fields)
+
+
+def _modifier_constructor(cls: type[Modifier]) -> Callable[..., None]:
+    """`__init__(self, …)` with every hyper-parameter by name, type and default."""
+    kinds = inspect.Parameter
+    parameters = [kinds("self", kinds.POSITIONAL_OR_KEYWORD)]
+    for field in cls.fields.values():
+        kind = kinds.POSITIONAL_OR_KEYWORD if field.positional else kinds.KEYWORD_ONLY
+        parameters.append(kinds(field.name, kind, default=field.default, annotation=field.type))
+    signature = inspect.Signature(parameters, return_annotation=None)
+
+    def __init__(self: Modifier, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in cls.fields:
+                raise errors.unknown_hyperparameter(cls.__name__, name, cls.fields)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        values = {name: bound.arguments[name] for name in cls.fields}
+        checked = {name: cls.fields[name].check(cls.__name__, value, None) for name, value in values.items()}
+        ModifierBase.__init__(self, **checked)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+    __init__.__doc__ = f"Create {cls.__name__}; see the class for what each hyper-parameter means."
+    return __init__
+
+
+class Decay(ModifierBase):
+    """A kind of weight decay: `gradient` or `parameter`, as in `Modifier`, with the rule's own `h`.
+
+    mode: its name in `weight_decay_mode`.
+    """
+
+    mode: ClassVar[str]
+
+    def __init_subclass__(cls, mode: str, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls.mode = mode
+        MODES[mode] = cls

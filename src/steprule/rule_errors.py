@@ -300,6 +300,36 @@ def wrong_return(rule: str, given: object, in_tuple: bool):
     )
 
 
+def no_method_of_modifiers(modifier: str, given: list[str], known: list[str]):
+    """A modifier without any of the methods that say where it acts."""
+    near = next((f"Is '{x}' meant to be one? " for x in given), "")
+    return TypeError(
+        f"{modifier} has none of the methods {', '.join(known)}. {near}Write one as a static method; "
+        "help(steprule.Modifier) says what each of them returns."
+    )
+
+
+def modifier_returned(modifier: str, method: str, given: object):
+    """A method of a modifier that returns something other than a value."""
+    what = {"gradient": "the gradient", "change": "the change"}.get(method, "the new parameter")
+    return TypeError(
+        f"{modifier}.{method} returned {a_kind(given)}; it must return {what}, a value per element."
+    )
+
+
+def modifier_moved_the_parameter(modifier: str, method: str):
+    """A modifier that writes `p -= x`."""
+    return TypeError(f"{modifier}.{method} changes p in place. Return the new value instead, as in p - x.")
+
+
+def no_change_to_modify(rule: str, modifier: str):
+    """A modifier of the change on a rule that sets the parameter."""
+    return TypeError(
+        f"{modifier} modifies the change that a rule makes, but {rule} sets the new parameter itself. "
+        "Leave the modifier out, or use another rule."
+    )
+
+
 def wrong_shape(rule: str, what: str, given: tuple[int, ...], wanted: tuple[int, ...]):
     """A result that does not fit its parameter or slot."""
     return ValueError(f"{rule}.update: {what} has shape {given}, must have {wanted}.")

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from steprule import errors, rule_errors
-from steprule.engine.compose import called
 from steprule.engine.fields import Field, Slot
-from steprule.engine.optimizer import CheckedOptimizer, WeightDecay
+from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.phases import Part
+from steprule.engine.weight_decay import WeightDecay
+from steprule.engine.written import called
 
 __all__ = ["GenericAdaptiveOptimizer", "WeightDecay"]
 

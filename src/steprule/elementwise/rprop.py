@@ -39,8 +39,8 @@ class Rprop(Elementwise, flags="capturable foreach maximize differentiable"):
         s.g_last = g = where(c < 0, 0.0, g)
         return -sign(g) * s.delta
 
-    def _check_combinations(self, group: dict[str, Any], index: int | None) -> None:
-        super()._check_combinations(group, index)
+    @classmethod
+    def check_group(cls, group: dict[str, Any], index: int | None) -> None:
         shrink, grow = group["etas"]
         if not 0 < shrink < 1 < grow:
             allowed = "the first above 0 and below 1, the second above 1"

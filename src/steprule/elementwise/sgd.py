@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from steprule.declare import Elementwise, WeightDecay, decay, errors, hyper, slot
 from steprule.words import Number, where
 
@@ -44,8 +46,8 @@ class SGD(Elementwise, flags="maximize foreach differentiable fused"):
         d = g + h.momentum * s.b if h.nesterov else s.b
         return -h.lr * d
 
-    def _check_combinations(self, group: dict[str, object], index: int | None) -> None:
-        super()._check_combinations(group, index)
+    @classmethod
+    def check_group(cls, group: dict[str, Any], index: int | None) -> None:
         if group.get("nesterov") and (not group["momentum"] or group["dampening"]):
             raise errors.contradiction(
                 "SGD",

@@ -40,10 +40,10 @@ class SparseAdam(Elementwise, flags="maximize", positional="maximize"):
         step = h.lr * sqrt(1 - beta2**t) / (1 - beta1**t)
         return s.m / (sqrt(s.v) + h.eps) * -step
 
-    def _check_parameters(self, group: dict[str, Any], index: int) -> None:
-        super()._check_parameters(group, index)
-        for place, param in enumerate(group["params"]):
-            if param.is_sparse:
-                raise errors.not_dense("SparseAdam", f"parameter {place} of group {index}")
-            if param.is_complex():
-                raise errors.complex_parameter("SparseAdam", f"parameter {place} of group {index}", ValueError)
+    @classmethod
+    def check_parameter(cls, param: Any, name: str, group: int | None) -> None:
+        name = name if group is None else f"{name} of group {group}"
+        if param.is_sparse:
+            raise errors.not_dense("SparseAdam", name)
+        if param.is_complex():
+            raise errors.complex_parameter("SparseAdam", name, ValueError)

@@ -29,6 +29,7 @@ def pack(optimizer: Any) -> Dict:
     """
     groups: list[Dict] = []
     places: dict[int, int] = {}
+    marked: dict[int, Any] = {}
     for group in optimizer.param_groups:
         params: list[Tensor] = group["params"]
         packed = {key: value for key, value in group.items() if key != "params"}
@@ -37,14 +38,15 @@ def pack(optimizer: Any) -> Dict:
         packed["params"] = list(range(len(places), len(places) + len(params)))
         places.update(zip(map(id, params), packed["params"], strict=True))
         groups.append(packed)
+        if getattr(optimizer.rule_of(group), "counts_steps", True) is not True:
+            marked |= dict.fromkeys(map(id, params), optimizer.composition(group).slots.values())
     state: dict[Any, Any] = {}
     for key, value in optimizer.state.items():
         if not isinstance(key, Tensor):
             state[key] = value
         elif id(key) in places and value:
             state[places[id(key)]] = dict(value)
-            if getattr(optimizer, "counts_steps", True) is not True:
-                state[places[id(key)]] |= storage.marks(value, optimizer.slots.values())
+            state[places[id(key)]] |= storage.marks(value, marked.get(id(key), ()))
     return {"state": state, "param_groups": groups}
 
 
@@ -67,8 +69,7 @@ def _fit(
     groups, state = _read(who, state_dict)
     if strict:
         origin.refuse_another_rule(optimizer, groups, state)
-    slots = {slot.key: slot for slot in optimizer.slots.values()}
-    saved = matching.saved_places(groups, state, slots.values())
+    saved = matching.saved_places(groups, state, optimizer.all_slots().values())
     match = matching.match(
         who,
         groups,
@@ -86,9 +87,10 @@ def _fit(
         for key in in_no_group:
             raise errors.checkpoint(who, f"it holds state for parameter {key!r}, which is in no group")
     everywhere = (*groups, *optimizer.param_groups)
-    choose = chooser(who, hyperparams, optimizer._known_keys(), everywhere)
+    known_keys: set[str] = set[str]().union(*map(optimizer.known_keys, optimizer.param_groups))
+    choose = chooser(who, hyperparams, known_keys, everywhere)
     resumed = Resumed(optimizer, groups, match, choose, strict)
-    fitted = _States(optimizer, slots, strict)
+    fitted = _States(optimizer, strict)
     loaded = fitted.all(match, state, groups, resumed.groups)
     optimizer._check_loaded(loaded)
     strangers = match.pairs if match.strangers else []
@@ -160,10 +162,12 @@ def _malformed(who: str, what: str, given: Any) -> Exception:
 class _States:
     """Fits the state of one parameter after another, and collects what there is to report."""
 
-    def __init__(self, optimizer: Any, slots: dict[str, Slot], strict: bool):
+    def __init__(self, optimizer: Any, strict: bool):
         self.optimizer = optimizer
         self.who = type(optimizer).__name__
-        self.slots = slots
+        # Of the group whose states are being fitted.
+        self.rule: Any
+        self.slots: dict[str, Slot]
         self.strict = strict
         self.missing: list[str] = []
         self.unexpected: list[str] = []
@@ -185,6 +189,9 @@ class _States:
         for key, value in saved.items():
             if key in by_key:
                 there, here = by_key[key]
+                own = self.optimizer.composition(groups[here.group])
+                self.rule = self.optimizer.rule_of(groups[here.group])
+                self.slots = {slot.key: slot for slot in own.slots.values()}
                 self.like = self._like(there, here, value)
                 state[here.key] = self._one(here, value, saved_groups[there.group], groups[here.group])
         for here in (*match.missing, *(pair[1] for pair in match.reshaped)):
@@ -306,7 +313,7 @@ class _States:
             number = torch.tensor(float(value), dtype=scalar_dtype(), device="cpu")
             self.converted.append(Change(f"{place.label}: {slot.key}", type(value).__name__, number.dtype))
             value = number
-        may_be_sparse = self.optimizer.gradients == "rows"
+        may_be_sparse = self.rule.gradients == "rows"
         if may_be_sparse and isinstance(value, Tensor) and value.layout == torch.sparse_coo:
             # torch's SGD keeps the momentum of sparse gradients sparse.
             self.converted.append(Change(f"{place.label}: {slot.key}", value.layout, torch.strided))
@@ -340,7 +347,7 @@ class _States:
             given = "" if isinstance(value, Tensor) and value.numel() > 1 else f" ({value!r})"
             problem = f"'step' of {place.shown}{given} is not a step count, must be one number, at least 0"
             raise errors.checkpoint(self.who, problem)
-        as_int = self.optimizer.gradients == "rows only"
+        as_int = self.rule.gradients == "rows only"
         if type(value) is int if as_int else isinstance(value, Tensor):
             return _copied(value, None)
         count = int(number) if as_int else torch.tensor(number, dtype=torch.float32, device="cpu")
@@ -351,15 +358,16 @@ class _States:
     def _complete(self, place: matching.Place, fitted: Dict, saved_group: Dict, group: Dict) -> bool:
         """Whether nothing is missing. A slot that is reset next to a high count would be silently wrong."""
         lacking: list[str] = []
-        if "step" not in fitted and self.optimizer.counts(group):
-            if self.optimizer.counts_steps is True:
+        if "step" not in fitted and self.optimizer.composition(group).counts(group):
+            if self.rule.counts_steps is True:
                 lacking.append("step")
             # torch's SGD keeps no count, but if it has a buffer, the first step is over.
             fitted["step"] = torch.ones((), dtype=scalar_dtype(), device="cpu")
         for slot in self.slots.values():
             if storage.holds(fitted, slot.key) or not slot.exists(group) or slot.shape_for(self.like) is None:
                 continue
-            if slot.when is None or saved_group.get(slot.when):
+            started = "." in slot.key and slot.key.partition(".")[0] not in (saved_group.get("modifiers") or ())
+            if not started and (slot.when is None or saved_group.get(slot.when)):
                 lacking.append(slot.key)
             else:
                 self.missing.append(f"{place.label}: {slot.key}")

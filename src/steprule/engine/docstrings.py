@@ -19,6 +19,12 @@ def with_arguments(rule: type, fields: Mapping[str, Field]) -> str:
     return (written(rule) + _HEAD + "\n".join(map(_folded, lines))).lstrip("\n")
 
 
+def of_modifier(modifier: type, fields: Mapping[str, Field]) -> str:
+    """The modifier's docstring and all arguments of its constructor."""
+    text = ("\n\n" + inspect.cleandoc(modifier.__doc__ or "")).partition(_HEAD)[0].lstrip("\n")
+    return text + _HEAD + "\n".join(map(_folded, map(_line, fields.values()))) if fields else text
+
+
 def written(rule: type) -> str:
     """The docstring without the arguments; a rule without one has that of the class whose `update` it uses."""
     text = rule.__doc__ or next((x.__doc__ for x in rule.__mro__ if "update" in vars(x)), None)

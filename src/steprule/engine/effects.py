@@ -26,7 +26,11 @@ def without_effect(optimizer: Any, group: dict[str, Any]) -> list[str]:
     lines += _created_before(optimizer, group, params)
     asked = group.get("state_dtype")
     if isinstance(asked, dict):
-        absent = [slot for slot in optimizer.slots.values() if slot.key in asked and not slot.exists(group)]
+        absent = [
+            slot
+            for slot in optimizer.composition(group).slots.values()
+            if slot.key in asked and not slot.exists(group)
+        ]
         lines += [f"{asked[x.key]}: {x.when} is off, so there is no {x.key}" for x in absent]
     elif asked is not None and not _asked(optimizer, group):
         lines.append(f"{asked}: there are no slots that it could be used for")
@@ -38,7 +42,7 @@ def without_effect(optimizer: Any, group: dict[str, Any]) -> list[str]:
 def _asked(optimizer: Any, group: dict[str, Any]) -> dict[str, list[Any]]:
     """The slots of this group for each kind that `state_dtype` asks for."""
     found: dict[str, list[Any]] = {}
-    for slot in optimizer.slots.values():
+    for slot in optimizer.composition(group).slots.values():
         kind = storage.kind_of(slot, group) if slot.exists(group) else None
         if kind is not None:
             found.setdefault(kind, []).append(slot)
@@ -75,7 +79,7 @@ def _created_before(optimizer: Any, group: dict[str, Any], params: list[Tensor])
     lines: dict[str, int] = {}
     for param in params:
         state = optimizer.state.get(param, {})
-        for slot in optimizer.slots.values():
+        for slot in optimizer.composition(group).slots.values():
             kind = storage.kind_for(slot, param, group)
             if kind is None or not storage.holds(state, slot.key):
                 continue

@@ -33,7 +33,7 @@ class Watch:
 
     def messages(self, optimizer: Any) -> list[str]:
         """The warnings, after the step."""
-        who, found = type(optimizer).__name__, list[str]()
+        who, found = optimizer.who(self.group), list[str]()
         plain = self.group.get("low_precision") is None and self.group.get("lr", 1) != 0
         if self.param is not None and plain:
             lost = _fraction(_sample(self.param.detach()) == self.before, self.moving)
@@ -52,9 +52,10 @@ class Watch:
 def _divisors(optimizer: Any, group: dict[str, Any], param: Tensor) -> list[tuple[str, Tensor]]:
     """The fp16 slots that a step writes and divides by."""
     state = optimizer.state.get(param, {})
-    written = optimizer.program(group).outputs if optimizer.traced else optimizer.slots
-    slots = [optimizer.slots[letter].key for letter in written if letter in optimizer.slots]
-    never_negative = {slot.key for slot in optimizer.slots.values() if slot.never_negative}
+    own = optimizer.composition(group)
+    written = optimizer.program(group).outputs if own.traced else own.slots
+    slots = [own.slots[letter].key for letter in written if letter in own.slots]
+    never_negative = {slot.key for slot in own.slots.values() if slot.never_negative}
     kept = [(key, state[key]) for key in slots if key in never_negative and key in state]
     return [(key, x) for key, x in kept if x.dtype == torch.float16 and x.shape == param.shape]
 

@@ -137,8 +137,8 @@ def _resolved(gradient: Tensor | None) -> Tensor | None:
 
 def _hyperparameters(optimizer: Any, group: dict[str, Any]) -> dict[str, Any]:
     """The group's options as a program's scalars take them: a tensor stays one, without its tape."""
-    fields: dict[str, Field] = cast(Any, type(optimizer)).fields
-    return {name: _detached(group[name]) for name in fields if name in group}
+    fields: dict[str, Field] = optimizer.composition(group).fields
+    return {name: _detached(group[name]) for name, field in fields.items() if name in group and not field.free}
 
 
 def _detached(value: Any) -> Any:

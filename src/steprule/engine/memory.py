@@ -109,7 +109,7 @@ def _entries(
 ) -> Iterator[tuple[str, str, int, int]]:
     """(entry, dtype, bytes, bytes as torch) of one parameter: what exists, then what the next step adds."""
     there: dict[str, Any] = dict(optimizer.state.get(param, {}))
-    slots = {slot.key: slot for slot in optimizer.slots.values()}
+    slots = {slot.key: slot for slot in optimizer.composition(group).slots.values()}
     shadow = torch.empty_like(_local(param), device="meta")
     new: dict[str, Any] = {}
     with contextlib.suppress(Exception):  # a rule written by hand may read elements
@@ -164,11 +164,11 @@ def _torch_size(slots: dict[str, Slot], key: str, kept: Tensor, param: Tensor) -
 
 def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Tensor]) -> int:
     """The most bytes of temporaries at any time, for the runner that will be used."""
-    runner = runners.choose(type(optimizer), group).runner
+    runner = runners.choose(optimizer.rule_of(group), group).runner
     if runner.endswith("kernel") or not params:
         return 0
     largest = max(p.numel() * compute_dtype(p).itemsize for p in params)
-    if not optimizer.traced:
+    if not optimizer.rule_of(group).traced:
         return 4 * largest
     if runner == "foreach":
         program = optimizer.program(group)

@@ -21,7 +21,7 @@ def move_state(optimizer: Any, move_for: Callable[[Tensor], Move]) -> None:
     Values kept once per tensor, such as step counts, stay where they are: they are read on the host.
     """
     plans.forget(optimizer)
-    stay = {slot.key for slot in optimizer.slots.values() if slot.per_tensor} | ON_HOST
+    stay = {slot.key for slot in optimizer.all_slots().values() if slot.per_tensor} | ON_HOST
     for param, state in optimizer.state.items():
         move = move_for(param)
         for key, value in state.items():

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from steprule import errors
-from steprule.engine import checkpoint, group_keys, moving, nonfinite, phases, plans, storage
+from steprule.engine import checkpoint, group_keys, moving, nonfinite, phases, plans, storage, weight_decay
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
 from steprule.engine.load_report import LoadReport
 from steprule.engine.phases import Part
-
-DECAY_MODES = ("l2", "decoupled", "absolute")
+from steprule.engine.weight_decay import WeightDecay
 
 
 def _never_traced(step: Callable[..., Any]) -> Any:
@@ -40,58 +39,6 @@ def _never_traced(step: Callable[..., Any]) -> Any:
         return left_alone[0](self, closure)
 
     return entry
-
-
-class WeightDecay:
-    """How much weight decay and which kind; accepted wherever `weight_decay=` takes a number.
-
-    weight_decay: λ, at least 0. weight_decouple: shrink the parameter itself (True) or add λ·θ to the
-    gradient (False). absolute: a decoupled decay of λ per step rather than lr·λ.
-
-    Called as `decay(param, grad, group)` inside `step_param`, it decays and returns the gradient to use;
-    the group's own `weight_decay` and mode win over the object's, so they survive a checkpoint.
-    """
-
-    def __init__(self, weight_decay: float = 0.0, weight_decouple: bool = True, absolute: bool = False):
-        check = Field(0.0, name="weight_decay", at_least=0).check
-        self.weight_decay: float = check("WeightDecay", weight_decay, None)
-        self.weight_decouple = weight_decouple
-        self.absolute = absolute
-        if absolute and not weight_decouple:
-            raise errors.contradiction(
-                "WeightDecay",
-                "absolute=True",
-                "weight_decouple=False",
-                "L2 decay goes through the gradient and always scales with lr.",
-            )
-
-    @property
-    def mode(self) -> str:
-        """`l2`, `decoupled` or `absolute`."""
-        return "l2" if not self.weight_decouple else "absolute" if self.absolute else "decoupled"
-
-    def defaults(self) -> dict[str, Any]:
-        """What goes into the parameter group."""
-        return {"weight_decay": self.weight_decay}
-
-    def __call__(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        """Decay `param` in place, or return a new gradient that includes the decay."""
-        strength = group.get("weight_decay", self.weight_decay)
-        if strength == 0:
-            return grad
-        mode = group.get("weight_decay_mode", self.mode)
-        with torch.no_grad():
-            if mode == "l2":
-                return grad.add(param, alpha=float(strength))
-            scale = group["lr"] * strength if mode == "decoupled" else strength
-            param.mul_(1.0 - float(scale))
-        return grad
-
-    def __repr__(self) -> str:
-        return (
-            f"WeightDecay({self.weight_decay}, weight_decouple={self.weight_decouple}, "
-            f"absolute={self.absolute})"
-        )
 
 
 class _Missing:
@@ -136,23 +83,46 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     # Groups
 
-    def _known_keys(self) -> set[str]:
+    def composition(self, group: Mapping[str, Any]) -> Any:
+        """What a group steps with; its fields and slots are those of the group."""
+        return type(self)
+
+    def rule_of(self, group: Mapping[str, Any]) -> Any:
+        """The rule of a group."""
+        return type(self)
+
+    def who(self, group: Mapping[str, Any]) -> str:
+        """How messages call the rule of a group."""
+        return type(self).__name__
+
+    def all_slots(self) -> dict[str, Slot]:
+        """The slots of all groups, by their keys."""
+        return {x.key: x for group in self.param_groups for x in self.composition(group).slots.values()}
+
+    def known_keys(self, group: Mapping[str, Any]) -> set[str]:
+        """The keys of a group that are not notes of the user's."""
         return set(self.fields) | set(self.defaults)
+
+    def _completed(self, group: dict[str, Any], index: int) -> dict[str, Any]:
+        """A new group with the defaults for what it does not say."""
+        group_keys.check(type(self).__name__, group, self.known_keys(group), index)
+        return {**self._defaults_of(group), **group}
+
+    def _defaults_of(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """What a group has where it says nothing."""
+        return self.defaults
 
     def _normalize(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
         """Check every hyper-parameter in a group or in the defaults, and expand decay objects."""
-        who = type(self).__name__
+        who, fields = self.who(group), self.composition(group).fields
         decay = group.get("weight_decay")
         if isinstance(decay, WeightDecay):
             group.update(decay.defaults())
             group["weight_decay_mode"] = decay.mode
-            if "decoupled_weight_decay" in self.fields:
+            if "decoupled_weight_decay" in fields:
                 group["decoupled_weight_decay"] = decay.weight_decouple
-        if group.get("weight_decay_mode", DECAY_MODES[0]) not in DECAY_MODES:
-            given = group["weight_decay_mode"]
-            allowed = "one of " + ", ".join(DECAY_MODES)
-            raise errors.out_of_range(who, "weight_decay_mode", given, allowed, index)
-        for name, field in self.fields.items():
+        weight_decay.check_mode(who, group, index)
+        for name, field in fields.items():
             if name in group:
                 group[name] = field.check(who, group[name], index)
         if group.get("nonfinite") != "skip":
@@ -166,7 +136,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def _start_shared(self, group: dict[str, Any]) -> None:
         """Give a new group the slots that parameters share."""
-        for slot in self.slots.values():
+        for slot in self.composition(group).slots.values():
             if slot.shared and slot.exists(group):
                 others = self.param_groups if slot.per == "all" else []
                 known = [other[slot.key] for other in others if slot.key in other]
@@ -190,8 +160,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         tensors, names = _tensors_and_names(who, group["params"], index)
         if names:
             group["param_names"] = names
-        group_keys.check(who, group, self._known_keys(), index)
-        group = self._normalize({**self.defaults, **group}, index)
+        group = self._normalize(self._completed(group, index), index)
         differentiable = bool(group.get("differentiable"))
         for place, tensor in enumerate(tensors):
             if not differentiable and not (tensor.is_leaf or tensor.retains_grad):
@@ -308,12 +277,13 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def _share(self, after: list[dict[str, float]]) -> None:
         """Put the new values of slots that parameters share into the groups."""
-        for slot in self.slots.values():
+        for slot in self.all_slots().values():
             found = {i: new[slot.key] for i, new in enumerate(after) if slot.key in new}
             if slot.per == "all" and found:
                 found = dict.fromkeys(range(len(after)), next(iter(found.values())))
             for index, value in found.items():
-                self.param_groups[index][slot.key] = value
+                if slot.key in self.param_groups[index]:
+                    self.param_groups[index][slot.key] = value
 
     _keys_checked: int = 0
 
@@ -322,7 +292,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         keys = sum(map(len, self.param_groups))
         if keys != self._keys_checked:
             for index, group in enumerate(self.param_groups):
-                group_keys.check(type(self).__name__, group, self._known_keys(), index)
+                group_keys.check(self.who(group), group, self.known_keys(group), index)
             self._keys_checked = keys
 
     def _may_step(self, count: bool = True) -> bool:
@@ -366,7 +336,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.defaults = known
         for group in self.param_groups:
-            for key, value in self.defaults.items():
+            for key, value in self._defaults_of(group).items():
                 group.setdefault(key, value)
 
     def state_dict(self) -> dict[str, Any]:
@@ -467,7 +437,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
             size = sum(_state_bytes(self.state.get(p, {})) for p in params)
             number = errors.counted(len(params), "parameter")
             lines.append(
-                f"group {index}{_note(group)}: {type(self).__name__}, {number}, {count}, "
+                f"group {index}{_note(group)}: {self.who(group)}, {number}, {count}, "
                 f"{errors.counted(size, 'byte')} of state"
             )
             lines += [f"    {line}" for line in self._explain_group(group)]

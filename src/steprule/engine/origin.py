@@ -21,10 +21,13 @@ from steprule.engine.fields import FLAGS, OPTIONS
 
 def refuse_another_rule(optimizer: Any, groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> None:
     """Raise ValueError if another rule of this library or of torch wrote the checkpoint."""
+    if any("rule" in group for group in (*groups, *optimizer.param_groups)):
+        return  # each group says so itself
     rule: Any = cast(object, type(optimizer))
-    known: set[str] = optimizer._known_keys()
+    known: set[str] = set[str]().union(*map(optimizer.known_keys, optimizer.param_groups))
     entries = [cast("Mapping[str, Any]", entry) for entry in state.values() if isinstance(entry, Mapping)]
-    kept = {key for entry in entries for key in _telling(entry)}
+    modifiers = {name for group in groups for name in group.get("modifiers") or ()}
+    kept = {key for entry in entries for key in _telling(entry) if key.partition(".")[0] not in modifiers}
     foreign = kept - state_keys(rule) if state_keys(rule) else set[str]()
     written = {key for group in groups for key in group} & set[str]().union(*map(_signs, _rules()))
     # Trainers put a weight decay of zero into the groups of every rule.

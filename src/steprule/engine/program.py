@@ -1,4 +1,4 @@
-"""A rule and what a group adds to it, traced once into a straight list of words.
+"""A composition, traced once into a straight list of words.
 
 `trace` runs `update` on numbers that record what is done to them. The result does not depend on shapes, dtypes,
 devices or the values of the hyper-parameters, so that a schedule never builds a new program:
@@ -22,8 +22,9 @@ from numbers import Real
 from typing import Any, cast
 
 from steprule import rule_errors
-from steprule.engine.compose import Added, Hyper, Slots, Update, name_in, one_step
+from steprule.engine.composition import Composition, Hyper, Slots, one_step
 from steprule.engine.fields import Field, Slot
+from steprule.engine.written import name_in
 from steprule.plain import DOUBLE_WORDS, SCALAR_WORDS
 from steprule.words import Number, Symbol, spell
 
@@ -207,7 +208,7 @@ class _Memory:
         for part in _words_of(text):
             if part in self.names.values():
                 text = re.sub(rf"\b{part}\b", lambda _, part=part: self.spelt(part), text)
-        return re.sub(r"h\['(\w+)'\]", r"h.\1", text)
+        return re.sub(r"h\['(?:\w+\.)?(\w+)'\]", r"h.\1", text)
 
     def symbol(self, text: str, level: str = "all", stage: int = 0) -> Symbol:
         return Symbol(self, self.name(text, stage), level=level, stage=stage)
@@ -260,7 +261,8 @@ class _Tracer:
         known = self.reductions.get((word, operand, over))
         if known is None:
             index = len(self.reductions)
-            known = Reduction(index, word, operand, over, (self.rule, len(self.calls)))
+            calls = sum(x.key[0] == self.rule for x in self.calls)
+            known = Reduction(index, word, operand, over, (self.rule, calls))
             self.reductions[word, operand, over] = known
         if over != "tensor":
             self.calls.append(known)
@@ -303,10 +305,10 @@ class _Switch(Symbol):
         return self.on
 
 
-def static_key(rule: Any, group: Mapping[str, Any]) -> tuple[Any, ...]:
+def static_key(fields: Mapping[str, Field], group: Mapping[str, Any]) -> tuple[Any, ...]:
     """The group's options that decide the program: booleans, choices, which switches are on."""
     parts: list[Any] = []
-    for name, fld in rule.fields.items():
+    for name, fld in fields.items():
         if name not in group or fld.free:
             continue
         if fld.switch:
@@ -318,47 +320,45 @@ def static_key(rule: Any, group: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(parts)
 
 
-_programs: dict[Any, Program] = {}
-
-
-def trace(rule: Any, update: Update, added: Added, group: Mapping[str, Any]) -> Program:
-    """The program of `update` in a group with these static options; it is traced only once.
+def trace(composition: Composition, group: Mapping[str, Any]) -> Program:
+    """The program of a composition in a group with these static options; it is traced only once.
 
     Raises: AttributeError for a misspelt slot or hyper-parameter, TypeError for an `if` on a number.
     """
-    key = (update, rule, added, static_key(rule, group))
-    if key not in _programs:
-        program = _trace(rule, update, added, group)
-        if str(_trace(rule, update, added, group)) != str(program):
-            raise rule_errors.changes_by_itself(rule.__name__)
-        _programs[key] = program
-    return _programs[key]
+    key = static_key(composition.fields, group)
+    program: Program | None = composition.programs.get(key)
+    if program is None:
+        program = _trace(composition, group)
+        if str(_trace(composition, group)) != str(program):
+            raise rule_errors.changes_by_itself(composition.name)
+        composition.programs[key] = program
+    return program
 
 
-def _trace(rule: Any, update: Update, added: Added, group: Mapping[str, Any]) -> Program:
-    tracer = _Tracer(rule.__name__)
+def _trace(composition: Composition, group: Mapping[str, Any]) -> Program:
+    tracer = _Tracer(composition.rule.__name__)
     memory = tracer.memory
-    fields = {name: fld for name, fld in rule.fields.items() if name in group and not fld.free}
+    fields = {name: fld for name, fld in composition.fields.items() if name in group and not fld.free}
     values = {name: _symbolic(memory, name, fld, group[name]) for name, fld in fields.items()}
-    h = Hyper(tracer.rule, rule.fields, values)
-    exists = {letter: slot for letter, slot in rule.slots.items() if slot.exists(dict(group))}
+    h = Hyper(tracer.rule, composition.rule.fields, values)
+    exists = {letter: slot for letter, slot in composition.slots.items() if slot.exists(dict(group))}
     slots = {letter: slot for letter, slot in exists.items() if slot.per == "element"}
     scalar_slots = {letter: slot for letter, slot in exists.items() if slot.per != "element"}
     inputs = {name: tracer.register() for name in ("p", "g", *slots)}
     numbers: dict[str, Any] = {letter: Number(tracer, inputs[letter]) for letter in slots}
     numbers |= {letter: memory.symbol(f"n[{letter!r}]", slot.per) for letter, slot in scalar_slots.items()}
-    s = Slots(tracer, rule.slots, numbers)
+    s = Slots(tracer, composition.slots, numbers)
     t = memory.symbol("t", "tensor")
-    new = one_step(update, added, h, Number(tracer, inputs["p"]), Number(tracer, inputs["g"]), s, t)
+    new = one_step(composition, h, Number(tracer, inputs["p"]), Number(tracer, inputs["g"]), s, t)
 
     outputs = {"p": new.handle}
     outputs |= {x: _as_register(tracer, s.numbers[x]) for x in slots if x in s.written}
     written = {letter: s.numbers[letter] for letter in scalar_slots if letter in s.written}
     instructions, reductions, used = _needed(tracer, outputs, written)
-    name_rule = partial(name_in, who=f"{tracer.rule}.update", written=update)
+    name_rule = partial(name_in, who=f"{tracer.rule}.update", written=composition.update)
     scalars, renumber = _scalars(tracer, used, written, name_rule)
     return Program(
-        rule=tracer.rule,
+        rule=composition.name,
         inputs=inputs,
         instructions=tuple(
             Instruction(
@@ -383,7 +383,7 @@ def _hyperparameters_in(
 ) -> Iterable[str]:
     texts = [spell(value) for letter, value in written.items() if slots[letter].per == "all"]
     for _, text in _lines(memory, texts):
-        yield from re.findall(r"h\['(\w+)'\]", text)
+        yield from re.findall(r"h\['([\w.]+)'\]", text)
 
 
 def _as_register(tracer: _Tracer, value: Any) -> Register:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steprule import rule_errors
 from steprule.engine import phases, storage, sums
-from steprule.engine.compose import Added, Hyper, Slots, Update, one_step
+from steprule.engine.composition import Composition, Hyper, Slots, one_step
 from steprule.engine.fields import Slot, make_step_counter, scalar_dtype
 from steprule.plain import Double
 from steprule.words import Number
@@ -222,9 +222,7 @@ def as_plain(value: Any, machine: Eager, live: bool) -> Any:
 
 
 def run(
-    rule: Any,
-    update: Update,
-    added: Added,
+    composition: Composition,
     group: dict[str, Any],
     param: Tensor,
     gradient: Tensor,
@@ -232,12 +230,12 @@ def run(
     t: Any,
     shared: Shared | None = None,
 ) -> dict[str, float]:
-    """One step of `update` on one parameter, in place: nothing is written before all of it is computed.
+    """One step of a composition on one parameter, in place: nothing is written before all of it is computed.
 
     Returns the new values of slots that parameters share, by key.
     Raises: Pending for a sum over several tensors that `shared` does not know.
     """
-    slots, common, value = compute(rule, update, added, group, param, gradient, state, t, shared)
+    slots, common, value = compute(composition, group, param, gradient, state, t, shared)
     live = bool(group.get("differentiable"))
     _store_state(state, slots, live)
     if param.dtype in storage.HALF and not live:
@@ -249,9 +247,7 @@ def run(
 
 
 def compute(
-    rule: Any,
-    update: Update,
-    added: Added,
+    composition: Composition,
     group: dict[str, Any],
     param: Tensor,
     gradient: Tensor,
@@ -259,20 +255,21 @@ def compute(
     t: Any,
     shared: Shared | None = None,
 ) -> tuple[dict[str, Any], dict[str, float], Tensor]:
-    """What one step of `update` makes of one parameter.
+    """What one step of a composition makes of one parameter.
 
     The slots that it sets, those that parameters share, both by key, and the parameter.
     """
     dtype = compute_dtype(param)
     live = bool(group.get("differentiable"))
-    machine = Eager(rule.__name__, dtype, live, shared)
+    machine = Eager(composition.rule.__name__, dtype, live, shared)
+    fields = composition.fields
     h = Hyper(
         machine.rule,
-        rule.fields,
-        {k: as_plain(group[k], machine, live) for k, f in rule.fields.items() if k in group and not f.free},
+        composition.rule.fields,
+        {k: as_plain(group[k], machine, live) for k, f in fields.items() if k in group and not f.free},
     )
-    slots: dict[str, Slot] = {k: v for k, v in rule.slots.items() if storage.holds(state, v.key)}
-    common = {letter: slot for letter, slot in rule.slots.items() if slot.shared and slot.exists(group)}
+    slots: dict[str, Slot] = {k: v for k, v in composition.slots.items() if storage.holds(state, v.key)}
+    common = {letter: slot for letter, slot in composition.slots.items() if slot.shared and slot.exists(group)}
 
     def load(tensor: Tensor) -> Number:
         return Number(machine, real(tensor).to(dtype))
@@ -281,14 +278,14 @@ def compute(
     for letter, slot in slots.items():
         once = slot.per_tensor and not live
         numbers[letter] = state[slot.key].item() if once else load(storage.load(state, slot.key))
-    s = Slots(machine, rule.slots, numbers, tuple(param.shape))
+    s = Slots(machine, composition.slots, numbers, tuple(param.shape))
     # A differentiable step keeps old values on the tape, so the parameter must not alias them.
     p = load(param.clone() if live else storage.load_parameter(param, state))
     g = load(gradient)
     t = Number(machine, t) if isinstance(t, Tensor) else t
     # What the step began with may be a slot's memory, which is written before the other results are read.
     given = {id(x.handle) for x in (*numbers.values(), *((p, g) if live else ())) if isinstance(x, Number)}
-    new = one_step(update, added, h, p, g, s, t)
+    new = one_step(composition, h, p, g, s, t)
 
     def own(value: Any) -> Any:
         return value.clone() if id(value) in given else value

@@ -18,7 +18,7 @@ from steprule.engine.origin import hyperparameters_of_torch
 
 CHOICES = ("saved", "current")
 # Keys that belong to the parameters or to the group itself, not to its settings.
-OWN = frozenset({"params", "param_names", SHAPES, "name", SKIPPED_STEPS})
+OWN = frozenset({"params", "param_names", SHAPES, "name", SKIPPED_STEPS, "rule", "modifiers"})
 # Keys of schedulers and WeightDecay, each with the hyper-parameters that it belongs to.
 FOLLOWS = {
     "initial_lr": ("lr",),
@@ -116,6 +116,7 @@ class Resumed:
         home = self.homes[index]
         sources = [self.saved[i] for i in (self.sources[index] if home is None else [home])]
         fitted = {key: value for key, value in own.items() if key != "params"}
+        sources = self._of_same_parts(index, sources)
         for key in dict.fromkeys(key for source in sources for key in source):
             if key in OWN:
                 continue
@@ -137,11 +138,30 @@ class Resumed:
         fitted |= {SKIPPED_STEPS: max(counts)} if counts else {}
         return {"params": own["params"], **self.optimizer._normalize(fitted, index)}
 
+    def _of_same_parts(self, index: int, sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The sources whose hyper-parameters are those of the group's rule. Other modifiers are reported."""
+        own = self.own[index]
+        rule, modifiers = self.optimizer.who(own), own.get("modifiers") or ()
+        kept: list[dict[str, Any]] = []
+        for source in sources:
+            saved_rule, saved = source.get("rule", rule), source.get("modifiers") or ()
+            pairs = {"the rule": (saved_rule, rule), "the modifiers": (_listed(saved), _listed(modifiers))}
+            for what, (there, here) in pairs.items():
+                if there != here:
+                    if self.strict:
+                        raise errors.other_modifiers(self.who, what, there, here, index)
+                    self.differences.append(Change(f"{what} (group {index})", there, here, "current"))
+            kept += [source] if saved_rule == rule else []
+        return kept
+
     def _takes(self, key: str, sources: list[dict[str, Any]], index: int) -> bool:
         """Whether the group takes over a key that it does not have yet."""
-        known = self.optimizer._known_keys()
+        known = self.optimizer.known_keys(self.own[index])
         if key in known or key in FOLLOWS:
             return True
+        if any(key.partition(".")[0] in (source.get("modifiers") or ()) for source in sources):
+            self.unexpected.append(f"hyper-parameter '{key}' (group {index})")
+            return False
         values = [source[key] for source in sources if key in source]
         problem = self._not_a_note(key, values, known, index)
         if problem is None:
@@ -154,7 +174,7 @@ class Resumed:
 
     def _not_a_note(self, key: str, values: list[Any], known: set[str], index: int) -> Exception | None:
         """What is wrong with treating this key as a note of the user's, if anything."""
-        if key in (theirs := hyperparameters_of_torch(cast(object, type(self.optimizer)))):
+        if key in (theirs := hyperparameters_of_torch(self.optimizer.rule_of(self.own[index]))):
             neutral = all(value is None or value is False or same(value, theirs[key]) for value in values)
             return None if neutral else errors.option_of_another_version(self.who, key, values[0], index)
         try:
@@ -171,9 +191,9 @@ class Resumed:
         if not differing:
             return current
         choice, settled = self.choose(key), self._settled(key, saved, index)
-        choice = "current" if key in self.optimizer.fixed else choice
+        choice = "current" if key in self.optimizer.rule_of(self.own[index]).fixed else choice
         # What parameters share is state: never kept as it is here, and no difference to report.
-        state = key in {slot.key for slot in self.optimizer.slots.values() if slot.shared}
+        state = key in self._shared(index)
         choice = "saved" if state else choice
         if current is _ABSENT:
             taken = "saved" if choice == "saved" and settled else "current"
@@ -181,7 +201,7 @@ class Resumed:
                 self.differences.append(Change(f"{key} (group {index})", differing[0], None, taken))
             return saved[0] if taken == "saved" else _ABSENT
         if choice == "saved" and not settled:
-            if self.strict and key in self.optimizer._known_keys():
+            if self.strict and key in self.optimizer.known_keys(self.own[index]):
                 values = ", ".join(dict.fromkeys(plain(value) for value in differing))
                 problem = (
                     f"parameter group {index} has {key} = {plain(current)}, but its parameters come from "
@@ -195,6 +215,11 @@ class Resumed:
         self.differences.append(Change(f"{key} (group {index})", differing[0], current, choice))
         return differing[0] if choice == "saved" else current
 
+    def _shared(self, index: int) -> set[str]:
+        """The keys of slots that the group's parameters share."""
+        slots = self.optimizer.composition(self.own[index]).slots.values()
+        return {slot.key for slot in slots if slot.shared}
+
     def _settled(self, key: str, saved: list[Any], index: int) -> bool:
         """Whether the checkpoint determines this group's value.
 
@@ -207,6 +232,10 @@ class Resumed:
             return False
         sharing = [g for i, g in enumerate(self.own) if set(self.sources[i]) & set(self.sources[index])]
         return all(same(group.get(key, _ABSENT), self.own[index].get(key, _ABSENT)) for group in sharing)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def same(one: Any, other: Any) -> bool:

@@ -16,6 +16,7 @@ from steprule.engine import (
     first_step,
     foreach,
     forms,
+    group_keys,
     phases,
     program,
     reference,
@@ -24,10 +25,12 @@ from steprule.engine import (
     sparse,
     storage,
     usable,
+    weight_decay,
 )
-from steprule.engine.compose import Added, Update
+from steprule.engine.composition import PLACES, Composition, Update, composed
 from steprule.engine.fields import FLAGS, OPTIONS, make_step_counter
 from steprule.engine.optimizer import CheckedOptimizer
+from steprule.engine.parts import Parts
 from steprule.engine.phases import Part
 from steprule.engine.reference import Work
 
@@ -62,29 +65,83 @@ class RuleOptimizer(CheckedOptimizer):
         if type(self).update is RuleOptimizer.update:
             methods = [name for name, value in vars(type(self)).items() if callable(value)]
             raise rule_errors.no_update(type(self).__name__, errors.close("update", methods))
-        for flag in (*FLAGS, *OPTIONS):
-            # torch's rules differ in the switches they have; groups hold the same keys as theirs.
-            if flag not in self.torch_flags and defaults.get(flag) in ABSENT:
-                defaults.pop(flag, None)
-        super().__init__(params, {**defaults, **self.fixed})
+        super().__init__(params, {**_without_absent(type(self), defaults), **self.fixed})
         if self.starts_with_state:
             self._make_state(frozen=True)
 
-    def _known_keys(self) -> set[str]:
-        return set(self.fields) | set(self.fixed) | {x.key for x in self.slots.values() if x.shared}
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **({"_parts": self._parts} if self._parts else {})}
+
+    # What a group steps with
+
+    _parts: Parts | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """The classes that groups name as their rule and their modifiers."""
+        if self._parts is None:
+            self._parts = Parts(type(self))
+        return self._parts
+
+    def rule_of(self, group: Mapping[str, Any]) -> Any:
+        """The rule of a group: the one that it names, otherwise the optimizer's class."""
+        name = group.get("rule")
+        return type(self) if name is None else self.parts.rules[name]
+
+    def composition(self, group: Mapping[str, Any]) -> Composition:
+        """The rule of a group with all that the group adds to it."""
+        rule = self.rule_of(group)
+        names = group.get("modifiers")
+        modifiers = tuple(map(self.parts.modifiers.__getitem__, names)) if names else ()
+        decay = weight_decay.of_group(rule, group)
+        return composed(rule, rule.update, modifiers, bool(group.get("maximize")), decay)
+
+    def who(self, group: Mapping[str, Any]) -> str:
+        """How messages call the rule of a group."""
+        return self.rule_of(group).__name__
+
+    def program(self, group: Mapping[str, Any]) -> program.Program:
+        """The traced step of this group."""
+        return program.trace(self.composition(group), group)
+
+    def known_keys(self, group: Mapping[str, Any]) -> set[str]:
+        """The keys of a group that are not notes of the user's."""
+        own = self.composition(group)
+        return {"rule", *own.fields, *own.rule.fixed, *(x.key for x in own.slots.values() if x.shared)}
+
+    def _completed(self, group: dict[str, Any], index: int) -> dict[str, Any]:
+        group = self.parts.read(group, index)
+        complete = {**self._defaults_of(group), **group}
+        group_keys.check(self.who(group), group, self.known_keys(complete), index)
+        return complete
+
+    def _defaults_of(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """What a group has where it says nothing: the constructor's values, if its rule is the optimizer's."""
+        rule, defaults = self.rule_of(group), self.defaults
+        if rule is not type(self):
+            defaults = {name: field.default for name, field in rule.fields.items()}
+            return {**_without_absent(rule, defaults), **rule.fixed}
+        if "modifiers" in group:
+            # The group's own list replaces that of the constructor.
+            left = set[str](defaults.get("modifiers") or ()) - set[str](group["modifiers"] or ())
+            return {key: value for key, value in defaults.items() if key.partition(".")[0] not in left}
+        return defaults
 
     def _normalize(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
+        if index is None:
+            group = self.parts.read(group, None)
         if "state_dtype" in group:
             group["state_dtype"] = storage.named(group["state_dtype"])
         return super()._normalize(group, index)
 
     def _check_combinations(self, group: dict[str, Any], index: int | None) -> None:
-        who = type(self).__name__
-        for name, value in self.fixed.items():
+        own = self.composition(group)
+        who, rule = own.rule.__name__, own.rule
+        for name, value in rule.fixed.items():
             if group[name] != value:
                 raise errors.out_of_range(who, name, group[name], repr(value), index)
-        storage.check(who, self.slots, group, index)
-        if not self.traced and group.get("differentiable"):
+        storage.check(who, own.slots, group, index)
+        if not rule.traced and group.get("differentiable"):
             fix = f"{who} reads values of the whole matrix on the host, which autograd cannot follow."
             raise errors.contradiction(who, "differentiable=True", "a rule on matrices", fix)
         if group.get("fused") and group.get("differentiable"):
@@ -93,58 +150,35 @@ class RuleOptimizer(CheckedOptimizer):
         if group.get("fused") and group.get("foreach"):
             fix = "`fused` and `foreach` cannot be `True` together."
             raise RuntimeError(f"{who}: {fix}")
-        if not self.lists_take_tensors:
-            self._check_tensors(group, index)
+        if not rule.lists_take_tensors:
+            _check_tensors(who, group, index)
+        rule.check_group(group, index)
 
-    def _check_tensors(self, group: dict[str, Any], index: int | None) -> None:
-        """Refuse tensors as hyper-parameters where torch's rule does."""
-        who = type(self).__name__
-        for name in ("lr", "betas"):
-            value: Any = group.get(name)
-            entries = cast(tuple[Any, ...], value if isinstance(value, tuple) else (value,))
-            tensors = [isinstance(entry, Tensor) for entry in entries]
-            if any(tensors) and not all(tensors):
-                raise errors.mixed_betas(who, index)
-            if any(tensors) and group.get("foreach") and not group.get("capturable"):
-                raise errors.contradiction(
-                    who,
-                    f"{name} as a Tensor",
-                    "capturable=False and foreach=True",
-                    f"Give {name} as a float, or leave foreach out.",
-                )
+    @classmethod
+    def check_group(cls, group: dict[str, Any], index: int | None) -> None:
+        """Refuse hyper-parameters of a group that exclude each other; rules add their own checks."""
+
+    @classmethod
+    def check_parameter(cls, param: Tensor, name: str, group: int | None) -> None:
+        """Refuse a parameter that the rule can never step; rules add their own checks."""
 
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
-        storage.check_parameters(type(self).__name__, self.slots, group, index)
-        if not self.traced:
+        own = self.composition(group)
+        storage.check_parameters(own.rule.__name__, own.slots, group, index)
+        names: list[str] = group.get("param_names", [])
+        for place, param in enumerate(group["params"]):
+            if not is_lazy(param):  # it is checked when it has a gradient
+                name = f"'{names[place]}'" if names else f"parameter {place}"
+                own.rule.check_parameter(param, name, index)
+        if not own.traced:
             self._check_whole(group, index)
         elif self.program(group).shares and group.get("differentiable"):
             fix = "Autograd cannot record a sum over all parameters in the middle of a step; drop it."
-            who = type(self).__name__
-            raise errors.contradiction(who, "differentiable=True", "over='group' or 'all' in a rule", fix)
-
-    # What the group adds to the rule
-
-    def added(self, group: dict[str, Any]) -> Added:
-        """What this group adds to the rule; a weight decay of zero is left out of the program."""
-        decay = None
-        strength = group.get("weight_decay", 0)
-        if self.decay_default and (isinstance(strength, Tensor) or strength != 0):
-            decoupled = group.get("decoupled_weight_decay")
-            named = {None: self.decay_default, True: "decoupled", False: "l2"}[decoupled]
-            decay = group.get("weight_decay_mode", named)
-        return Added(bool(group.get("maximize")), decay, self.decays_first)
-
-    def program(self, group: dict[str, Any]) -> program.Program:
-        """The traced step of this group."""
-        return program.trace(type(self), type(self).update, self.added(group), group)
+            raise errors.contradiction(
+                own.rule.__name__, "differentiable=True", "over='group' or 'all' in a rule", fix
+            )
 
     # State
-
-    def counts(self, group: dict[str, Any]) -> bool:
-        """Whether the rule needs to know how many steps a parameter has taken."""
-        if isinstance(self.counts_steps, str):
-            return bool(group[self.counts_steps])
-        return self.counts_steps
 
     def state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a parameter; missing entries are created.
@@ -152,22 +186,23 @@ class RuleOptimizer(CheckedOptimizer):
         Raises: RuntimeError for a state that cannot be this parameter's.
         """
         state = self.state[param]
-        problem = usable.problem_of(self.slots.values(), param, state)
+        problem = usable.problem_of(self.composition(group).slots.values(), param, state)
         if problem is not None:
-            raise errors.state_does_not_fit(type(self).__name__, self.name_of(param), *problem)
+            raise errors.state_does_not_fit(self.who(group), self.name_of(param), *problem)
         if torch.is_inference_mode_enabled():
             # State made in inference mode could not be written outside of it.
             with torch.inference_mode(False), torch.no_grad():
-                return self._completed(state, param, group)
-        return self._completed(state, param, group)
+                return self._filled(state, param, group)
+        return self._filled(state, param, group)
 
-    def _completed(self, state: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        for slot in self.slots.values():
+    def _filled(self, state: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        slots = self.composition(group).slots.values()
+        for slot in slots:
             if state.get(slot.key) is None:
                 state.pop(slot.key, None)
         value = None
         if state and asks_for_storage(group):
-            value = restored.follow(self.slots.values(), param, state, group)
+            value = restored.follow(slots, param, state, group)
         state.update(self.state_to_come(param, group, state, self.place_of(param)))
         if value is not None:
             storage.store_parameter(param, state, value)
@@ -178,11 +213,12 @@ class RuleOptimizer(CheckedOptimizer):
     ) -> dict[str, Any]:
         """The state entries that the next step creates for a parameter."""
         new: dict[str, Any] = {}
-        if "step" not in there and self.counts(group):
+        own = self.composition(group)
+        if "step" not in there and own.counts(group):
             # torch counts SparseAdam's steps in a plain int, and cannot continue from a tensor bit for bit.
             device = param.device if runners.counts_on_device(group) else "cpu"
-            new["step"] = 0 if self.gradients == "rows only" else make_step_counter(device)
-        for slot in self.slots.values():
+            new["step"] = 0 if own.rule.gradients == "rows only" else make_step_counter(device)
+        for slot in own.slots.values():
             if not storage.holds(there, slot.key) and slot.exists(group):
                 new |= storage.create(slot, param, group)
         if asks_for_storage(group):
@@ -217,10 +253,10 @@ class RuleOptimizer(CheckedOptimizer):
     # Stepping
 
     def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
-        runner = runners.choose(type(self), group).runner
+        runner = runners.choose(self.rule_of(group), group).runner
         left: list[Tensor] = group["params"]
         parts: list[Part] = []
-        if any(slot.per == "all" for slot in self.slots.values()):
+        if any(slot.per == "all" for slot in self.composition(group).slots.values()):
             self._check_common(group)
         if runner.endswith("_kernel"):
             from steprule.engine import fused  # what its kernels need is optional
@@ -228,17 +264,17 @@ class RuleOptimizer(CheckedOptimizer):
             parts, left = fused.prepare(self, group, after)
             if left and group.get("fused"):
                 name, reason = next(iter(fused.reasons(self, group).items()))
-                raise errors.runner_unavailable(type(self).__name__, "fused=True", f"{name}: {reason}")
+                raise errors.runner_unavailable(self.who(group), "fused=True", f"{name}: {reason}")
         elif runner == "foreach":
             parts, left = self._prepare_lists(left, group, after)
         return [*parts, self._prepare_alone(left, group, after)] if left else parts
 
     def _check_common(self, group: dict[str, Any]) -> None:
         """Refuse groups that differ in a hyper-parameter that a slot for all parameters is made of."""
-        first = self.param_groups[0]
         for name in self.program(group).common:
+            first = next(other for other in self.param_groups if name in other)
             if first[name] != group[name]:
-                raise errors.groups_differ(type(self).__name__, name, first[name], group[name])
+                raise errors.groups_differ(self.who(group), name, first[name], group[name])
 
     def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]]) -> None:
         if self._watched_rounding:
@@ -260,14 +296,14 @@ class RuleOptimizer(CheckedOptimizer):
         """Whether `step` itself unscales gradients and skips steps; gradient scalers look for this name."""
         groups = self.param_groups
         asked = bool(groups) and all(group.get("fused") for group in groups)
-        return asked and all(runners.choose(type(self), x).runner == "gpu_kernel" for x in groups)
+        return asked and all(runners.choose(self.rule_of(x), x).runner == "gpu_kernel" for x in groups)
 
     def _prepare_alone(self, params: list[Tensor], group: dict[str, Any], after: dict[str, float]) -> Part:
         """A step of these parameters by the reference, one after the other."""
-        work = self.checked(params, group)
+        work, own = self.checked(params, group), self.composition(group)
         keys: list[Any] = []
         # Errors must come before anything moves.
-        if self.traced:
+        if own.traced:
             foreach.check_scalars(self.program(group), group, work)
             keys = [phases.key_in(group, reduction) for reduction in self.program(group).calls]
         else:
@@ -276,11 +312,10 @@ class RuleOptimizer(CheckedOptimizer):
         def one(entry: Work, known: Mapping[Any, float]) -> None:
             param, gradient, state = entry
             if gradient.is_sparse:
-                sparse.run(self, type(self).update, self.added(group), group, param, gradient, state)
+                sparse.run(own, group, param, gradient, state)
                 return
             shared, t = reference.Shared(keys, known), reference.next_step(state)
-            rule, added = type(self), self.added(group)
-            after.update(reference.run(rule, rule.update, added, group, param, gradient, state, t, shared))
+            after.update(reference.run(own, group, param, gradient, state, t, shared))
             reference.count(state)
 
         def start() -> phases.Going | None:
@@ -296,9 +331,9 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _rehearse(self, work: list[Work], group: dict[str, Any]) -> None:
         """Compute a step for every new kind of parameter, so that errors of the rule are raised now."""
-        added = self.added(group)
-        types: list[Any] = [type(cast(object, group.get(name))) for name in self.fields]
-        options = (added, program.static_key(type(self), group), *types)
+        own = self.composition(group)
+        types: list[Any] = [type(cast(object, group.get(name))) for name in own.fields]
+        options = (own, program.static_key(own.fields, group), *types)
         for param, gradient, state in work:
             tensors = [x for x in (param, gradient, *state.values()) if isinstance(x, Tensor)]
             kind = (options, param.shape, *((x.dtype, x.device) for x in tensors))
@@ -306,7 +341,7 @@ class RuleOptimizer(CheckedOptimizer):
                 continue
             with _own_noise([param.device] if param.is_cuda else []):
                 t = reference.next_step(state)
-                reference.compute(type(self), type(self).update, added, group, param, gradient, state, t)
+                reference.compute(own, group, param, gradient, state, t)
             self._rehearsed |= {kind}
 
     def _prepare_lists(
@@ -324,8 +359,9 @@ class RuleOptimizer(CheckedOptimizer):
         """Refuse storage that was requested between steps and is not possible."""
         if asks_for_storage(group):
             index = next((i for i, other in enumerate(self.param_groups) if other is group), None)
-            storage.check(type(self).__name__, self.slots, group, index)
-            storage.check_parameters(type(self).__name__, self.slots, group, index or 0)
+            own = self.composition(group)
+            storage.check(own.rule.__name__, own.slots, group, index)
+            storage.check_parameters(own.rule.__name__, own.slots, group, index or 0)
 
     def checked(self, params: list[Tensor], group: dict[str, Any]) -> list[Work]:
         """The parameters with their gradients and states, checked so that the rule can use them."""
@@ -338,23 +374,28 @@ class RuleOptimizer(CheckedOptimizer):
 
     def check_gradient(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Refuse a gradient that the rule cannot use, naming the parameter."""
-        who = type(self).__name__
-        if gradient.layout in SPARSE and self.gradients == "dense":
+        own = self.composition(group)
+        who, rule = own.rule.__name__, own.rule
+        if gradient.layout in SPARSE and rule.gradients == "dense":
             raise errors.sparse_gradient(who, self.name_of(param))
-        if gradient.is_sparse and self.traced and self.program(group).reductions:
+        if gradient.is_sparse and own.traced and self.program(group).reductions:
             raise errors.sparse_with_reduction(who, self.name_of(param))
-        if gradient.is_sparse and self.added(group).decay is not None:
+        if gradient.is_sparse and own.decay is not None:
             raise errors.sparse_with_option(who, "weight_decay", self.name_of(param))
+        if gradient.is_sparse and own.modifiers:
+            raise errors.sparse_with_option(who, "modifiers", self.name_of(param))
         if gradient.is_sparse and self._in_codes(param, group):
             raise errors.sparse_with_codes(who, self.name_of(param))
         if group.get("differentiable") and storage.keeps_more(self.state.get(param, {})):
             raise errors.rounding_has_no_tape(who, f"the storage of {self.name_of(param)}'s loaded state", None)
         if storage.sharded(param) and self._in_codes(param, group):
             raise errors.codes_in_parts(who, self.name_of(param), None)
-        if not gradient.is_sparse and self.gradients == "rows only":
+        if not gradient.is_sparse and rule.gradients == "rows only":
             raise errors.dense_gradient(who, self.name_of(param))
-        if not self.traced and storage.split(param):
+        if not own.traced and storage.split(param):
             raise errors.matrix_in_parts(who, self.name_of(param), None)
+        # It may have changed: some trainers flatten all parameters.
+        rule.check_parameter(param, self.name_of(param), None)
         if not usable.is_writable(param):
             fix = "Give the optimizer a clone of it, made outside of torch.inference_mode()."
             raise errors.parameter_not_writable(who, self.name_of(param), usable.READ_ONLY, fix)
@@ -362,8 +403,8 @@ class RuleOptimizer(CheckedOptimizer):
             problem = "is a leaf Variable that requires grad, which differentiable=True cannot change in place"
             fix = "Give the optimizer what is computed from it, such as p.clone(), or leave differentiable out."
             raise errors.parameter_not_writable(who, self.name_of(param), problem, fix)
-        if self.complex_error is not None and param.is_complex():
-            raise errors.complex_parameter(who, self.name_of(param), self.complex_error)
+        if rule.complex_error is not None and param.is_complex():
+            raise errors.complex_parameter(who, self.name_of(param), rule.complex_error)
         if gradient.shape != param.shape and (
             gradient.is_sparse or not _broadcasts(gradient.shape, param.shape)
         ):
@@ -378,17 +419,16 @@ class RuleOptimizer(CheckedOptimizer):
     def _in_codes(self, param: Tensor, group: dict[str, Any]) -> bool:
         """Whether a slot of the parameter is kept in 8-bit codes, as the group asks or as loaded."""
         state: Mapping[str, Any] = self.state.get(param) or {}
-        return any(
-            storage.kind_of(x, group) == "int8" or f"{x.key}_codes" in state for x in self.slots.values()
-        )
+        slots = self.composition(group).slots.values()
+        return any(storage.kind_of(x, group) == "int8" or f"{x.key}_codes" in state for x in slots)
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
-        added = self.added(group)
-        habits = [f"{added.decay} weight decay"] if added.decay else []
-        habits += ["maximize"] if added.maximize else []
-        options = ", ".join(habits) or "none"
-        choice = runners.choose(type(self), group)
-        lines = [f"runner: {choice.runner}; options: {options}"]
+        own = self.composition(group)
+        options = [f"{own.decay.mode} weight decay"] if own.decay else []
+        options += ["maximize"] if own.maximize else []
+        choice = runners.choose(own.rule, group)
+        lines = [f"runner: {choice.runner}; options: {', '.join(options) or 'none'}"]
+        lines += _modified(own, group)
         lines += [f"not {runner}: {reason}" for runner, reason in choice.passed_over.items()]
         lines += effects.without_effect(self, group)
         if choice.runner.endswith("_kernel"):
@@ -396,6 +436,41 @@ class RuleOptimizer(CheckedOptimizer):
 
             lines += fused.explain(self, group)
         return lines
+
+
+def _without_absent(rule: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The defaults without those switches that torch's rule does not have and that were not given."""
+    # torch's rules differ in the switches they have; groups hold the same keys as theirs.
+    absent = [x for x in (*FLAGS, *OPTIONS) if x not in rule.torch_flags and defaults.get(x) in ABSENT]
+    return {key: value for key, value in defaults.items() if key not in absent}
+
+
+def _check_tensors(who: str, group: dict[str, Any], index: int | None) -> None:
+    """Refuse tensors as hyper-parameters where torch's rule does."""
+    for name in ("lr", "betas"):
+        value: Any = group.get(name)
+        entries = cast(tuple[Any, ...], value if isinstance(value, tuple) else (value,))
+        tensors = [isinstance(entry, Tensor) for entry in entries]
+        if any(tensors) and not all(tensors):
+            raise errors.mixed_betas(who, index)
+        if any(tensors) and group.get("foreach") and not group.get("capturable"):
+            fix = f"Give {name} as a float, or leave foreach out."
+            asked = "capturable=False and foreach=True"
+            raise errors.contradiction(who, f"{name} as a Tensor", asked, fix)
+
+
+def _modified(own: Composition, group: Mapping[str, Any]) -> list[str]:
+    """What the modifiers do, place by place in the order in which they run."""
+    found: list[str] = []
+    for place in PLACES:
+        entries: list[str] = []
+        for modifier in own.at(place):
+            values = [f"{name} {group[f'{modifier.name}.{name}']}" for name in modifier.fields]
+            keys = [f"{modifier.name}.{slot.key}" for slot in modifier.slots.values()]
+            values += [f"keeps {', '.join(keys)}"] if keys else []
+            entries.append(f"{modifier.name} ({'; '.join(values)})" if values else modifier.name)
+        found += [f"{place}: {', '.join(entries)}"] if entries else []
+    return [" · ".join(found)] if found else []
 
 
 def asks_for_storage(group: dict[str, Any]) -> bool:
@@ -415,5 +490,6 @@ def run_on_slots(optimizer: RuleOptimizer, update: Update, extra: Any) -> None:
         groups = optimizer.param_groups
         work = [(group, optimizer.checked(group["params"], group)) for group in groups]
         for group, entries in work:
+            own = composed(optimizer.rule_of(group), update)
             for param, gradient, state in entries:
-                reference.run(type(optimizer), update, Added(), group, param, gradient, state, extra)
+                reference.run(own, group, param, gradient, state, extra)

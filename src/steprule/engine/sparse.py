@@ -1,4 +1,4 @@
-"""Sparse gradients: the same `update`, applied only to the rows that the gradient touches."""
+"""Sparse gradients: the same step, applied only to the rows that the gradient touches."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from steprule.engine import reference
-from steprule.engine.compose import Added, Update
+from steprule.engine.composition import Composition
 
 
 def run(
-    optimizer: Any,
-    update: Update,
-    added: Added,
+    composition: Composition,
     group: dict[str, Any],
     param: Tensor,
     gradient: Tensor,
@@ -23,7 +21,7 @@ def run(
     """One step on the rows of `param` that a sparse gradient touches. Other rows do not change."""
     gradient = gradient.coalesce()
     touched = gradient._indices()
-    if optimizer.gradients == "rows" and group.get("momentum"):
+    if composition.rule.gradients == "rows" and group.get("momentum"):
         # Momentum moves every row, so the zeros of the gradient count.
         gradient = gradient.to_dense()
     t = None
@@ -31,7 +29,7 @@ def run(
         state["step"] += 1
         t = float(state["step"])
     if not gradient.is_sparse:
-        reference.run(type(optimizer), update, added, group, param, gradient, state, t)
+        reference.run(composition, group, param, gradient, state, t)
         return
     if touched.numel() == 0:
         return
@@ -39,7 +37,7 @@ def run(
     slots = {k: v for k, v in state.items() if k != "step" and isinstance(v, Tensor)}
     rows = {k: v[where] if v.shape == param.shape else v for k, v in slots.items()}
     values = param[where].clone()
-    reference.run(type(optimizer), update, added, group, values, gradient._values(), rows, t)
+    reference.run(composition, group, values, gradient._values(), rows, t)
     for key, value in rows.items():
         if state[key].shape == param.shape:
             state[key][where] = value

@@ -12,6 +12,14 @@ from steprule.engine.rule import RuleOptimizer
 from steprule.engine.storage import EXTRA_KEYS
 
 ARGUMENTS = ["h", "p", "g", "s", "t"]
+# The methods of a modifier and their arguments.
+OF_MODIFIERS = {
+    "gradient": ["h", "p", "g", "s", "t"],
+    "change": ["h", "p", "g", "u", "s", "t"],
+    "parameter": ["h", "p", "u", "s", "t"],
+    "apply": ["h", "p", "new", "s", "t"],
+    "evaluate": ["h", "p", "s", "t"],
+}
 # What an optimizer has besides the attributes of its class.
 _OF_INSTANCES = frozenset({"defaults", "param_groups", "params", "self", "state", "step"})
 
@@ -91,7 +99,7 @@ def _check_key(who: str, slot: Slot, keys: list[Any]) -> None:
         raise rule_errors.bad_statement(who, what, errors.nearest(slot.subtracted_from, keys))
 
 
-def _check_slot(rule: type[RuleOptimizer], slot: Slot) -> None:
+def _check_slot(rule: Any, slot: Slot) -> None:
     who = rule.__name__
     starts: Any = slot.starts
     for name in (slot.when, starts):
@@ -109,7 +117,7 @@ def _check_slot(rule: type[RuleOptimizer], slot: Slot) -> None:
         raise rule_errors.bad_statement(
             who, what, "It must be a number, or the name of a hyper-parameter that is one."
         )
-    if slot.shape is not None and rule.traced:
+    if slot.shape is not None and getattr(rule, "traced", True):
         what = f"slot '{slot.letter}' has a shape of its own, but the rule sees one element at a time"
         raise rule_errors.bad_statement(who, what, "Leave shape out, or subclass steprule.declare.Matrix.")
     if slot.shape is not None and not callable(slot.shape):
@@ -119,30 +127,57 @@ def _check_slot(rule: type[RuleOptimizer], slot: Slot) -> None:
         )
 
 
+def check_modifier(modifier: Any, body: Mapping[str, Any]) -> None:
+    """Refuse a modifier without a method, with other arguments, or with slots that cannot be stored.
+
+    Raises: TypeError, or ValueError for a default outside its own range.
+    """
+    who = modifier.__name__
+    clashes = set(modifier.fields) & set(modifier.slots)
+    if clashes:
+        what = f"'{min(clashes)}' is both a hyper-parameter and a slot"
+        raise rule_errors.bad_statement(who, what, "Rename one of them.")
+    for name in (x for x, value in body.items() if isinstance(value, Field)):
+        _check_field(who, modifier.fields[name], modifier.fields)
+    keys = [slot.key for slot in modifier.slots.values()]
+    for slot in modifier.slots.values():
+        _check_letter(who, slot)
+        _check_key(who, slot, keys)
+        _check_slot(modifier, slot)
+    if not any(hasattr(modifier, method) for method in OF_MODIFIERS):
+        methods = [name for name, value in body.items() if isinstance(value, staticmethod)]
+        raise rule_errors.no_method_of_modifiers(who, methods, list(OF_MODIFIERS))
+    for method in OF_MODIFIERS:
+        _check_method(modifier, body, method, OF_MODIFIERS[method])
+
+
 def _check_update(rule: type[RuleOptimizer], body: Mapping[str, Any]) -> None:
+    _check_method(rule, body, "update", ARGUMENTS)
+
+
+def _check_method(rule: Any, body: Mapping[str, Any], method: str, arguments: list[str]) -> None:
     who = rule.__name__
-    if "update" not in body:
+    if method not in body:
         return
-    written = body["update"]
+    written = body[method]
+    wanted = f"{method}({', '.join(arguments)})"
     if not isinstance(written, staticmethod):
         fix = "Put @staticmethod above it."
         raise rule_errors.at_update(
-            rule_errors.bad_statement(who, "update must be a static method", fix), written
+            rule_errors.bad_statement(who, f"{method} must be a static method", fix), written
         )
-    if not callable(rule.update):
-        raise rule_errors.bad_statement(
-            who, f"update is {rule.update!r}", "It must be a function update(h, p, g, s, t)."
-        )
-    parameters = inspect.signature(rule.update).parameters
+    function = getattr(rule, method)
+    if not callable(function):
+        what = f"{method} is {function!r}"
+        raise rule_errors.bad_statement(who, what, f"It must be a function {wanted}.")
+    parameters = inspect.signature(function).parameters
     names = list(parameters)
     listed = ", ".join(names)
-    fix = "It must be update(h, p, g, s, t)."
-    if len(names) != len(ARGUMENTS):
-        problem = rule_errors.bad_statement(who, f"update takes {len(names)} arguments ({listed})", fix)
-        raise rule_errors.at_update(problem, rule.update)
+    fix = f"It must be {wanted}."
+    if len(names) != len(arguments):
+        problem = rule_errors.bad_statement(who, f"{method} takes {len(names)} arguments ({listed})", fix)
+        raise rule_errors.at_update(problem, function)
     by_name = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
     odd = any(x.kind in by_name for x in parameters.values())
-    if odd or (names != ARGUMENTS and sorted(names) == sorted(ARGUMENTS)) or names[0] == "self":
-        raise rule_errors.at_update(
-            rule_errors.bad_statement(who, f"update takes ({listed})", fix), rule.update
-        )
+    if odd or (names != arguments and sorted(names) == sorted(arguments)) or names[0] == "self":
+        raise rule_errors.at_update(rule_errors.bad_statement(who, f"{method} takes ({listed})", fix), function)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 from steprule.declare import Matrix, WeightDecay, decay, errors, hyper, slot
 from steprule.matrix.words import orthogonalize
@@ -61,17 +61,7 @@ class Muon(Matrix, flags=""):
             scale = math.sqrt(rows / columns)
         return -(h.lr * scale) * orthogonalize(u, h.ns_coefficients, h.ns_steps, h.eps)
 
-    def _check_parameters(self, group: dict[str, Any], index: int) -> None:
-        super()._check_parameters(group, index)
-        names = group.get("param_names")
-        for place, param in enumerate(group["params"]):
-            # A lazy parameter is checked when it has a gradient.
-            if not is_lazy(param) and param.ndim != 2:
-                name = f"'{names[place]}'" if names else f"parameter {place}"
-                raise errors.not_a_matrix("Muon", name, tuple(param.shape), index)
-
-    def check_gradient(self, param: Any, gradient: Any, group: dict[str, Any]) -> None:
-        """Refuse a parameter that is no longer a matrix: some trainers flatten all parameters."""
-        super().check_gradient(param, gradient, group)
+    @classmethod
+    def check_parameter(cls, param: Tensor, name: str, group: int | None) -> None:
         if param.ndim != 2:
-            raise errors.not_a_matrix("Muon", self.name_of(param), tuple(param.shape), None)
+            raise errors.not_a_matrix("Muon", name, tuple(param.shape), group)

@@ -1,4 +1,4 @@
-"""Three kinds of weight decay, each one line of mathematics. A rule never contains its own.
+"""The kinds of weight decay, each one line of mathematics. A rule never contains its own.
 
 | mode      | what is decayed                    | name in the literature                          |
 |-----------|------------------------------------|-------------------------------------------------|
@@ -13,23 +13,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from steprule.declare import decay_mode
+from steprule.declare import Decay
 from steprule.words import Number
 
 
-@decay_mode("gradient")
-def l2(h: Any, p: Number, g: Number) -> Number:
+class L2(Decay, mode="l2"):
     """Add the gradient of λ/2·‖θ‖²."""
-    return g + h.weight_decay * p
+
+    @staticmethod
+    def gradient(h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
+        return g + h.weight_decay * p
 
 
-@decay_mode("parameter")
-def decoupled(h: Any, p: Number) -> Number:
+class Decoupled(Decay, mode="decoupled"):
     """Shrink the parameter by lr·λ."""
-    return p * (1 - h.lr * h.weight_decay)
+
+    @staticmethod
+    def parameter(h: Any, p: Number, u: Any, s: Any, t: Any) -> Number:
+        return p * (1 - h.lr * h.weight_decay)
 
 
-@decay_mode("parameter")
-def absolute(h: Any, p: Number) -> Number:
+class Absolute(Decay, mode="absolute"):
     """Shrink the parameter by λ, whatever the lr."""
-    return p * (1 - h.weight_decay)
+
+    @staticmethod
+    def parameter(h: Any, p: Number, u: Any, s: Any, t: Any) -> Number:
+        return p * (1 - h.weight_decay)

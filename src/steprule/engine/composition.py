@@ -1,0 +1,339 @@
+"""What a group steps with: a rule and all that the group adds to it, put together into one step.
+
+Everything that needs fields, slots or the step of a group asks its composition for them: runners, storage,
+checkpoints and reports. A modifier adds one of these to the step of any rule, in this order:
+
+| place     | method                          | returns                                            |
+|-----------|---------------------------------|----------------------------------------------------|
+| gradient  | `gradient(h, p, g, s, t)`       | the gradient that the rule sees                    |
+| change    | `change(h, p, g, u, s, t)`      | the change, where the rule's own is u              |
+| parameter | `parameter(h, p, u, s, t)`      | the parameter to which the change is added         |
+| apply     | `apply(h, p, new, s, t)`        | the new parameter, where p is the old one          |
+
+Modifiers of one place run in the order in which they were given. Weight decay is a modifier, too: of the
+gradient, after all others, or of the parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, cached_property
+from typing import Any, cast
+
+from steprule import rule_errors, words
+from steprule.engine.fields import Field, Slot
+from steprule.engine.written import called
+from steprule.words import Becomes, Condition, Machine, Number, Parameter, Symbol, finest
+
+Update = Callable[[Any, Any, Any, Any, Any], Any]
+PLACES = ("gradient", "change", "parameter", "apply")
+
+
+class Composition:
+    """A rule with the modifiers, the weight decay and the options of a group. `composed` makes them.
+
+    modifiers: classes, without the weight decay. decay: the class of the weight decay, or None.
+    """
+
+    def __init__(self, rule: Any, update: Update, modifiers: tuple[Any, ...], maximize: bool, decay: Any):
+        self.rule = rule
+        self.update = update
+        self.modifiers = modifiers
+        self.maximize = maximize
+        self.decay = decay
+        # The traced steps, by the options that decide them.
+        self.programs: dict[Any, Any] = {}
+
+    @cached_property
+    def name(self) -> str:
+        """The rule's name, and those of the modifiers."""
+        return " + ".join(x.__name__ for x in (self.rule, *self.modifiers))
+
+    @cached_property
+    def fields(self) -> dict[str, Field]:
+        """All hyper-parameters, by their keys in the group."""
+        return dict(self.rule.fields) | {
+            f"{modifier.name}.{name}": field
+            for modifier in self.modifiers
+            for name, field in modifier.fields.items()
+        }
+
+    @cached_property
+    def slots(self) -> dict[str, Slot]:
+        """All slots, by letter; the letters and keys of a modifier begin with its name."""
+        return dict(self.rule.slots) | {
+            f"{modifier.name}_{letter}": _own(modifier, slot)
+            for modifier in self.modifiers
+            for letter, slot in modifier.slots.items()
+        }
+
+    @cached_property
+    def traced(self) -> bool:
+        """Whether the step can be traced into a program."""
+        return self.rule.traced
+
+    def at(self, place: str) -> tuple[Any, ...]:
+        """The modifiers that have this method, in order; without the weight decay."""
+        return tuple(x for x in self.modifiers if hasattr(x, place))
+
+    def counts(self, group: Mapping[str, Any]) -> bool:
+        """Whether the step needs to know how many steps a parameter has taken."""
+        given = self.rule.counts_steps
+        counted = bool(group[given]) if isinstance(given, str) else given
+        return counted or any(x.counts_steps for x in self.modifiers)
+
+
+@cache
+def composed(
+    rule: Any, update: Update, modifiers: tuple[Any, ...] = (), maximize: bool = False, decay: Any | None = None
+) -> Composition:
+    """The composition of these; always the same object."""
+    return Composition(rule, update, modifiers, maximize, decay)
+
+
+def _own(modifier: Any, slot: Slot) -> Slot:
+    """A modifier's slot, under the keys that it has in the state and in groups."""
+
+    def full(key: Any) -> Any:
+        return f"{modifier.name}.{key}" if isinstance(key, str) else key
+
+    return replace(
+        slot,
+        key=full(slot.key),
+        letter=f"{modifier.name}_{slot.letter}",
+        when=full(slot.when),
+        starts=full(slot.starts),
+        subtracted_from=full(slot.subtracted_from),
+    )
+
+
+class Hyper:
+    """`h` inside `update`: the hyper-parameters of the group, by name."""
+
+    __slots__ = ("_fields", "_rule", "_values")
+    _fields: Mapping[str, Field]
+    _rule: str
+    _values: Mapping[str, Any]
+
+    def __init__(self, rule: str, fields: Mapping[str, Field], values: Mapping[str, Any]):
+        object.__setattr__(self, "_rule", rule)
+        object.__setattr__(self, "_fields", fields)
+        object.__setattr__(self, "_values", values)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise rule_errors.no_such_hyperparameter_in_rule(self._rule, name, self._fields) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise rule_errors.hyperparameter_assigned(self._rule, name)
+
+
+def _without_own_decay(h: Hyper) -> Hyper:
+    """`h` where the group does not decay in the rule's own way: `update` then sees a decay of 0."""
+    fields: Mapping[str, Field] = object.__getattribute__(h, "_fields")
+    declared = fields.get("weight_decay")
+    if declared is None or declared.decay != "own":
+        return h
+    values: Mapping[str, Any] = object.__getattribute__(h, "_values")
+    return Hyper(object.__getattribute__(h, "_rule"), fields, {**values, "weight_decay": 0.0})
+
+
+class Slots:
+    """`s` inside `update`: reading gives the slot's value, assigning sets what is stored."""
+
+    __slots__ = ("_declared", "_machine", "_plain", "_shape", "numbers", "written")
+    _declared: Mapping[str, Slot]
+    _machine: Machine
+    _plain: set[str]
+    _shape: tuple[int, ...] | None
+    numbers: dict[str, Any]
+    written: set[str]
+
+    def __init__(
+        self,
+        machine: Machine,
+        declared: Mapping[str, Slot],
+        numbers: dict[str, Any],
+        shape: tuple[int, ...] | None = None,
+    ):
+        object.__setattr__(self, "_machine", machine)
+        object.__setattr__(self, "_declared", declared)
+        object.__setattr__(self, "_plain", {x for x, v in numbers.items() if not isinstance(v, Number)})
+        object.__setattr__(self, "_shape", shape)
+        object.__setattr__(self, "numbers", numbers)
+        object.__setattr__(self, "written", set())
+
+    def _check(self, letter: str) -> None:
+        slot = self._declared.get(letter)
+        if slot is None:
+            raise rule_errors.no_such_slot(self._machine.rule, letter, self._declared)
+        if letter not in self.numbers and slot.shape is not None and self._shape is not None:
+            raise rule_errors.slot_without_shape(self._machine.rule, letter, self._shape)
+        if letter not in self.numbers:
+            raise rule_errors.slot_switched_off(self._machine.rule, letter, slot.when or slot.key)
+
+    def __getattr__(self, letter: str) -> Any:
+        if letter not in self.numbers:
+            self._check(letter)
+        return self.numbers[letter]
+
+    def __setattr__(self, letter: str, value: Any) -> None:
+        self._check(letter)
+        if not isinstance(value, Number):
+            value = self._machine.plain(value)
+            per = self._declared[letter].per
+            if isinstance(value, Symbol) and finest((per, value.level)) != per:
+                raise rule_errors.finer_than_slot(self._machine.rule, letter, per, value.level)
+        elif letter in self._plain:
+            raise rule_errors.plain_slot_given_a_value(self._machine.rule, letter)
+        elif self._declared[letter].per == "element":
+            value = Number(self._machine, value.handle)
+        self.numbers[letter] = value
+        self.written.add(letter)
+
+
+def _hyper_of(modifier: Any, h: Hyper) -> Hyper:
+    """`h` as a modifier sees it: its own hyper-parameters, then those of the rule."""
+    if not modifier.name:
+        return h
+    values: Mapping[str, Any] = object.__getattribute__(h, "_values")
+    fields: Mapping[str, Field] = object.__getattribute__(h, "_fields")
+    own = {name: values[f"{modifier.name}.{name}"] for name in modifier.fields}
+    return Hyper(modifier.__name__, {**fields, **modifier.fields}, {**values, **own})
+
+
+class _SlotsOf:
+    """`s` as a modifier sees it: its own slots, under their own letters."""
+
+    __slots__ = ("_modifier", "_whole")
+
+    def __init__(self, modifier: Any, whole: Any):
+        object.__setattr__(self, "_modifier", modifier)
+        object.__setattr__(self, "_whole", whole)
+
+    def _letter(self, letter: str) -> str:
+        modifier: Any = object.__getattribute__(self, "_modifier")
+        if letter not in modifier.slots:
+            raise rule_errors.no_such_slot(modifier.__name__, letter, modifier.slots)
+        return f"{modifier.name}_{letter}"
+
+    def __getattr__(self, letter: str) -> Any:
+        return getattr(object.__getattribute__(self, "_whole"), self._letter(letter))
+
+    def __setattr__(self, letter: str, value: Any) -> None:
+        setattr(object.__getattribute__(self, "_whole"), self._letter(letter), value)
+
+
+def one_step(whole: Composition, h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
+    """The parameter after one step; the slots are set in `s`."""
+    before, decay, rule = p, whole.decay, whole.rule
+    if whole.maximize:
+        g = -g
+
+    def asked(modifier: Any, place: str, *values: Any) -> Number:
+        return _asked(modifier, place, p.machine, h, s, t, *values)
+
+    for modifier in whole.at("gradient"):
+        g = asked(modifier, "gradient", Parameter.of(p), g)
+    if hasattr(decay, "gradient"):
+        g = asked(decay, "gradient", p, g)
+    parameter = [*([decay] if hasattr(decay, "parameter") else []), *whole.at("parameter")]
+    late = [modifier for modifier in parameter if modifier.sees_change]
+    for modifier in parameter:
+        if modifier not in late:
+            p = asked(modifier, "parameter", p, None)
+    seen = p if rule.decays_first else before
+    of_rule = h if getattr(decay, "mode", None) == "own" else _without_own_decay(h)
+    changed = called(
+        f"{rule.__name__}.update", whole.update, lambda: whole.update(of_rule, Parameter.of(seen), g, s, t)
+    )
+    changes = whole.at("change")
+    if changes or late:
+        u = _one_change(whole, p, changed)
+        for modifier in changes:
+            u = asked(modifier, "change", Parameter.of(before), g, u)
+        for modifier in late:
+            p = asked(modifier, "parameter", p, u)
+        changed = u
+    new = called(f"{rule.__name__}.update", whole.update, lambda: _changed(p, changed))
+    for modifier in whole.at("apply"):
+        new = asked(modifier, "apply", Parameter.of(before), new)
+    return new
+
+
+def _asked(modifier: Any, place: str, machine: Any, h: Any, s: Any, t: Any, *values: Any) -> Number:
+    """What a modifier makes of these values at its place."""
+    method, owner = getattr(modifier, place), machine.rule
+    own = s if not modifier.name else _SlotsOf(modifier, s)
+    machine.rule = modifier.__name__
+
+    def call() -> Number:
+        result = method(_hyper_of(modifier, h), *values, own, t)
+        if isinstance(result, Moved):
+            raise rule_errors.modifier_moved_the_parameter(modifier.__name__, place)
+        if isinstance(result, Number):
+            return result
+        if isinstance(result, Symbol) or type(result) in (int, float):
+            return words.where(machine.plain(True), result, values[0])
+        raise rule_errors.modifier_returned(modifier.__name__, place, result)
+
+    try:
+        return called(f"{modifier.__name__}.{place}", method, call)
+    finally:
+        machine.rule = owner
+
+
+def _one_change(whole: Composition, p: Number, change: Any) -> Number:
+    """The change as one value, for modifiers that go on with it."""
+    if isinstance(change, Becomes):
+        who = next((x for x in whole.modifiers if hasattr(x, "change")), None) or whole.decay
+        raise rule_errors.no_change_to_modify(whole.rule.__name__, who.__name__)
+    parts = cast(tuple[Any, ...], change if isinstance(change, tuple) else (change,))
+    if change is None or not parts:
+        _changed(p, change)  # raises
+    first, *more = parts
+    for part in parts:
+        _check_part(p, part, isinstance(change, tuple))
+    if not isinstance(first, Number):
+        first = words.where(p.machine.plain(True), first, p)
+    for part in more:
+        first = first + part
+    return first
+
+
+def _changed(p: Number, change: Any) -> Number:
+    """The parameter after what `update` returned."""
+    rule = p.machine.rule
+    if isinstance(change, Becomes):
+        value = change.value
+        return value if isinstance(value, Number) else words.where(p.machine.plain(True), value, p)
+    if change is None:
+        raise rule_errors.nothing_returned(rule)
+    parts = cast(tuple[Any, ...], change if isinstance(change, tuple) else (change,))
+    if not parts:
+        raise rule_errors.wrong_return(rule, (), True)
+    for part in parts:
+        _check_part(p, part, isinstance(change, tuple))
+        p = p + part
+    return p
+
+
+def _check_part(p: Number, part: Any, in_tuple: bool) -> None:
+    if isinstance(part, Parameter):
+        raise rule_errors.parameter_returned(p.machine.rule)
+    if isinstance(part, Condition):
+        raise rule_errors.wrong_return(p.machine.rule, True, in_tuple)
+    if not isinstance(part, Number):
+        _check_plain_change(p, part, in_tuple)
+
+
+def _check_plain_change(p: Number, part: Any, in_tuple: bool) -> None:
+    if isinstance(part, bool) or (isinstance(part, Symbol) and part.truth):
+        raise rule_errors.wrong_return(p.machine.rule, part, in_tuple)
+    try:
+        p.machine.plain(part)
+    except TypeError:
+        raise rule_errors.wrong_return(p.machine.rule, part, in_tuple) from None

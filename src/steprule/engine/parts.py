@@ -1,0 +1,74 @@
+"""Which rule and which modifiers a group names: by class or instance when given, by name in the group."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from steprule import errors
+from steprule.engine.modifier import ModifierBase
+
+
+class Parts:
+    """The classes that the groups of one optimizer name, by these names."""
+
+    def __init__(self, own: type):
+        self._own = own
+        self.rules: dict[str, Any] = {own.__name__: own}
+        self.modifiers: dict[str, Any] = {}
+
+    def read(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
+        """The group with names and values in place of classes and instances.
+
+        Raises: TypeError or ValueError for what is no rule or modifier, and for modifiers that make no sense
+        together.
+        """
+        group = dict(group)
+        if "rule" in group:
+            group["rule"] = self._rule(group["rule"], index)
+        if group.get("modifiers") is not None:
+            group |= self._modifiers(group, index)
+        return group
+
+    def _rule(self, given: Any, index: int | None) -> str:
+        who = self._own.__name__
+        rule = self.rules.get(given) if isinstance(given, str) else given
+        if not (isinstance(rule, type) and hasattr(rule, "rule_of")):
+            raise errors.no_rule_for_group(who, given, list(self.rules), index)
+        if self.rules.setdefault(rule.__name__, rule) is not rule:
+            raise errors.two_of_one_name(who, rule.__name__, index)
+        return rule.__name__
+
+    def _modifiers(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
+        who, given = self._own.__name__, group["modifiers"]
+        entries = list(cast("list[Any]", given)) if isinstance(given, (list, tuple)) else [given]
+        kinds: list[Any] = []
+        values: dict[str, Any] = {}
+        for entry in entries:
+            kind = self._kind(entry, index)
+            if kind in kinds:
+                raise errors.modifier_twice(who, kind.__name__, index)
+            kinds.append(kind)
+            own = entry.values if isinstance(entry, ModifierBase) else {}
+            for name, field in kind.fields.items():
+                key = f"{kind.name}.{name}"
+                values[key] = group.get(key, own.get(name, field.default))
+        self._check_together(self.rules[group.get("rule", who)], kinds, index)
+        return {**values, "modifiers": tuple(kind.name for kind in kinds)}
+
+    def _kind(self, entry: Any, index: int | None) -> Any:
+        who = self._own.__name__
+        kind = self.modifiers.get(entry) if isinstance(entry, str) else entry
+        kind = type(kind) if isinstance(kind, ModifierBase) else kind
+        if not (isinstance(kind, type) and issubclass(kind, ModifierBase)):
+            raise errors.no_modifier(who, entry, index)
+        if self.modifiers.setdefault(kind.name, kind) is not kind:
+            raise errors.two_of_one_name(who, kind.__name__, index)
+        return kind
+
+    def _check_together(self, rule: Any, kinds: list[Any], index: int | None) -> None:
+        """Refuse modifiers that make no sense together, or with the rule."""
+        names = {rule.__name__, *(kind.__name__ for kind in kinds)}
+        for kind in kinds:
+            for other, reason in kind.not_with.items():
+                if other in names:
+                    raise errors.not_together(self._own.__name__, kind.__name__, other, reason, index)

@@ -1,0 +1,97 @@
+"""Weight decay as users give it: how much and which kind. The kinds are modifiers, in `modifiers/decay.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steprule import errors
+from steprule.engine.composition import Hyper
+from steprule.engine.fields import Field
+from steprule.engine.reference import Eager
+from steprule.words import Number
+
+# The kinds of weight decay, by mode.
+MODES: dict[str, Any] = {}
+
+
+class Own:
+    """Weight decay that is a part of the rule's own formula, so that nothing is added to it."""
+
+    name = ""
+    mode = "own"
+
+
+def of_group(rule: Any, group: Mapping[str, Any]) -> Any | None:
+    """The kind of weight decay that a group of this rule has; None if it is zero or the rule has none."""
+    strength = group.get("weight_decay", 0)
+    if rule.decay_default is None or (not isinstance(strength, Tensor) and strength == 0):
+        return None
+    decoupled = group.get("decoupled_weight_decay")
+    usual = {None: rule.decay_default, True: "decoupled", False: "l2"}[decoupled]
+    mode = group.get("weight_decay_mode", usual)
+    return Own if mode == "own" else MODES[mode]
+
+
+def check_mode(who: str, group: Mapping[str, Any], index: int | None) -> None:
+    """Refuse a mode that does not exist."""
+    mode = group.get("weight_decay_mode")
+    if mode is not None and mode not in MODES:
+        raise errors.out_of_range(who, "weight_decay_mode", mode, "one of " + ", ".join(MODES), index)
+
+
+class WeightDecay:
+    """How much weight decay and which kind; accepted wherever `weight_decay=` takes a number.
+
+    weight_decay: λ, at least 0. weight_decouple: shrink the parameter itself (True) or add λ·θ to the
+    gradient (False). absolute: a decoupled decay of λ per step rather than lr·λ.
+
+    Called as `decay(param, grad, group)` inside `step_param`, it decays and returns the gradient to use;
+    the group's own `weight_decay` and mode win over the object's, so they survive a checkpoint.
+    """
+
+    def __init__(self, weight_decay: float = 0.0, weight_decouple: bool = True, absolute: bool = False):
+        check = Field(0.0, name="weight_decay", at_least=0).check
+        self.weight_decay: float = check("WeightDecay", weight_decay, None)
+        self.weight_decouple = weight_decouple
+        self.absolute = absolute
+        if absolute and not weight_decouple:
+            raise errors.contradiction(
+                "WeightDecay",
+                "absolute=True",
+                "weight_decouple=False",
+                "L2 decay goes through the gradient and always scales with lr.",
+            )
+
+    @property
+    def mode(self) -> str:
+        """`l2`, `decoupled` or `absolute`."""
+        return "l2" if not self.weight_decouple else "absolute" if self.absolute else "decoupled"
+
+    def defaults(self) -> dict[str, Any]:
+        """What goes into the parameter group."""
+        return {"weight_decay": self.weight_decay}
+
+    def __call__(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
+        """Decay `param` in place, or return a new gradient that includes the decay."""
+        strength = group.get("weight_decay", self.weight_decay)
+        if strength == 0:
+            return grad
+        kind = MODES[group.get("weight_decay_mode", self.mode)]
+        machine = Eager("WeightDecay", param.dtype)
+        h = Hyper("WeightDecay", {}, {**group, "weight_decay": float(strength)})
+        with torch.no_grad():
+            p, g = Number(machine, param), Number(machine, grad)
+            if hasattr(kind, "gradient"):
+                return kind.gradient(h, p, g, None, None).handle
+            param.copy_(kind.parameter(h, p, None, None, None).handle)
+        return grad
+
+    def __repr__(self) -> str:
+        return (
+            f"WeightDecay({self.weight_decay}, weight_decouple={self.weight_decouple}, "
+            f"absolute={self.absolute})"
+        )
