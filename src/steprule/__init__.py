@@ -7,6 +7,7 @@ from steprule.catalogue import describe as describe
 from steprule.closure.lbfgs import LBFGS as LBFGS
 from steprule.convert import convert_state as convert_state
 from steprule.declare import Elementwise as Elementwise
+from steprule.declare import Modifier as Modifier
 from steprule.declare import decay as decay
 from steprule.declare import hyper as hyper
 from steprule.declare import parameter as parameter
@@ -43,6 +44,14 @@ from steprule.engine.optimizer import explain as explain
 from steprule.matrix.adafactor import Adafactor as Adafactor
 from steprule.matrix.muon import Muon as Muon
 from steprule.modifiers import decay as _modes  # noqa: F401 # pyright: ignore[reportUnusedImport]
+from steprule.modifiers.averages import EMA as EMA
+from steprule.modifiers.averages import Average as Average
+from steprule.modifiers.averages import Lookahead as Lookahead
+from steprule.modifiers.cautious import Cautious as Cautious
+from steprule.modifiers.clipping import GlobalNormClip as GlobalNormClip
+from steprule.modifiers.clipping import UpdateClip as UpdateClip
+from steprule.modifiers.hyperball import Hyperball as Hyperball
+from steprule.modifiers.trust_ratio import TrustRatio as TrustRatio
 from steprule.template import GenericAdaptiveOptimizer as GenericAdaptiveOptimizer
 from steprule.template import WeightDecay as WeightDecay
 

@@ -48,7 +48,7 @@ class Composition:
     @cached_property
     def name(self) -> str:
         """The rule's name, and those of the modifiers."""
-        return " + ".join(x.__name__ for x in (self.rule, *self.modifiers))
+        return "+".join(x.__name__ for x in (self.rule, *self.modifiers))
 
     @cached_property
     def fields(self) -> dict[str, Field]:

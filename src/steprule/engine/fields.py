@@ -23,7 +23,7 @@ TAKEN_KEYS = frozenset(
 # torch's switches. Not every rule of torch has each of them; groups hold the same keys as torch's.
 FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
 # Options that torch's rules do not have: a group has them only if they were given.
-OPTIONS = ("state_dtype", "low_precision", "nonfinite")
+OPTIONS = ("modifiers", "state_dtype", "low_precision", "nonfinite")
 
 Shape = Callable[[torch.Size], tuple[int, ...] | None]
 

@@ -1,0 +1,57 @@
+"""Limits for the gradient and for the change."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from steprule.declare import Modifier, hyper, slot
+from steprule.words import Number, larger, mean, norm, smaller, sqrt
+
+
+class GlobalNormClip(Modifier):
+    """Scale the gradients of all parameters down if their norm together is above a limit.
+
+    When: transformers and recurrent networks, in place of torch.nn.utils.clip_grad_norm_ before the step.
+    `optimizer.gradient_norm` is the norm before clipping. All groups that have it are clipped together.
+
+        g ← g · min(1, c/‖g‖)         ‖g‖ over all parameters
+
+    State: 1 value for all parameters (norm).
+    Differs: torch divides by ‖g‖ + 1e-6.
+    Source: Pascanu, Mikolov, Bengio 2013, "On the difficulty of training recurrent neural networks", §3.2,
+    https://arxiv.org/abs/1211.5063
+    """
+
+    max_norm: float = hyper(default=1.0, at_least=0, meaning="c, the largest norm that is left as it is")
+
+    norm = slot("norm", per="all")
+
+    @staticmethod
+    def gradient(h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
+        s.norm = norm(g, over="all")
+        return g * smaller(1.0, h.max_norm / s.norm)
+
+
+class UpdateClip(Modifier):
+    """Scale the change of a tensor down if its root mean square, without lr, is above a limit.
+
+    When: training that now and then takes a step far too large, as at high lr or in 16 bits.
+
+        u ← u / max(1, RMS(u/lr)/c)
+
+    State: none.
+    Source: Shazeer, Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", §6,
+    https://arxiv.org/abs/1804.04235
+    """
+
+    not_with: ClassVar[dict[str, str]] = {
+        "Adafactor": "the rule clips its change already.",
+        "StableAdamW": "the rule clips its change already.",
+    }
+
+    max_rms: float = hyper(default=1.0, above=0, meaning="c, the largest root mean square that is left as it is")
+
+    @staticmethod
+    def change(h: Any, p: Number, g: Number, u: Number, s: Any, t: Any) -> Number:
+        rms = sqrt(mean(u * u))
+        return u / larger(1.0, rms / (h.lr * h.max_rms))
