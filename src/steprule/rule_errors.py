@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from steprule.errors import close, nearest
+from steprule.errors import checkpoint, close, in_group, nearest
 
 
 def no_such_slot(rule: str, name: str, slots: Iterable[str]):
@@ -359,3 +359,49 @@ def raised_in_rule(who: str, problem: str, way_out: str) -> str:
 def at_line(text: str, file: str, line: int) -> str:
     """A message about a rule, with the line that it is about."""
     return f"{text} See line {line} of {file}."
+
+
+# Rules and modifiers of groups
+
+
+def no_rule_for_group(who: str, given: object, known: list[str], group: int | None):
+    """A `rule` in a group that is neither a class nor a name that other groups have introduced."""
+    return TypeError(
+        f"{who}: rule = {given!r}{in_group(group)} is not a rule. Give a class, such as steprule.AdamW, or the "
+        f"name of a rule that this optimizer has: {', '.join(known)}."
+    )
+
+
+def no_modifier(who: str, given: object, group: int | None):
+    """Something else in the list of modifiers."""
+    return TypeError(
+        f"{who}: {given!r} is not a modifier{in_group(group)}. Give a list of modifiers, as in "
+        "modifiers=[steprule.Cautious()]."
+    )
+
+
+def two_of_one_name(who: str, name: str, group: int | None):
+    """Two classes that a checkpoint could not tell from each other."""
+    return ValueError(
+        f"{who}: there are two different classes with the name {name}{in_group(group)}. Rename one of them: "
+        "groups and checkpoints know them by name."
+    )
+
+
+def modifier_twice(who: str, name: str, group: int | None):
+    """A modifier that is listed twice."""
+    return ValueError(f"{who}: {name} is listed twice{in_group(group)}. Leave one of them out.")
+
+
+def not_together(who: str, modifier: str, other: str, reason: str, group: int | None):
+    """Modifiers that make no sense together, or with the rule."""
+    return ValueError(f"{who}: {modifier} does not go with {other}{in_group(group)}: {reason}")
+
+
+def other_modifiers(who: str, what: str, saved: str, current: str, group: int):
+    """A checkpoint of another rule, or with other modifiers."""
+    return checkpoint(
+        who,
+        f"parameter group {group} was saved with {what} {saved}, and now has {current}",
+        "strict=False starts what is new, drops what is gone, and reports both.",
+    )

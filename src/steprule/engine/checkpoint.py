@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from steprule import errors
 from steprule.engine import matching, moving, origin, restored, storage
+from steprule.engine.evaluation import ASIDE
 from steprule.engine.fields import Slot, scalar_dtype
 from steprule.engine.load_report import Change, LoadReport
 from steprule.engine.nonfinite import all_finite
@@ -237,6 +238,8 @@ class _States:
             slot_key = key.removesuffix("_codes")
             if key == "step":
                 fitted[key] = self._count(place, value)
+            elif key == ASIDE:
+                fitted[key] = self._stored(place, key, value)
             elif key in storage.EXTRA_KEYS:
                 if key in (beside, storage.SLOT_KEY):
                     fitted[key] = self._stored(place, key, value)
@@ -292,6 +295,7 @@ class _States:
         param = self.like
         wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "compensation": (tuple(param.shape), param.dtype),
+            ASIDE: (tuple(param.shape), param.dtype),
             "low_bits": (tuple(param.shape), torch.int16),
             "rounding_key": ((), torch.int64),
             storage.SLOT_KEY: ((), torch.int64),

@@ -73,6 +73,11 @@ class Composition:
         """Whether the step can be traced into a program."""
         return self.rule.traced
 
+    @cached_property
+    def evaluates(self) -> bool:
+        """Whether it has other weights to evaluate with than those that it trains."""
+        return any(hasattr(x, "evaluate") for x in (self.rule, *self.modifiers))
+
     def at(self, place: str) -> tuple[Any, ...]:
         """The modifiers that have this method, in order; without the weight decay."""
         return tuple(x for x in self.modifiers if hasattr(x, place))
@@ -262,6 +267,14 @@ def one_step(whole: Composition, h: Any, p: Number, g: Number, s: Any, t: Any) -
     for modifier in whole.at("apply"):
         new = asked(modifier, "apply", Parameter.of(before), new)
     return new
+
+
+def weights(whole: Composition, h: Any, p: Number, s: Any, t: Any) -> Number:
+    """The weights to evaluate with."""
+    for modifier in whole.at("evaluate"):
+        return _asked(modifier, "evaluate", p.machine, h, s, t, p)
+    rule = whole.rule
+    return called(f"{rule.__name__}.evaluate", rule.evaluate, lambda: rule.evaluate(h, p, s, t))
 
 
 def _asked(modifier: Any, place: str, machine: Any, h: Any, s: Any, t: Any, *values: Any) -> Number:

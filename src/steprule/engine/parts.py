@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from steprule import errors
+from steprule import rule_errors
 from steprule.engine.modifier import ModifierBase
 
 
@@ -33,9 +33,9 @@ class Parts:
         who = self._own.__name__
         rule = self.rules.get(given) if isinstance(given, str) else given
         if not (isinstance(rule, type) and hasattr(rule, "rule_of")):
-            raise errors.no_rule_for_group(who, given, list(self.rules), index)
+            raise rule_errors.no_rule_for_group(who, given, list(self.rules), index)
         if self.rules.setdefault(rule.__name__, rule) is not rule:
-            raise errors.two_of_one_name(who, rule.__name__, index)
+            raise rule_errors.two_of_one_name(who, rule.__name__, index)
         return rule.__name__
 
     def _modifiers(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Parts:
         for entry in entries:
             kind = self._kind(entry, index)
             if kind in kinds:
-                raise errors.modifier_twice(who, kind.__name__, index)
+                raise rule_errors.modifier_twice(who, kind.__name__, index)
             kinds.append(kind)
             own = entry.values if isinstance(entry, ModifierBase) else {}
             for name, field in kind.fields.items():
@@ -60,15 +60,20 @@ class Parts:
         kind = self.modifiers.get(entry) if isinstance(entry, str) else entry
         kind = type(kind) if isinstance(kind, ModifierBase) else kind
         if not (isinstance(kind, type) and issubclass(kind, ModifierBase)):
-            raise errors.no_modifier(who, entry, index)
+            raise rule_errors.no_modifier(who, entry, index)
         if self.modifiers.setdefault(kind.name, kind) is not kind:
-            raise errors.two_of_one_name(who, kind.__name__, index)
+            raise rule_errors.two_of_one_name(who, kind.__name__, index)
         return kind
 
     def _check_together(self, rule: Any, kinds: list[Any], index: int | None) -> None:
         """Refuse modifiers that make no sense together, or with the rule."""
+        with_weights = [x.__name__ for x in (rule, *kinds) if hasattr(x, "evaluate")]
+        if len(with_weights) > 1:
+            first, second, *_ = with_weights
+            reason = "each has weights of its own to evaluate with."
+            raise rule_errors.not_together(self._own.__name__, second, first, reason, index)
         names = {rule.__name__, *(kind.__name__ for kind in kinds)}
         for kind in kinds:
             for other, reason in kind.not_with.items():
                 if other in names:
-                    raise errors.not_together(self._own.__name__, kind.__name__, other, reason, index)
+                    raise rule_errors.not_together(self._own.__name__, kind.__name__, other, reason, index)

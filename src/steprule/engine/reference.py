@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steprule import rule_errors
 from steprule.engine import phases, storage, sums
-from steprule.engine.composition import Composition, Hyper, Slots, one_step
+from steprule.engine.composition import Composition, Hyper, Slots, one_step, weights
 from steprule.engine.fields import Slot, make_step_counter, scalar_dtype
 from steprule.plain import Double
 from steprule.words import Number
@@ -259,32 +259,15 @@ def compute(
 
     The slots that it sets, those that parameters share, both by key, and the parameter.
     """
-    dtype = compute_dtype(param)
     live = bool(group.get("differentiable"))
-    machine = Eager(composition.rule.__name__, dtype, live, shared)
-    fields = composition.fields
-    h = Hyper(
-        machine.rule,
-        composition.rule.fields,
-        {k: as_plain(group[k], machine, live) for k, f in fields.items() if k in group and not f.free},
-    )
-    slots: dict[str, Slot] = {k: v for k, v in composition.slots.items() if storage.holds(state, v.key)}
-    common = {letter: slot for letter, slot in composition.slots.items() if slot.shared and slot.exists(group)}
-
-    def load(tensor: Tensor) -> Number:
-        return Number(machine, real(tensor).to(dtype))
-
-    numbers: dict[str, Any] = {letter: float(group[slot.key]) for letter, slot in common.items()}
-    for letter, slot in slots.items():
-        once = slot.per_tensor and not live
-        numbers[letter] = state[slot.key].item() if once else load(storage.load(state, slot.key))
-    s = Slots(machine, composition.slots, numbers, tuple(param.shape))
+    machine = Eager(composition.rule.__name__, compute_dtype(param), live, shared)
+    h, s, slots, common = _begin(machine, composition, group, param, state)
     # A differentiable step keeps old values on the tape, so the parameter must not alias them.
-    p = load(param.clone() if live else storage.load_parameter(param, state))
-    g = load(gradient)
+    p = _loaded(machine, param.clone() if live else storage.load_parameter(param, state))
+    g = _loaded(machine, gradient)
     t = Number(machine, t) if isinstance(t, Tensor) else t
     # What the step began with may be a slot's memory, which is written before the other results are read.
-    given = {id(x.handle) for x in (*numbers.values(), *((p, g) if live else ())) if isinstance(x, Number)}
+    given = {id(x.handle) for x in (*s.numbers.values(), *((p, g) if live else ())) if isinstance(x, Number)}
     new = one_step(composition, h, p, g, s, t)
 
     def own(value: Any) -> Any:
@@ -300,6 +283,38 @@ def compute(
     what = "the new value of the parameter"
     shared_values = {slot.key: float(s.numbers[x]) for x, slot in common.items() if x in s.written}
     return values, shared_values, _fitted(machine, what, own(new.handle), real(param))
+
+
+def evaluated(composition: Composition, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> Tensor:
+    """The weights of one parameter to evaluate with."""
+    machine = Eager(composition.rule.__name__, compute_dtype(param))
+    h, s, _, _ = _begin(machine, composition, group, param, state)
+    p = _loaded(machine, storage.load_parameter(param, state))
+    t = float(state["step"]) if "step" in state else None
+    return _fitted(
+        machine, "the weights to evaluate with", weights(composition, h, p, s, t).handle, real(param)
+    )
+
+
+def _loaded(machine: Eager, tensor: Tensor) -> Number:
+    return Number(machine, real(tensor).to(machine.dtype))
+
+
+def _begin(
+    machine: Eager, composition: Composition, group: dict[str, Any], param: Tensor, state: dict[str, Any]
+) -> tuple[Hyper, Slots, dict[str, Slot], dict[str, Slot]]:
+    """`h` and `s`, and by letter the slots that the parameter has and those that it shares."""
+    fields, live = composition.fields, machine.live
+    plain = {k: as_plain(group[k], machine, live) for k, f in fields.items() if k in group and not f.free}
+    h = Hyper(machine.rule, composition.rule.fields, plain)
+    slots: dict[str, Slot] = {k: v for k, v in composition.slots.items() if storage.holds(state, v.key)}
+    common = {letter: slot for letter, slot in composition.slots.items() if slot.shared and slot.exists(group)}
+    numbers: dict[str, Any] = {letter: float(group[slot.key]) for letter, slot in common.items()}
+    for letter, slot in slots.items():
+        once = slot.per_tensor and not live
+        value = state[slot.key].item() if once else _loaded(machine, storage.load(state, slot.key))
+        numbers[letter] = value
+    return h, Slots(machine, composition.slots, numbers, tuple(param.shape)), slots, common
 
 
 def in_turns(work: Sequence[Work], one: Callable[[Work, Mapping[Any, float]], None]) -> phases.Going:

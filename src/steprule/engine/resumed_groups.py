@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from steprule import errors
+from steprule import errors, rule_errors
 from steprule.engine import group_keys
+from steprule.engine.evaluation import EVALUATING
 from steprule.engine.fields import SKIPPED_STEPS
 from steprule.engine.load_report import Change, plain
 from steprule.engine.matching import SHAPES, Match, names_of
@@ -18,7 +19,7 @@ from steprule.engine.origin import hyperparameters_of_torch
 
 CHOICES = ("saved", "current")
 # Keys that belong to the parameters or to the group itself, not to its settings.
-OWN = frozenset({"params", "param_names", SHAPES, "name", SKIPPED_STEPS, "rule", "modifiers"})
+OWN = frozenset({"params", "param_names", SHAPES, "name", SKIPPED_STEPS, "rule", "modifiers", EVALUATING})
 # Keys of schedulers and WeightDecay, each with the hyper-parameters that it belongs to.
 FOLLOWS = {
     "initial_lr": ("lr",),
@@ -132,6 +133,9 @@ class Resumed:
         if len(sources) == 1:
             names = {"param_names": names_of(sources[0]), "name": sources[0].get("name")}
             fitted |= {k: deepcopy(v) for k, v in names.items() if v is not None and k not in fitted}
+        evaluating = any(source.get(EVALUATING) for source in sources)
+        fitted = {key: value for key, value in fitted.items() if key != EVALUATING}
+        fitted |= {EVALUATING: True} if evaluating else {}
         counts = [source[SKIPPED_STEPS] for source in sources if SKIPPED_STEPS in source]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise errors.out_of_range(self.who, SKIPPED_STEPS, max(counts, key=str), "a whole number", index)
@@ -149,7 +153,7 @@ class Resumed:
             for what, (there, here) in pairs.items():
                 if there != here:
                     if self.strict:
-                        raise errors.other_modifiers(self.who, what, there, here, index)
+                        raise rule_errors.other_modifiers(self.who, what, there, here, index)
                     self.differences.append(Change(f"{what} (group {index})", there, here, "current"))
             kept += [source] if saved_rule == rule else []
         return kept

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from steprule import errors, rule_errors
 from steprule.engine import (
     effects,
+    evaluation,
     first_step,
     foreach,
     forms,
@@ -107,7 +109,13 @@ class RuleOptimizer(CheckedOptimizer):
     def known_keys(self, group: Mapping[str, Any]) -> set[str]:
         """The keys of a group that are not notes of the user's."""
         own = self.composition(group)
-        return {"rule", *own.fields, *own.rule.fixed, *(x.key for x in own.slots.values() if x.shared)}
+        return {
+            "rule",
+            evaluation.EVALUATING,
+            *own.fields,
+            *own.rule.fixed,
+            *(x.key for x in own.slots.values() if x.shared),
+        }
 
     def _completed(self, group: dict[str, Any], index: int) -> dict[str, Any]:
         group = self.parts.read(group, index)
@@ -275,6 +283,43 @@ class RuleOptimizer(CheckedOptimizer):
             first = next(other for other in self.param_groups if name in other)
             if first[name] != group[name]:
                 raise errors.groups_differ(self.who(group), name, first[name], group[name])
+
+    def _may_step(self, count: bool = True) -> bool:
+        if evaluation.is_on(self):
+            raise errors.step_in_evaluation(type(self).__name__)
+        return super()._may_step(count)
+
+    def eval(self) -> RuleOptimizer:
+        """Put the weights to evaluate with into the model, where a rule or a modifier has such weights.
+
+        `train()` puts the training weights back, bit for bit. A step in between raises. The mode is saved: of a
+        checkpoint that was written in evaluation, save and load the model's weights, too.
+        """
+        evaluation.enter(self)
+        return self
+
+    def train(self, mode: bool = True) -> RuleOptimizer:
+        """Put the training weights back into the model; `train(False)` is `eval()`."""
+        (evaluation.leave if mode else evaluation.enter)(self)
+        return self
+
+    @contextmanager
+    def averaged_weights(self) -> Generator[None]:
+        """In the `with` block, the model has the weights to evaluate with."""
+        before = evaluation.is_on(self)
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(not before)
+
+    @property
+    def gradient_norm(self) -> float:
+        """The norm of all gradients at the last step, before GlobalNormClip has clipped them."""
+        for group in self.param_groups:
+            if "global_norm_clip.norm" in group:
+                return group["global_norm_clip.norm"]
+        raise errors.no_gradient_norm(type(self).__name__)
 
     def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]]) -> None:
         if self._watched_rounding:

@@ -49,7 +49,9 @@ class UpdateClip(Modifier):
         "StableAdamW": "the rule clips its change already.",
     }
 
-    max_rms: float = hyper(default=1.0, above=0, meaning="c, the largest root mean square that is left as it is")
+    max_rms: float = hyper(
+        default=1.0, above=0, meaning="c, the largest root mean square that is left as it is"
+    )
 
     @staticmethod
     def change(h: Any, p: Number, g: Number, u: Number, s: Any, t: Any) -> Number:
