@@ -3,7 +3,10 @@
 from steprule import schedules as schedules
 from steprule.catalogue import Description as Description
 from steprule.catalogue import catalogue as catalogue
+from steprule.catalogue import create as create
 from steprule.catalogue import describe as describe
+from steprule.catalogue import find as find
+from steprule.catalogue import modifiers as modifiers
 from steprule.closure.lbfgs import LBFGS as LBFGS
 from steprule.convert import convert_state as convert_state
 from steprule.declare import Elementwise as Elementwise
@@ -41,6 +44,7 @@ from steprule.engine.load_report import LoadReport as LoadReport
 from steprule.engine.memory import MemoryReport as MemoryReport
 from steprule.engine.memory import memory_report as memory_report
 from steprule.engine.optimizer import explain as explain
+from steprule.groups import split as split
 from steprule.matrix.adafactor import Adafactor as Adafactor
 from steprule.matrix.muon import Muon as Muon
 from steprule.modifiers import decay as _modes  # noqa: F401 # pyright: ignore[reportUnusedImport]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
 
 import steprule
-from steprule import errors
+from steprule import errors, rule_errors
+from steprule.declare import Modifier
 from steprule.engine import docstrings
 from steprule.engine.fields import Field
 from steprule.engine.optimizer import CheckedOptimizer
@@ -54,6 +56,48 @@ def catalogue() -> dict[str, type[CheckedOptimizer]]:
         if inspect.isclass(value) and issubclass(value, CheckedOptimizer) and name not in bases
     }
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def modifiers() -> dict[str, type[Modifier]]:
+    """All modifiers by the names that groups and `create` know them by, in alphabetical order.
+
+    >>> list(modifiers())[:2]
+    ['average', 'cautious']
+    """
+    found = [x for x in vars(steprule).values() if inspect.isclass(x) and issubclass(x, Modifier)]
+    return {x.name: x for x in sorted(found, key=lambda x: x.name) if x is not Modifier}
+
+
+def find(pattern: str = "*") -> tuple[str, ...]:
+    """The names of the rules and modifiers that match a pattern with * and ?, as `create` takes them.
+
+    >>> find("ada*")
+    ('adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamw')
+    """
+    names = [*map(str.lower, catalogue()), *modifiers()]
+    return tuple(fnmatch.filter(names, pattern.lower()))
+
+
+def create(name: str, params: Any, **options: Any) -> CheckedOptimizer:
+    """An optimizer by name, as for a configuration file: a rule, and with + the modifiers that it gets.
+
+        create("adamw+global_norm_clip+cautious+ema", model, lr=3e-4, **{"ema.decay": 0.999})
+
+    params: the model, or its parameters. options: hyper-parameters of the rule, and those of the modifiers
+    under their names and a point.
+
+    Raises: ValueError for an unknown name, and what the rule raises.
+    """
+    first, *more = (part.strip().lower() for part in name.split("+"))
+    rule: Any = _rule_of(first)
+    added: list[Modifier] = []
+    for part in more:
+        if part not in modifiers():
+            raise rule_errors.no_such_modifier(part, list(modifiers()))
+        prefix = f"{part}."
+        own = {key.removeprefix(prefix): options.pop(key) for key in list(options) if key.startswith(prefix)}
+        added.append(modifiers()[part](**own))
+    return rule(params, **options, **({"modifiers": added} if added else {}))
 
 
 def describe(rule: type[CheckedOptimizer] | CheckedOptimizer | str) -> Description:

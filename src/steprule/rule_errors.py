@@ -380,6 +380,11 @@ def no_modifier(who: str, given: object, group: int | None):
     )
 
 
+def no_such_modifier(given: str, known: list[str]):
+    """An unknown modifier in the name that `create` was given."""
+    return ValueError(f"there is no modifier '{given}'. {nearest(given, known)} There are: {', '.join(known)}.")
+
+
 def two_of_one_name(who: str, name: str, group: int | None):
     """Two classes that a checkpoint could not tell from each other."""
     return ValueError(
@@ -404,4 +409,30 @@ def other_modifiers(who: str, what: str, saved: str, current: str, group: int):
         who,
         f"parameter group {group} was saved with {what} {saved}, and now has {current}",
         "strict=False starts what is new, drops what is gone, and reports both.",
+    )
+
+
+# Groups by what parameters are for
+
+
+def split_without_module(kind: str):
+    """Tensors where only a module can say what they are for."""
+    return TypeError(
+        f"split: got {kind}, must be an nn.Module: tensors alone do not say which of them are hidden "
+        "matrices. Pass the model, or write the groups yourself, as in [{'params': ..., 'rule': Muon}, ...]."
+    )
+
+
+def pattern_matches_nothing(who: str, pattern: str, names: list[str]):
+    """A pattern that is probably misspelt."""
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return ValueError(f"{who}: no parameter matches '{pattern}'. There are: {shown}.")
+
+
+def split_misses_most(names: list[str], taken: int, weights: int):
+    """A model most of whose weights would not get the rule for matrices."""
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return ValueError(
+        f"split: only {taken:,} of {weights:,} weights are known to be hidden matrices. Say with "
+        f"where={{pattern: 'matrix' or 'rest'}} what these are: {shown}."
     )

@@ -261,8 +261,8 @@ class _Tracer:
         known = self.reductions.get((word, operand, over))
         if known is None:
             index = len(self.reductions)
-            calls = sum(x.key[0] == self.rule for x in self.calls)
-            known = Reduction(index, word, operand, over, (self.rule, calls))
+            before = sum(x.over != "tensor" and x.key[0] == self.rule for x in self.reductions.values())
+            known = Reduction(index, word, operand, over, (self.rule, before))
             self.reductions[word, operand, over] = known
         if over != "tensor":
             self.calls.append(known)

@@ -109,12 +109,34 @@ class Shared:
         self._keys = iter(keys)
         self._known = known
 
-    def of(self, word: str, x: Tensor) -> Double:
+    def of(self, owner: str, word: str, x: Tensor, over: str) -> Double:
         """The next one. Raises: Pending with the share of this parameter."""
         key = next(self._keys)
         if key not in self._known:
             raise Pending(key, word, sums.partial(word, x))
         return Double(self._known[key])
+
+
+class Asking(Shared):
+    """Finds out which sums a step asks for; each is answered with the share of the parameter alone.
+
+    A program numbers its sums in the same way: by the rule or modifier that asks, without repetitions.
+    """
+
+    def __init__(self, group: dict[str, Any]):
+        super().__init__((), {})
+        self.keys: list[Any] = []
+        self._group = id(group)
+        # With the tensors, so that no other takes their place in memory.
+        self._seen: dict[Any, tuple[Any, Tensor]] = {}
+
+    def of(self, owner: str, word: str, x: Tensor, over: str) -> Double:
+        """The sum over this parameter."""
+        count = sum(asked[0] == owner for asked in self._seen)
+        key = (self._group, owner, count) if over == "group" else (owner, count)
+        key, _ = self._seen.setdefault((owner, word, id(x), over), (key, x))
+        self.keys.append(key)
+        return Double(sums.finished(word, [sums.partial(word, x)]))
 
 
 class Eager:
@@ -141,7 +163,7 @@ class Eager:
         """A plain number that is made of all elements of a tensor, or of several."""
         x = self.counted(operand)
         if over != "tensor" and self.shared is not None:
-            return self.shared.of(word, x)
+            return self.shared.of(self.rule, word, x, over)
         if self.live:
             return Number(self, sums.on_tape(word, x))
         return Double(sums.finished(word, [sums.partial(word, x)]))

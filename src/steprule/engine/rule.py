@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, ClassVar, cast
 
 import torch
@@ -279,7 +280,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _check_common(self, group: dict[str, Any]) -> None:
         """Refuse groups that differ in a hyper-parameter that a slot for all parameters is made of."""
-        for name in self.program(group).common:
+        for name in self.program(group).common if self.composition(group).traced else ():
             first = next(other for other in self.param_groups if name in other)
             if first[name] != group[name]:
                 raise errors.groups_differ(self.who(group), name, first[name], group[name])
@@ -346,48 +347,53 @@ class RuleOptimizer(CheckedOptimizer):
     def _prepare_alone(self, params: list[Tensor], group: dict[str, Any], after: dict[str, float]) -> Part:
         """A step of these parameters by the reference, one after the other."""
         work, own = self.checked(params, group), self.composition(group)
-        keys: list[Any] = []
         # Errors must come before anything moves.
         if own.traced:
             foreach.check_scalars(self.program(group), group, work)
-            keys = [phases.key_in(group, reduction) for reduction in self.program(group).calls]
+            keys = [[phases.key_in(group, x) for x in self.program(group).calls]] * len(work)
         else:
-            self._rehearse(work, group)
+            keys = self._rehearse(work, group)
+        asked = {id(param): own_keys for (param, _, _), own_keys in zip(work, keys, strict=True)}
 
         def one(entry: Work, known: Mapping[Any, float]) -> None:
             param, gradient, state = entry
             if gradient.is_sparse:
                 sparse.run(own, group, param, gradient, state)
                 return
-            shared, t = reference.Shared(keys, known), reference.next_step(state)
+            shared, t = reference.Shared(asked[id(param)], known), reference.next_step(state)
             after.update(reference.run(own, group, param, gradient, state, t, shared))
             reference.count(state)
 
         def start() -> phases.Going | None:
-            if keys:
+            if any(keys):
                 return reference.in_turns(work, one)
             for entry in work:
                 one(entry, {})
             return None
 
-        return Part(start, frozenset(keys) if work else frozenset())
+        return Part(start, frozenset(chain.from_iterable(keys)))
 
-    _rehearsed: frozenset[Any] = frozenset()
+    _rehearsed: Mapping[Any, list[Any]] = {}
 
-    def _rehearse(self, work: list[Work], group: dict[str, Any]) -> None:
-        """Compute a step for every new kind of parameter, so that errors of the rule are raised now."""
+    def _rehearse(self, work: list[Work], group: dict[str, Any]) -> list[list[Any]]:
+        """Compute a step for every new kind of parameter, so that errors of the rule are raised now.
+
+        Returns the keys of the sums over several tensors that each parameter asks for.
+        """
         own = self.composition(group)
         types: list[Any] = [type(cast(object, group.get(name))) for name in own.fields]
-        options = (own, program.static_key(own.fields, group), *types)
+        options = (id(group), own, program.static_key(own.fields, group), *types)
+        keys: list[list[Any]] = []
         for param, gradient, state in work:
             tensors = [x for x in (param, gradient, *state.values()) if isinstance(x, Tensor)]
             kind = (options, param.shape, *((x.dtype, x.device) for x in tensors))
-            if kind in self._rehearsed:
-                continue
-            with _own_noise([param.device] if param.is_cuda else []):
-                t = reference.next_step(state)
-                reference.compute(own, group, param, gradient, state, t)
-            self._rehearsed |= {kind}
+            if kind not in self._rehearsed:
+                with _own_noise([param.device] if param.is_cuda else []):
+                    t, asking = reference.next_step(state), reference.Asking(group)
+                    reference.compute(own, group, param, gradient, state, t, asking)
+                self._rehearsed = {**self._rehearsed, kind: asking.keys}
+            keys.append(self._rehearsed[kind])
+        return keys
 
     def _prepare_lists(
         self, params: list[Tensor], group: dict[str, Any], after: dict[str, float]
