@@ -6,7 +6,7 @@ from steprule.catalogue import catalogue as catalogue
 from steprule.catalogue import create as create
 from steprule.catalogue import describe as describe
 from steprule.catalogue import find as find
-from steprule.catalogue import modifiers as modifiers
+from steprule.catalogue import modifier_catalogue as modifier_catalogue
 from steprule.closure.lbfgs import LBFGS as LBFGS
 from steprule.convert import convert_state as convert_state
 from steprule.declare import Elementwise as Elementwise

@@ -58,10 +58,10 @@ def catalogue() -> dict[str, type[CheckedOptimizer]]:
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
-def modifiers() -> dict[str, type[Modifier]]:
+def modifier_catalogue() -> dict[str, type[Modifier]]:
     """All modifiers by the names that groups and `create` know them by, in alphabetical order.
 
-    >>> list(modifiers())[:2]
+    >>> list(modifier_catalogue())[:2]
     ['average', 'cautious']
     """
     found = [x for x in vars(steprule).values() if inspect.isclass(x) and issubclass(x, Modifier)]
@@ -74,7 +74,7 @@ def find(pattern: str = "*") -> tuple[str, ...]:
     >>> find("ada*")
     ('adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamw')
     """
-    names = [*map(str.lower, catalogue()), *modifiers()]
+    names = [*map(str.lower, catalogue()), *modifier_catalogue()]
     return tuple(fnmatch.filter(names, pattern.lower()))
 
 
@@ -92,11 +92,11 @@ def create(name: str, params: Any, **options: Any) -> CheckedOptimizer:
     rule: Any = _rule_of(first)
     added: list[Modifier] = []
     for part in more:
-        if part not in modifiers():
-            raise rule_errors.no_such_modifier(part, list(modifiers()))
+        if part not in modifier_catalogue():
+            raise rule_errors.no_such_modifier(part, list(modifier_catalogue()))
         prefix = f"{part}."
         own = {key.removeprefix(prefix): options.pop(key) for key in list(options) if key.startswith(prefix)}
-        added.append(modifiers()[part](**own))
+        added.append(modifier_catalogue()[part](**own))
     return rule(params, **options, **({"modifiers": added} if added else {}))
 
 

@@ -54,7 +54,7 @@ class Composition:
     def fields(self) -> dict[str, Field]:
         """All hyper-parameters, by their keys in the group."""
         return dict(self.rule.fields) | {
-            f"{modifier.name}.{name}": field
+            f"{modifier.name}.{name}": field.named(f"{modifier.name}.{name}", field.type)
             for modifier in self.modifiers
             for name, field in modifier.fields.items()
         }

@@ -1,0 +1,137 @@
+"""What every modifier does, to lists with one array per tensor.
+
+A modifier changes the gradients, then the changes that the rule makes of them, then the new parameters; what it
+leaves alone, it returns as it got it. `evaluated` is what the weights are evaluated with.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Arrays = list[np.ndarray]
+
+
+class Modifier:
+    def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
+        return gs
+
+    def changes(self, thetas: Arrays, gs: Arrays, us: Arrays, lr: float) -> Arrays:
+        return us
+
+    def applied(self, olds: Arrays, news: Arrays, lr: float) -> Arrays:
+        return news
+
+    def evaluated(self, thetas: Arrays) -> Arrays:
+        return thetas
+
+
+class GlobalNormClip(Modifier):
+    """Pascanu et al. 2013, §3.2, algorithm 1, over all parameters."""
+
+    def __init__(self, max_norm: float = 1.0):
+        self.max_norm = max_norm
+
+    def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
+        norm = math.sqrt(sum(float(np.sum(g**2)) for g in gs))
+        return [g * min(1.0, self.max_norm / norm) for g in gs] if norm else gs
+
+
+class Cautious(Modifier):
+    """Liang et al. 2024, algorithm 1."""
+
+    def __init__(self, floor: float = 1e-3):
+        self.floor = floor
+
+    def changes(self, thetas: Arrays, gs: Arrays, us: Arrays, lr: float) -> Arrays:
+        masks = [(u * g < 0).astype(float) for u, g in zip(us, gs, strict=True)]
+        return [u * k / max(k.mean(), self.floor) for u, k in zip(us, masks, strict=True)]
+
+
+class UpdateClip(Modifier):
+    """Shazeer, Stern 2018, §6."""
+
+    def __init__(self, max_rms: float = 1.0):
+        self.max_rms = max_rms
+
+    def changes(self, thetas: Arrays, gs: Arrays, us: Arrays, lr: float) -> Arrays:
+        return [u / max(1.0, math.sqrt(np.mean((u / lr) ** 2)) / self.max_rms) for u in us]
+
+
+class TrustRatio(Modifier):
+    """You et al. 2020, algorithm 2."""
+
+    def changes(self, thetas: Arrays, gs: Arrays, us: Arrays, lr: float) -> Arrays:
+        changed: Arrays = []
+        for theta, u in zip(thetas, us, strict=True):
+            weight, length = np.linalg.norm(theta), np.linalg.norm(u / lr)
+            changed.append(u * (weight / length if weight > 0 and length > 0 else 1.0))
+        return changed
+
+
+class EMA(Modifier):
+    """An exponential average that starts at the first weights."""
+
+    def __init__(self, decay: float = 0.999):
+        self.decay = decay
+        self.average: Arrays | None = None
+
+    def applied(self, olds: Arrays, news: Arrays, lr: float) -> Arrays:
+        old = news if self.average is None else self.average
+        self.average = [self.decay * a + (1 - self.decay) * x for a, x in zip(old, news, strict=True)]
+        return news
+
+    def evaluated(self, thetas: Arrays) -> Arrays:
+        assert self.average is not None
+        return self.average
+
+
+class Average(Modifier):
+    """Izmailov et al. 2018: the mean of the weights after `start` steps; before that, the weights."""
+
+    def __init__(self, start: int = 0):
+        self.start = start
+        self.seen: list[Arrays] = []
+
+    def applied(self, olds: Arrays, news: Arrays, lr: float) -> Arrays:
+        self.seen.append(news)
+        return news
+
+    def evaluated(self, thetas: Arrays) -> Arrays:
+        since = self.seen[self.start :] or self.seen[-1:]
+        return [np.mean(of_one, axis=0) for of_one in zip(*since, strict=True)]
+
+
+class Lookahead(Modifier):
+    """Zhang et al. 2019, algorithm 1: the slow weights start where training starts."""
+
+    def __init__(self, every: int = 5, step_back: float = 0.5):
+        self.every, self.alpha = every, step_back
+        self.steps = 0
+        self.slow: Arrays | None = None
+
+    def applied(self, olds: Arrays, news: Arrays, lr: float) -> Arrays:
+        self.slow = olds if self.slow is None else self.slow
+        self.steps += 1
+        if self.steps % self.every:
+            return news
+        self.slow = [a + self.alpha * (x - a) for a, x in zip(self.slow, news, strict=True)]
+        return self.slow
+
+
+class Hyperball(Modifier):
+    """Every step has length lr·R, and ends on the ball of radius R."""
+
+    def __init__(self) -> None:
+        self.radius: list[float] | None = None
+
+    def applied(self, olds: Arrays, news: Arrays, lr: float) -> Arrays:
+        if self.radius is None:
+            self.radius = [float(np.linalg.norm(x)) for x in olds]
+        applied: Arrays = []
+        for old, new, radius in zip(olds, news, self.radius, strict=True):
+            u = new - old
+            there = old + lr * radius * u / np.linalg.norm(u)
+            applied.append(radius * there / np.linalg.norm(there))
+        return applied

@@ -1,0 +1,426 @@
+"""Modifiers: on every rule, in every runner, alone and together, they do what their papers say."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from papers import modifiers as meant
+from rules import assert_same, flat, numbers
+from test_rules import FOLLOWS
+from torch import nn
+
+import steprule
+from steprule import hyper
+from steprule.declare import Modifier
+from steprule.words import larger, mean, where
+
+RUNNERS = {
+    "loop": {"foreach": False, "fused": False},
+    "lists": {"foreach": True, "fused": False},
+    "kernel": {"fused": True},
+}
+# Limits that are met now and then.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "GlobalNormClip": {"max_norm": 4.0},
+    "UpdateClip": {"max_rms": 0.7},
+    "EMA": {"decay": 0.9},
+    "Average": {"start": 3},
+    "Lookahead": {"every": 3, "step_back": 0.4},
+    "Cautious": {"floor": 0.5},
+}
+MODIFIERS = {x.__name__: x for x in steprule.modifier_catalogue().values()}
+RULES = {name: rule for name, rule in steprule.catalogue().items() if name not in ("LBFGS", "SparseAdam")}
+NO_CHANGE = {"ASGD"}
+# torch and steprule iterate Muon in bfloat16, which the transcription does not.
+TOLERANCE = {"Muon": 0.05, "ASGD": 1e-6}
+STEPS = 8
+
+
+def pairs() -> list[Any]:
+    """Every rule with every modifier, and every runner; a kernel only for each third pair."""
+    found: list[Any] = []
+    for i, (name, rule) in enumerate(RULES.items()):
+        for j, modifier in enumerate(MODIFIERS.values()):
+            changes = hasattr(modifier, "change")
+            if name in modifier.not_with or (changes and name in NO_CHANGE):
+                continue
+            if name == "Muon" and changes:
+                continue  # whose signs are those of rounded numbers
+            runners = ["loop"] if not rule.traced else ["loop", "lists", *["kernel"] * ((i + j) % 3 == 0)]
+            found += [
+                pytest.param(name, modifier.__name__, x, id=f"{name}-{modifier.__name__}-{x}") for x in runners
+            ]
+    return found
+
+
+def own_options(name: str, rule: Any) -> dict[str, Any]:
+    return {"weight_decay": 0.0} if "weight_decay" in rule.fields else {}
+
+
+def trained(
+    name: str, given: list[str], runner: str, steps: int = STEPS
+) -> tuple[Any, list[np.ndarray], list[np.ndarray]]:
+    """An optimizer after some steps, and what its weights and those to evaluate with are meant to be."""
+    rule = RULES[name]
+    file, fixed = FOLLOWS.get(name, (name.lower(), {}))
+    paper = importlib.import_module(f"papers.{file}")
+    fixed = fixed | own_options(name, rule)
+    random = np.random.default_rng(7)
+    thetas = [random.standard_normal(shape) for shape in ((7, 5), (4, 3), (3, 6))]
+    params = [nn.Parameter(torch.from_numpy(x.copy())) for x in thetas]
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    modifiers = [MODIFIERS[x](**OPTIONS.get(x, {})) for x in given]
+    flags = {k: v for k, v in RUNNERS[runner].items() if rule.traced}
+    optimizer = rule(groups, modifiers=modifiers, **own_options(name, rule), **flags)
+    lr = optimizer.param_groups[0].get("lr", 1.0)
+    known = inspect.signature(paper.init).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    states = [paper.init(x, **{k: v for k, v in fixed.items() if takes_all or k in known}) for x in thetas]
+    wanted = [getattr(meant, x)(**OPTIONS.get(x, {})) for x in given]
+    for t in range(1, steps + 1):
+        gs = [random.standard_normal(x.shape) for x in thetas]
+        for param, g in zip(params, gs, strict=True):
+            param.grad = torch.from_numpy(g.copy())
+        if name == "Sophia":
+            optimizer.update_hessian(3)
+            for g, state in zip(gs, states, strict=True):
+                paper.update_hessian(g, state, 3, betas=(0.9, 0.95))
+        optimizer.step()
+        for modifier in wanted:
+            gs = modifier.gradients(thetas, gs)
+        ended = [paper.step(x, g, s, t, **fixed) for x, g, s in zip(thetas, gs, states, strict=True)]
+        us = [new - old for new, old in zip(ended, thetas, strict=True)]
+        for modifier in wanted:
+            us = modifier.changes(thetas, gs, us, lr)
+        news = [x + u for x, u in zip(thetas, us, strict=True)]
+        for modifier in wanted:
+            news = modifier.applied(thetas, news, lr)
+        thetas = news
+    evaluated = thetas
+    for modifier in wanted:
+        evaluated = modifier.evaluated(evaluated)
+    return optimizer, thetas, evaluated
+
+
+def assert_close(optimizer: Any, wanted: list[np.ndarray], tolerance: float) -> None:
+    for param, value in zip(flat(optimizer), wanted, strict=True):
+        np.testing.assert_allclose(param.detach().numpy(), value, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("name", "modifier", "runner"), pairs())
+def test_on_every_rule_it_does_what_its_paper_says(name: str, modifier: str, runner: str) -> None:
+    optimizer, wanted, evaluated = trained(name, [modifier], runner)
+    # What is kept once per tensor, such as the radius of a ball, is kept in single precision.
+    tolerance = max(TOLERANCE.get(name, 1e-9), 1e-6 if modifier == "Hyperball" else 0.0)
+    assert_close(optimizer, wanted, tolerance)
+    before = [p.detach().clone() for p in flat(optimizer)]
+    optimizer.eval()
+    assert_close(optimizer, evaluated, tolerance)
+    optimizer.train()
+    assert_same([p.detach() for p in flat(optimizer)], before)
+
+
+TOGETHER = [
+    "GlobalNormClip",
+    "Cautious",
+    "UpdateClip",
+    "TrustRatio",
+    "EMA",
+    "Average",
+    "Lookahead",
+    "Hyperball",
+]
+
+
+@given(
+    rule=st.sampled_from(["AdamW", "SGD", "Lion", "RAdam", "NAdam", "Adamax"]),
+    given=st.lists(st.sampled_from(TOGETHER), min_size=2, max_size=4, unique=True),
+    runner=st.sampled_from(["loop", "lists"]),
+)
+def test_several_together_act_in_order(rule: str, given: list[str], runner: str) -> None:
+    kinds = [MODIFIERS[x] for x in given]
+    refused = any(y.__name__ in x.not_with for x in kinds for y in kinds)
+    refused |= sum(hasattr(x, "evaluate") for x in kinds) > 1
+    if refused:
+        with pytest.raises(ValueError, match="does not go with"):
+            trained(rule, given, runner, 0)
+        return
+    optimizer, wanted, evaluated = trained(rule, given, runner)
+    tolerance = 1e-6 if "Hyperball" in given else 1e-8
+    assert_close(optimizer, wanted, tolerance)
+    with optimizer.averaged_weights():
+        assert_close(optimizer, evaluated, tolerance)
+
+
+# One optimizer with modifiers, in float32 and in 16 bits
+
+
+EVERYTHING = ["GlobalNormClip", "Cautious", "EMA"]
+
+
+def optimizer_with(given: list[str], dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    shapes = ((300, 4), (17,), (), (5, 7))
+    params = [nn.Parameter(numbers(shape, dtype, seed=i)) for i, shape in enumerate(shapes)]
+    modifiers = [MODIFIERS[x](**OPTIONS.get(x, {})) for x in given]
+    groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.02}]
+    return steprule.AdamW(groups, lr=0.01, modifiers=modifiers, **options)
+
+
+def advance(optimizer: Any, steps: int, first: int = 0) -> None:
+    for step in range(first, first + steps):
+        for place, param in enumerate(flat(optimizer)):
+            param.grad = numbers(tuple(param.shape), param.dtype, seed=1000 * step + place)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "given", [EVERYTHING, ["UpdateClip", "Lookahead"], ["TrustRatio", "Average"], ["Hyperball"]]
+)
+def test_every_runner_comes_to_the_same(given: list[str], dtype: torch.dtype) -> None:
+    ends: dict[str, Any] = {}
+    for runner, flags in RUNNERS.items():
+        optimizer = optimizer_with(given, dtype, **flags)
+        advance(optimizer, 5)
+        ends[runner] = [p.detach().double() for p in flat(optimizer)]
+    assert_same(ends["lists"], ends["loop"])
+    close = 1e-6 if dtype is torch.float32 else 1e-2
+    for mine, wanted in zip(ends["kernel"], ends["loop"], strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("storage", [{}, {"state_dtype": "int8"}, {"state_dtype": "bf16"}])
+@pytest.mark.parametrize("low", [None, "kahan", "master", "stochastic"])
+def test_a_checkpoint_goes_on_with_the_same_bits(storage: dict[str, Any], low: str | None) -> None:
+    options = storage if low is None else storage | {"low_precision": low}
+    dtype = torch.float32 if low is None else torch.bfloat16
+    one, other = (optimizer_with(EVERYTHING, dtype, **options) for _ in range(2))
+    advance(one, 3)
+    file = io.BytesIO()
+    torch.save([one.state_dict(), [p.detach() for p in flat(one)]], file)
+    file.seek(0)
+    state, params = torch.load(file, weights_only=True)
+    other.load_state_dict(state)
+    with torch.no_grad():
+        for param, value in zip(flat(other), params, strict=True):
+            param.copy_(value)
+    for optimizer in (one, other):
+        advance(optimizer, 3, first=3)
+    assert_same([p.detach() for p in flat(other)], [p.detach() for p in flat(one)])
+    assert_same(other.state_dict(), one.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("runner", "low"),
+    [("loop", None), ("lists", None), ("kernel", None), ("kernel", "kahan"), ("loop", "master")],
+)
+def test_the_training_weights_come_back_bit_for_bit(runner: str, low: str | None) -> None:
+    dtype = torch.float32 if low is None else torch.bfloat16
+    flags = {"fused": None} if runner == "kernel" else RUNNERS[runner]
+    optimizer, undisturbed = (
+        optimizer_with(["EMA"], dtype, **flags, **({"low_precision": low} if low else {})) for _ in range(2)
+    )
+    for step in range(4):
+        advance(optimizer, 1, first=step)
+        before = [p.detach().clone() for p in flat(optimizer)]
+        for _ in range(2):
+            optimizer.eval()
+        assert not all(map(torch.equal, before, flat(optimizer))) or step == 0
+        with pytest.raises(RuntimeError, match=r"optimizer\.train\(\)"):
+            optimizer.step()
+        for _ in range(2):
+            optimizer.train()
+        assert_same([p.detach() for p in flat(optimizer)], before)
+    advance(undisturbed, 4)
+    assert_same(optimizer.state_dict()["state"], undisturbed.state_dict()["state"])
+
+
+def test_the_mode_is_in_the_checkpoint() -> None:
+    one, other = (optimizer_with(["EMA"]) for _ in range(2))
+    advance(one, 3)
+    training = [p.detach().clone() for p in flat(one)]
+    one.eval()
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    with pytest.raises(RuntimeError, match="evaluate with"):
+        advance(other, 1)
+    other.train()
+    assert_same([p.detach() for p in flat(other)], training)
+    assert not any("training_weights" in state for state in other.state.values())
+
+
+def test_the_norm_is_that_of_all_gradients_before_clipping() -> None:
+    optimizer = optimizer_with(["GlobalNormClip"])
+    with pytest.raises(RuntimeError, match="GlobalNormClip"):
+        _ = optimizer_with([]).gradient_norm
+    advance(optimizer, 1)
+    wanted = torch.linalg.vector_norm(torch.cat([p.grad.flatten().double() for p in flat(optimizer)]))
+    assert optimizer.gradient_norm == pytest.approx(float(wanted), rel=1e-12)
+
+
+def test_clipping_is_what_torch_does_before_the_step() -> None:
+    ours, theirs = optimizer_with(["GlobalNormClip"]), optimizer_with([])
+    for step in range(5):
+        for place, (one, other) in enumerate(zip(flat(ours), flat(theirs), strict=True)):
+            one.grad = numbers(tuple(one.shape), one.dtype, seed=100 * step + place)
+            other.grad = one.grad.clone()
+        nn.utils.clip_grad_norm_(flat(theirs), 4.0)
+        ours.step()
+        theirs.step()
+    for one, other in zip(flat(ours), flat(theirs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+# Groups
+
+
+def test_a_group_has_its_own_list() -> None:
+    first, second = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    groups = [{"params": [first], "modifiers": [steprule.Cautious(0.5)]}, {"params": [second]}]
+    optimizer = steprule.AdamW(groups, modifiers=[steprule.EMA(0.9)])
+    own, default = optimizer.param_groups
+    assert own["modifiers"] == ("cautious",)
+    assert own["cautious.floor"] == 0.5
+    assert "ema.decay" not in own
+    assert default["modifiers"] == ("ema",)
+    assert default["ema.decay"] == 0.9
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "modifiers": None})
+    assert "ema.decay" not in optimizer.param_groups[2]
+    optimizer.init_state()
+    assert set(optimizer.state[first]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert {"ema.average", "ema.steps"} < set(optimizer.state[second])
+
+
+def test_hyper_parameters_of_modifiers_follow_the_group() -> None:
+    optimizer = steprule.SGD([nn.Parameter(torch.ones(4))], lr=1.0, modifiers=[steprule.GlobalNormClip(1.0)])
+    (param,) = flat(optimizer)
+    param.grad = torch.full((4,), 3.0)
+    optimizer.step()
+    assert_same(param.detach(), torch.full((4,), 0.5))
+    optimizer.param_groups[0]["global_norm_clip.max_norm"] = 2.0
+    optimizer.step()
+    assert_same(param.detach(), torch.full((4,), -0.5))
+
+
+@pytest.mark.parametrize(
+    ("modifiers", "error", "message"),
+    [
+        ([3], TypeError, "3 is not a modifier"),
+        ([steprule.EMA(), steprule.EMA()], ValueError, "EMA is listed twice"),
+        ([steprule.EMA(), steprule.Average()], ValueError, "Average does not go with EMA"),
+        ([steprule.Hyperball(), steprule.TrustRatio()], ValueError, "both decide how long"),
+        (["emma"], TypeError, "'emma' is not a modifier"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(modifiers: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        steprule.AdamW([nn.Parameter(torch.ones(2))], modifiers=modifiers)
+
+
+def test_a_misspelt_or_wrong_value_is_refused() -> None:
+    params = [nn.Parameter(torch.ones(2))]
+    with pytest.raises(TypeError, match="Did you mean 'decay'"):
+        steprule.EMA(decy=0.9)
+    with pytest.raises(ValueError, match=r"EMA: decay = 1\.5"):
+        steprule.EMA(1.5)
+    with pytest.raises(ValueError, match=r"Did you mean 'ema\.decay'"):
+        steprule.AdamW([{"params": params, "ema.decy": 0.5}], modifiers=[steprule.EMA()])
+    with pytest.raises(ValueError, match=r"ema\.decay = 2"):
+        steprule.AdamW([{"params": params, "ema.decay": 2}], modifiers=[steprule.EMA()])
+    with pytest.raises(TypeError, match="ASGD sets the new parameter itself"):
+        steprule.ASGD(params, modifiers=[steprule.Cautious()])
+
+
+def test_loading_into_other_modifiers_names_both_lists() -> None:
+    one, other = optimizer_with(["EMA"]), optimizer_with(["Lookahead"])
+    advance(one, 2)
+    advance(other, 1)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match="with the modifiers ema, and now has lookahead"):
+        other.load_state_dict(one.state_dict())
+    assert_same(other.state_dict(), before)
+    report = other.load_state_dict(one.state_dict(), strict=False)
+    assert any("lookahead.slow" in line for line in report.missing)
+    assert any("ema.average" in line for line in report.unexpected)
+    state = other.state[flat(other)[0]]
+    assert "ema.average" not in state
+    assert float(state["step"]) == 2
+    advance(other, 2)
+
+
+# Modifiers that a user writes
+
+
+class Halved(Modifier):
+    factor: float = hyper(default=0.5, at_least=0)
+
+    @staticmethod
+    def gradient(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        return h.factor * g
+
+
+class TowardsZero(Modifier):
+    """Decays only where the change goes towards zero."""
+
+    sees_change = True
+
+    @staticmethod
+    def parameter(h: Any, p: Any, u: Any, s: Any, t: Any) -> Any:
+        return where(u * p < 0, p * (1 - 0.1 * h.lr), p)
+
+
+class WarmCautious(Modifier):
+    counts_steps = True
+
+    @staticmethod
+    def change(h: Any, p: Any, g: Any, u: Any, s: Any, t: Any) -> Any:
+        agrees = u * g < 0
+        return where(t > 2, where(agrees, u, 0.0) / larger(mean(agrees), 0.1), u)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_modifier_of_a_users_own(runner: str) -> None:
+    param = nn.Parameter(numbers((40, 3), torch.float64, seed=1))
+    theta = param.detach().clone()
+    modifiers = [Halved(0.25), TowardsZero(), WarmCautious()]
+    optimizer = steprule.SGD([param], lr=0.5, modifiers=modifiers, **RUNNERS[runner])
+    for t in range(1, 5):
+        g = numbers((40, 3), torch.float64, seed=10 + t)
+        param.grad = g.clone()
+        optimizer.step()
+        u = -0.5 * 0.25 * g
+        agrees = u * 0.25 * g < 0
+        u = torch.where(agrees, u, 0.0) / agrees.double().mean().clamp(min=0.1) if t > 2 else u
+        theta = torch.where(u * theta < 0, theta * (1 - 0.1 * 0.5), theta) + u
+    torch.testing.assert_close(param.detach(), theta, rtol=1e-12, atol=1e-12)
+
+
+def test_a_wrong_declaration_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="has none of the methods gradient, change"):
+        type("Nothing", (Modifier,), {"changes": staticmethod(lambda h, p, g, u, s, t: u)})
+    with pytest.raises(TypeError, match=r"It must be change\(h, p, g, u, s, t\)"):
+        type("Few", (Modifier,), {"change": staticmethod(lambda h, p, u: u)})
+    with pytest.raises(TypeError, match="must be a static method"):
+        type("Bound", (Modifier,), {"change": lambda h, p, g, u, s, t: u})
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (lambda h, p, g, s, t: None, r"Odd\.gradient returned None; it must return the gradient"),
+        (lambda h, p, g, s, t: g * h.speed, r"Odd\.gradient: no hyper-parameter 'h\.speed'"),
+        (lambda h, p, g, s, t: g + s.memory, r"Odd\.gradient: no slot 'memory'"),
+    ],
+)
+def test_errors_name_the_modifier_and_its_method(written: Any, message: str) -> None:
+    odd = type("Odd", (Modifier,), {"gradient": staticmethod(written)})
+    with pytest.raises((TypeError, AttributeError), match=message):
+        steprule.AdamW([nn.Parameter(torch.ones(3))], modifiers=[odd()])
