@@ -267,6 +267,7 @@ SHARED = (
     "fused",
     "state_dtype",
     "low_precision",
+    "modifiers",
     "nonfinite",
 )
 BOLD_OR_DIM = re.compile(r"\x1b\[[0-9;]*m")

@@ -41,9 +41,9 @@ class SparseAdam(Elementwise, flags="maximize", positional="maximize"):
         return s.m / (sqrt(s.v) + h.eps) * -step
 
     @classmethod
-    def check_parameter(cls, param: Any, name: str, group: int | None) -> None:
-        name = name if group is None else f"{name} of group {group}"
+    def check_parameter(cls, param: Any, name: Any, group: int | None) -> None:
+        where = "" if group is None else f" of group {group}"
         if param.is_sparse:
-            raise errors.not_dense("SparseAdam", name)
+            raise errors.not_dense("SparseAdam", f"{name()}{where}")
         if param.is_complex():
-            raise errors.complex_parameter("SparseAdam", name, ValueError)
+            raise errors.complex_parameter("SparseAdam", f"{name()}{where}", ValueError)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, cast
 
@@ -168,8 +169,11 @@ class RuleOptimizer(CheckedOptimizer):
         """Refuse hyper-parameters of a group that exclude each other; rules add their own checks."""
 
     @classmethod
-    def check_parameter(cls, param: Tensor, name: str, group: int | None) -> None:
-        """Refuse a parameter that the rule can never step; rules add their own checks."""
+    def check_parameter(cls, param: Tensor, name: Callable[[], str], group: int | None) -> None:
+        """Refuse a parameter that the rule can never step; rules add their own checks.
+
+        name: what gives its name, which takes time to find.
+        """
 
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
         own = self.composition(group)
@@ -178,7 +182,7 @@ class RuleOptimizer(CheckedOptimizer):
         for place, param in enumerate(group["params"]):
             if not is_lazy(param):  # it is checked when it has a gradient
                 name = f"'{names[place]}'" if names else f"parameter {place}"
-                own.rule.check_parameter(param, name, index)
+                own.rule.check_parameter(param, partial(str, name), index)
         if not own.traced:
             self._check_whole(group, index)
         elif self.program(group).shares and group.get("differentiable"):
@@ -446,7 +450,7 @@ class RuleOptimizer(CheckedOptimizer):
         if not own.traced and storage.split(param):
             raise errors.matrix_in_parts(who, self.name_of(param), None)
         # It may have changed: some trainers flatten all parameters.
-        rule.check_parameter(param, self.name_of(param), None)
+        rule.check_parameter(param, partial(self.name_of, param), None)
         if not usable.is_writable(param):
             fix = "Give the optimizer a clone of it, made outside of torch.inference_mode()."
             raise errors.parameter_not_writable(who, self.name_of(param), usable.READ_ONLY, fix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -62,6 +63,6 @@ class Muon(Matrix, flags=""):
         return -(h.lr * scale) * orthogonalize(u, h.ns_coefficients, h.ns_steps, h.eps)
 
     @classmethod
-    def check_parameter(cls, param: Tensor, name: str, group: int | None) -> None:
+    def check_parameter(cls, param: Tensor, name: Callable[[], str], group: int | None) -> None:
         if param.ndim != 2:
-            raise errors.not_a_matrix("Muon", name, tuple(param.shape), group)
+            raise errors.not_a_matrix("Muon", name(), tuple(param.shape), group)
