@@ -317,11 +317,6 @@ def modifier_returned(modifier: str, method: str, given: object):
     )
 
 
-def modifier_moved_the_parameter(modifier: str, method: str):
-    """A modifier that writes `p -= x`."""
-    return TypeError(f"{modifier}.{method} changes p in place. Return the new value instead, as in p - x.")
-
-
 def no_change_to_modify(rule: str, modifier: str):
     """A modifier of the change on a rule that sets the parameter."""
     return TypeError(

@@ -242,7 +242,7 @@ def one_step(whole: Composition, h: Any, p: Number, g: Number, s: Any, t: Any) -
         return _asked(modifier, place, p.machine, h, s, t, *values)
 
     for modifier in whole.at("gradient"):
-        g = asked(modifier, "gradient", Parameter.of(p), g)
+        g = asked(modifier, "gradient", p, g)
     if hasattr(decay, "gradient"):
         g = asked(decay, "gradient", p, g)
     parameter = [*([decay] if hasattr(decay, "parameter") else []), *whole.at("parameter")]
@@ -259,13 +259,13 @@ def one_step(whole: Composition, h: Any, p: Number, g: Number, s: Any, t: Any) -
     if changes or late:
         u = _one_change(whole, p, changed)
         for modifier in changes:
-            u = asked(modifier, "change", Parameter.of(before), g, u)
+            u = asked(modifier, "change", before, g, u)
         for modifier in late:
             p = asked(modifier, "parameter", p, u)
         changed = u
     new = called(f"{rule.__name__}.update", whole.update, lambda: _changed(p, changed))
     for modifier in whole.at("apply"):
-        new = asked(modifier, "apply", Parameter.of(before), new)
+        new = asked(modifier, "apply", before, new)
     return new
 
 
@@ -285,8 +285,6 @@ def _asked(modifier: Any, place: str, machine: Any, h: Any, s: Any, t: Any, *val
 
     def call() -> Number:
         result = method(_hyper_of(modifier, h), *values, own, t)
-        if isinstance(result, Moved):
-            raise rule_errors.modifier_moved_the_parameter(modifier.__name__, place)
         if isinstance(result, Number):
             return result
         if isinstance(result, Symbol) or type(result) in (int, float):
