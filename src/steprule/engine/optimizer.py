@@ -87,6 +87,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
         """What a group steps with; its fields and slots are those of the group."""
         return type(self)
 
+    def declared(self, group: Mapping[str, Any]) -> Any:
+        """The same for a group whose values have not been checked yet."""
+        return type(self)
+
     def rule_of(self, group: Mapping[str, Any]) -> Any:
         """The rule of a group."""
         return type(self)
@@ -114,7 +118,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def _normalize(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
         """Check every hyper-parameter in a group or in the defaults, and expand decay objects."""
-        who, fields = self.who(group), self.composition(group).fields
+        who, fields = self.who(group), self.declared(group).fields
         decay = group.get("weight_decay")
         if isinstance(decay, WeightDecay):
             group.update(decay.defaults())

@@ -95,10 +95,17 @@ class RuleOptimizer(CheckedOptimizer):
     def composition(self, group: Mapping[str, Any]) -> Composition:
         """The rule of a group with all that the group adds to it."""
         rule = self.rule_of(group)
-        names = group.get("modifiers")
-        modifiers = tuple(map(self.parts.modifiers.__getitem__, names)) if names else ()
         decay = weight_decay.of_group(rule, group)
-        return composed(rule, rule.update, modifiers, bool(group.get("maximize")), decay)
+        return composed(rule, rule.update, self._modifiers(group), bool(group.get("maximize")), decay)
+
+    def declared(self, group: Mapping[str, Any]) -> Composition:
+        """The same for a group whose values have not been checked yet, to see what it may have."""
+        rule = self.rule_of(group)
+        return composed(rule, rule.update, self._modifiers(group))
+
+    def _modifiers(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        names = group.get("modifiers")
+        return tuple(map(self.parts.modifiers.__getitem__, names)) if names else ()
 
     def who(self, group: Mapping[str, Any]) -> str:
         """How messages call the rule of a group."""
@@ -110,7 +117,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def known_keys(self, group: Mapping[str, Any]) -> set[str]:
         """The keys of a group that are not notes of the user's."""
-        own = self.composition(group)
+        own = self.declared(group)
         return {
             "rule",
             evaluation.EVALUATING,
