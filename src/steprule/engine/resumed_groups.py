@@ -194,8 +194,6 @@ class Resumed:
         differing = [value for value in saved if value is not _ABSENT and not same(value, current)]
         if not differing:
             return current
-        if key in self._shared(index):
-            return saved[0]  # state, which is not a matter of choice
         choice, settled = self.choose(key), self._settled(key, saved, index)
         choice = "current" if key in self.optimizer.rule_of(self.own[index]).fixed else choice
         # What parameters share is state: never kept as it is here, and no difference to report.
