@@ -172,8 +172,9 @@ def test_a_schedule_changes_a_tensor_lr_in_place(case: Case) -> None:
 
 @each(lambda case: plain(case) and case.knows("betas"))
 def test_betas_may_be_tensors(case: Case) -> None:
-    betas = (torch.tensor(0.75), torch.tensor(0.875))
-    optimizer, twin = case.make(betas=betas), case.make(betas=(0.75, 0.875))
+    plain_betas = (0.75, 0.875, 0.9375)[: len(case.rule.fields["betas"].default)]
+    betas = tuple(map(torch.tensor, plain_betas))
+    optimizer, twin = case.make(betas=betas), case.make(betas=plain_betas)
     case.advance(optimizer, 3)
     case.advance(twin, 3)
     assert optimizer.param_groups[0]["betas"][0] is betas[0]

@@ -17,23 +17,28 @@ from papers import (
     adagrad,
     adam,
     adamax,
+    ademamix,
     asgd,
     decay,
     dog,
     dowg,
     lamb,
+    laprop,
     lars,
     lbfgs,
     lion,
     muon,
     nadam,
+    nadamw,
     prodigy,
     radam,
     rmsprop,
     rprop,
     sgd,
+    signum,
     sophia,
     sparse_adam,
+    yogi,
 )
 
 STEPS = 60
@@ -55,7 +60,7 @@ TORCH_RULES = {
     adafactor: torch.optim.Adafactor,
     muon: torch.optim.Muon,
 }
-OTHER_RULES = [adabelief, sophia, lion]
+OTHER_RULES = [adabelief, sophia, lion, nadamw, signum, ademamix, laprop, yogi]
 # What a number given as weight_decay is to them.
 OWN_DECAY = [lamb, lars, prodigy]
 L2_DECAY = [dog, dowg]
