@@ -24,7 +24,7 @@ SHAPES = ((storage.SMALLEST + 600,), (storage.SMALLEST,))
 
 @pytest.fixture(autouse=True)
 def a_few_blocks_a_chunk() -> Iterator[None]:
-    with small_chunks(8 * storage.BLOCK, 4 * storage.BLOCK):
+    with small_chunks(16 * storage.BLOCK, 8 * storage.BLOCK):
         yield
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from lab import assert_refused, metrics_in, results_in, run
 
+from steprule.lab.cli import main
+
 # Every part of it can be told to fail; without FAULT it works.
 TASK = """
 import json, os, sys
@@ -92,6 +94,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in which nothing fails, made once."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "own.py").write_text(TASK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with pytest.raises(SystemExit) as ended:
+            main([*OWN[:-1], "whole"])
+    assert not ended.value.code
+    return folder / "whole"
+
+
 @pytest.mark.parametrize("raises", ["1 / 0", "sys.exit(3)", "raise StopIteration", "raise GeneratorExit"])
 @pytest.mark.parametrize(
     ("place", "told"),
@@ -147,6 +162,7 @@ def test_a_fault_in_the_middle_keeps_what_was_done_and_the_run_goes_on(
     place: str,
     late: int,
     told: str,
+    whole: Path,
 ) -> None:
     monkeypatch.setattr("steprule.lab.train.CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr("steprule.lab.train.CHECKPOINT_SHARE", 0)
@@ -162,8 +178,7 @@ def test_a_fault_in_the_middle_keeps_what_was_done_and_the_run_goes_on(
     assert (folder / "one/curves.svg").exists() == bool(metrics_in(folder / "one"))
     monkeypatch.setenv("FAULT", "")
     assert run(capsys, "train", "--resume", "--out", "one").code == 0
-    assert run(capsys, *OWN[:-1], "whole").code == 0
-    assert results_in(folder / "one") == results_in(folder / "whole")
+    assert results_in(folder / "one") == results_in(whole)
 
 
 def test_an_epoch_whose_validation_fails_need_not_be_trained_again(
@@ -424,7 +439,7 @@ def test_the_folder_is_deleted_while_it_trains(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("limit", [0, 100, 600, 1200, 2500, 6000, 9000, 12_000, 20_000])
 def test_a_full_disk_at_any_moment(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, limit: int
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, limit: int, whole: Path
 ) -> None:
     monkeypatch.setattr("steprule.lab.train.CHECKPOINT_SECONDS", 0.0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -438,26 +453,24 @@ def test_a_full_disk_at_any_moment(
     if resumed.code:
         assert "is not the folder of a run" in resumed.err
         assert run(capsys, *OWN).code == 0
-    assert run(capsys, *OWN[:-1], "whole").code == 0
-    assert results_in(folder / "one") == results_in(folder / "whole")
+    assert results_in(folder / "one") == results_in(whole)
 
 
 @pytest.mark.parametrize(
     "left", [[], ["config.json.tmp"], ["config.json"], ["config.json", "metrics.jsonl", "checkpoint.pt.tmp"]]
 )
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
-    folder: Path, capsys: pytest.CaptureFixture[str], left: list[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], left: list[str], whole: Path
 ) -> None:
-    assert run(capsys, *OWN[:-1], "whole").code == 0
     for way in ("again", "resumed"):
         (folder / way).mkdir()
         for name in left:
-            text = (folder / "whole/config.json").read_text() if name == "config.json" else ""
+            text = (whole / "config.json").read_text() if name == "config.json" else ""
             (folder / way / name).write_text(text)
     assert run(capsys, *OWN[:-1], "again").code == 0
-    assert results_in(folder / "again") == results_in(folder / "whole")
+    assert results_in(folder / "again") == results_in(whole)
     resumed = run(capsys, "train", "--resume", "--out", "resumed")
     assert resumed.code == (0 if "config.json" in left else 2)
     if not resumed.code:
-        assert results_in(folder / "resumed") == results_in(folder / "whole")
+        assert results_in(folder / "resumed") == results_in(whole)
     assert os.listdir(folder / "again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -186,17 +186,16 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The GPU kernels in Triton's interpreter."""
     if torch.cuda.is_available() or os.environ.setdefault("TRITON_INTERPRET", "1") != "1":
         pytest.skip("needs TRITON_INTERPRET=1")
     pytest.importorskip("triton")
-    from steprule.engine import gpu_launch
+    from gpu import small_chunks
 
     monkeypatch.setattr(runners, "kernel_for", lambda device: "gpu_kernel")
-    monkeypatch.setattr(gpu_launch, "CHUNK", 64)
-    monkeypatch.setattr(gpu_launch, "BLOCK", 16)
-    return {}
+    with small_chunks():
+        yield {}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -236,18 +236,17 @@ def test_a_file_with_one_state_holds_no_other_counts() -> None:
     assert buffer.tell() < 4000
 
 
-def work(optimizer: Any, gradients: list[Tensor]) -> None:
+def work(jobs: list[tuple[Any, list[Tensor]]]) -> None:
     torch.set_num_threads(1)
-    for param, gradient in zip(flat(optimizer), gradients, strict=True):
-        param.grad = gradient
-    for _ in range(3):
-        optimizer.step()
+    for optimizer, gradients in jobs:
+        for param, gradient in zip(flat(optimizer), gradients, strict=True):
+            param.grad = gradient
+        for _ in range(3):
+            optimizer.step()
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-@pytest.mark.parametrize("ready", ["shared first", "shared after a step", "shared by hand"])
-@pytest.mark.parametrize("rule", [steprule.NAdam, steprule.SparseAdam])
-def test_counts_are_shared_with_worker_processes(rule: Any, ready: str, start: str) -> None:
+def shared(rule: Any, ready: str) -> tuple[Any, list[Tensor]]:
+    """An optimizer whose state is in shared memory, and its gradients."""
     case = Case(rule)
     options = {"low_precision": "stochastic", "state_dtype": "bf16"} if not case.sparse_only else {}
     dtype = torch.float32 if case.sparse_only else torch.bfloat16
@@ -257,7 +256,6 @@ def test_counts_are_shared_with_worker_processes(rule: Any, ready: str, start: s
         param.grad = numbers(tuple(param.shape), dtype, place)
         if case.sparse_only:
             param.grad = param.grad.to_sparse(1)
-    gradients = [param.grad for param in params]
     optimizer = rule(params, **options)
     optimizer.init_state()
     if ready == "shared after a step":
@@ -268,17 +266,27 @@ def test_counts_are_shared_with_worker_processes(rule: Any, ready: str, start: s
                 value.share_memory_()
     else:
         optimizer.share_memory()
-    before = copy.deepcopy(list(optimizer.state.values()))
+    return optimizer, [param.grad for param in params]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_counts_are_shared_with_worker_processes(start: str) -> None:
+    """Each process steps every optimizer: it takes seconds to start one."""
+    ways = ("shared first", "shared after a step", "shared by hand")
+    names = [(rule, ready) for rule in (steprule.NAdam, steprule.SparseAdam) for ready in ways]
+    jobs = [shared(*name) for name in names]
+    before = [copy.deepcopy(list(optimizer.state.values())) for optimizer, _ in jobs]
     for _ in range(2):
-        worker = multiprocessing.get_context(start).Process(target=work, args=(optimizer, gradients))
+        worker = multiprocessing.get_context(start).Process(target=work, args=(jobs,))
         worker.start()
         worker.join(120)
         assert worker.exitcode == 0
-    for old, state in zip(before, optimizer.state.values(), strict=True):
-        assert state["step"] == old["step"] + 6
-        for key, value in state.items():
-            assert value.is_shared(), key
-            assert not torch.equal(value, old[key]), key
+    for name, (optimizer, _), kept in zip(names, jobs, before, strict=True):
+        for old, state in zip(kept, optimizer.state.values(), strict=True):
+            assert state["step"] == old["step"] + 6, name
+            for key, value in state.items():
+                assert value.is_shared(), (name, key)
+                assert not torch.equal(value, old[key]), (name, key)
 
 
 # Modes of the thread

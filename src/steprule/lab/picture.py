@@ -44,6 +44,7 @@ STYLE = {
 TITLE, DETAILS = (12, 0.66), (9, 0.58)
 POINTS_PER_INCH = 72
 PLAIN_DECADES = (-3, 4)
+FORMULA = r"$\mathdefault{"
 MOST_TICKS = 7
 
 
@@ -108,3 +109,11 @@ def _text_of(tick: float, ticks: list[float]) -> str:
 def plain_ticks(axis: Any, name: str) -> None:
     """Let all ticks of a linear axis share one power of ten at its end, if they need one."""
     axis.ticklabel_format(axis=name, style="sci", scilimits=PLAIN_DECADES, useMathText=True, useOffset=False)
+    # matplotlib makes a formula of each tick then, which takes a quarter of the time of a plot.
+    formatter = getattr(axis, f"{name}axis").get_major_formatter()
+    with_formulas = formatter.format_ticks
+
+    def format_ticks(values: Any) -> list[str]:
+        return [text.removeprefix(FORMULA).removesuffix("}$") for text in with_formulas(values)]
+
+    formatter.format_ticks = format_ticks
