@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from rules import Case, assert_same, flat
 from torch import Tensor
 
 from steprule import Elementwise, hyper
-from steprule.engine import cpu_launch, reference
+from steprule.engine import cpu_kernel, cpu_launch, reference
 from steprule.words import larger, largest, mean, norm
 from steprule.words import where as choose
 
@@ -31,17 +32,44 @@ def has_kernel(case: Case) -> bool:
 
 def root(x: Tensor) -> Tensor:
     """The correctly rounded root, which IEEE 754 asks of the processor and numpy uses."""
-    return torch.as_tensor(np.sqrt(x.detach().numpy()))
+    return torch.as_tensor(np.sqrt(x.detach().resolve_neg().numpy()))
+
+
+def power(x: Tensor, exponent: Any) -> Tensor:
+    """torch's own where it only multiplies and takes roots, otherwise C's."""
+    if isinstance(exponent, float) and exponent in cpu_kernel.POWERS:
+        return torch.pow(x, exponent)
+    return by_c("pow", x, exponent)
+
+
+def by_c(name: str, x: Tensor, y: Any) -> Tensor:
+    """What C's function of two numbers gives for each element, in the precision of x."""
+    single = x.dtype == torch.float32
+    function = getattr(ctypes.CDLL(None), f"{name}f" if single else name)
+    function.restype = ctypes.c_float if single else ctypes.c_double
+    function.argtypes = [function.restype] * 2
+    y = y.detach() if isinstance(y, Tensor) else torch.tensor(y, dtype=torch.float64)
+    xs, ys = (z.to(x.dtype).resolve_neg().numpy() for z in (x.detach(), y))
+    call: Any = np.frompyfunc(lambda *given: function(*given), 2, 1)
+    return torch.as_tensor(np.asarray(call(xs, ys), dtype=np.float64)).to(x.dtype)
 
 
 @contextlib.contextmanager
 def exact_roots() -> Iterator[None]:
-    """Give the reference correctly rounded roots; ATen's are up to one unit off in the last place.
+    """Give the reference correctly rounded roots and powers; ATen's may be off in the last place.
 
     With them, a kernel must equal the reference to the last bit.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, exact_powers():
         patch.setitem(reference.WORDS, "sqrt", root)
+        yield
+
+
+@contextlib.contextmanager
+def exact_powers() -> Iterator[None]:
+    """The powers alone. ATen's in the middle of a tensor round differently from those at its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(reference.WORDS, "power", power)
         yield
 
 

@@ -88,11 +88,23 @@ def test_every_scheduler_drives_every_rule(case: Case, name: str) -> None:
     assert_same([p.detach() for p in flat(optimizer)], [p.detach() for p in flat(by_hand)])
 
 
+class Idle(torch.optim.Optimizer):
+    """Moves nothing. A schedule needs no more."""
+
+    def __init__(self, params: Any, **defaults: Any):
+        super().__init__(params, defaults)
+
+    def step(self, closure: Any = None) -> None:
+        return None
+
+
 def on_torch(optimizer: Any) -> Any:
     """A torch optimizer whose group has the same lr, momentum and betas."""
     group = settings_of(optimizer)
     rule: Any = torch.optim.Adagrad
-    if "betas" in group:
+    if len(group.get("betas", ())) > 2:  # none of torch's rules has three
+        rule = Idle
+    elif "betas" in group:
         rule = torch.optim.Adam
     elif "momentum" in group:
         rule = torch.optim.SGD

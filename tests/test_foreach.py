@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import Reduced
+from kernels import Reduced, exact_powers
 from rules import CASES, Case, assert_same_run, each, flat, numbers, sums_of
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -38,6 +38,7 @@ def advance_both(case: Case, dtype: torch.dtype, make: Any, alike: bool = True) 
 
 
 # Half precision hardly learns, and is meant here.
+@exact_powers()
 @pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bucket", [1, 5000, 40_000], ids=lambda size: f"{size} bytes")
@@ -50,6 +51,7 @@ def test_tensors_are_stepped_to_the_end_however_buckets_cut_them(
     assert_same_run(*advance_both(case, dtype, lambda: case.parameters(dtype, shapes)))
 
 
+@exact_powers()
 @pytest.mark.parametrize("alike", [True, False], ids=["gradients alike", "gradients contiguous"])
 @each(among=LISTS)
 def test_tensors_in_another_order_of_memory_are_stepped_whole(

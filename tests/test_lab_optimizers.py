@@ -210,7 +210,7 @@ def test_a_changed_file_is_named_on_resume(folder: Path, capsys: pytest.CaptureF
             "--optimizer torch:SparseAdam",
             "SparseAdam cannot train this task: RuntimeError: SparseAdam does not",
         ),
-        ("--optimizer adan", "A rule of your own is given as FILE.py:CLASS, torch's as torch:CLASS."),
+        ("--optimizer yoga2", "A rule of your own is given as FILE.py:CLASS, torch's as torch:CLASS."),
         ("--clip-norm 0", "'--clip-norm': '0' must be a number above 0."),
         ("--clip-norm nan", "'--clip-norm': 'nan' must be a number above 0."),
         ("--clip-norm x", "'--clip-norm': 'x' must be a number above 0."),

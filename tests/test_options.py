@@ -178,7 +178,11 @@ def test_betas_may_be_tensors(case: Case) -> None:
     case.advance(optimizer, 3)
     case.advance(twin, 3)
     assert optimizer.param_groups[0]["betas"][0] is betas[0]
-    assert_same([p.detach() for p in flat(optimizer)], [p.detach() for p in flat(twin)])
+    given, wanted = ([p.detach() for p in flat(x)] for x in (optimizer, twin))
+    if case.name == "StableAdamW":  # its quotients of betas are rounded to the betas' single precision
+        torch.testing.assert_close(given, wanted)
+    else:
+        assert_same(given, wanted)
 
 
 # The step on autograd's tape

@@ -17,7 +17,9 @@ from papers import (
     adagrad,
     adam,
     adamax,
+    adan,
     ademamix,
+    adopt,
     asgd,
     decay,
     dog,
@@ -27,9 +29,11 @@ from papers import (
     lars,
     lbfgs,
     lion,
+    madgrad,
     muon,
     nadam,
     nadamw,
+    novograd,
     prodigy,
     radam,
     rmsprop,
@@ -38,6 +42,7 @@ from papers import (
     signum,
     sophia,
     sparse_adam,
+    stableadamw,
     yogi,
 )
 
@@ -62,8 +67,8 @@ TORCH_RULES = {
 }
 OTHER_RULES = [adabelief, sophia, lion, nadamw, signum, ademamix, laprop, yogi]
 # What a number given as weight_decay is to them.
-OWN_DECAY = [lamb, lars, prodigy]
-L2_DECAY = [dog, dowg]
+OWN_DECAY = [lamb, lars, prodigy, adopt, adan, stableadamw, novograd]
+L2_DECAY = [dog, dowg, madgrad]
 
 DECAYS = [{"weight_decay": 0.1}, {"weight_decay": 0.1, "maximize": True}]
 OR_DECOUPLED = [*DECAYS, {"weight_decay": 0.1, "decoupled_weight_decay": True}]
@@ -492,7 +497,7 @@ def test_weight_decay_modes(paper):
 
     coupled = one_step(theta, gradient, decay.WeightDecay(0.1, weight_decouple=False))
     close(coupled, theta + change(theta, gradient + 0.1 * theta))
-    if paper in (asgd, adafactor, lamb, lars, dog, dowg):
+    if paper in (asgd, adafactor, lamb, lars, dog, dowg, madgrad):
         return  # their own step depends on θ
     decoupled = one_step(theta, gradient, decay.WeightDecay(0.1))
     close(decoupled, 0.98 * theta + change(theta, gradient))

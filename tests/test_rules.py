@@ -36,16 +36,19 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "AdEMAMix": [{"warmup": 40, "betas": (0.9, 0.99, 0.999)}],
     "Adafactor": [{"d": 1.5, "beta2_decay": -1.0, "eps": (1e-8, 1e-2)}],
     "Adagrad": [{"lr_decay": 0.1, "initial_accumulator_value": 0.2}],
+    "ADOPT": [{"clip_exp": 0.1, "betas": (0.5, 0.9)}],
     "ASGD": [{"lambd": 0.1, "t0": 10}],
     "DoG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
     "DoWG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
     "LARS": [{"nesterov": True, "lr": 20.0}],
     "LDoG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
+    "MADGRAD": [{"momentum": 0.0, "lr": 0.0}, {"momentum": 0.5, "eps": 1e-2}],
     "Muon": [
         {"nesterov": False},
         {"adjust_lr_fn": "match_rms_adamw"},
         {"adjust_lr_fn": "spectral_unclamped"},
     ],
+    "NovoGrad": [{"grad_averaging": True, "betas": (0.9, 0.25)}],
     "Prodigy": [
         {"d0": 0.1, "d_coef": 3.0, "growth_rate": 1.02},
         {"d0": 0.1, "use_bias_correction": True, "weight_decay": 0.1},
@@ -62,7 +65,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 # torch and steprule iterate Muon in bfloat16, and keep what a tensor has one of, as ASGD's η and μ, in single
 # precision; the transcriptions do neither.
-TOLERANCE = {"Muon": 0.05, "ASGD": 1e-6, "LDoG": 1e-6}
+TOLERANCE = {"Muon": 0.05, "ASGD": 1e-6, "LDoG": 1e-6, "NovoGrad": 1e-6}
 
 
 def cases() -> list[Any]:

@@ -23,7 +23,9 @@ from steprule.elementwise.adam import Adam as Adam
 from steprule.elementwise.adam import AMSGrad as AMSGrad
 from steprule.elementwise.adamax import Adamax as Adamax
 from steprule.elementwise.adamw import AdamW as AdamW
+from steprule.elementwise.adan import Adan as Adan
 from steprule.elementwise.ademamix import AdEMAMix as AdEMAMix
+from steprule.elementwise.adopt import ADOPT as ADOPT
 from steprule.elementwise.asgd import ASGD as ASGD
 from steprule.elementwise.dog import DoG as DoG
 from steprule.elementwise.dog import LDoG as LDoG
@@ -32,8 +34,10 @@ from steprule.elementwise.lamb import LAMB as LAMB
 from steprule.elementwise.laprop import LaProp as LaProp
 from steprule.elementwise.lars import LARS as LARS
 from steprule.elementwise.lion import Lion as Lion
+from steprule.elementwise.madgrad import MADGRAD as MADGRAD
 from steprule.elementwise.nadam import NAdam as NAdam
 from steprule.elementwise.nadamw import NAdamW as NAdamW
+from steprule.elementwise.novograd import NovoGrad as NovoGrad
 from steprule.elementwise.prodigy import Prodigy as Prodigy
 from steprule.elementwise.radam import RAdam as RAdam
 from steprule.elementwise.rmsprop import RMSprop as RMSprop
@@ -42,6 +46,7 @@ from steprule.elementwise.sgd import SGD as SGD
 from steprule.elementwise.signum import Signum as Signum
 from steprule.elementwise.sophia import Sophia as Sophia
 from steprule.elementwise.sparse_adam import SparseAdam as SparseAdam
+from steprule.elementwise.stableadamw import StableAdamW as StableAdamW
 from steprule.elementwise.yogi import Yogi as Yogi
 from steprule.engine.checkpoint_file import load_checkpoint as load_checkpoint
 from steprule.engine.checkpoint_file import save_checkpoint as save_checkpoint

@@ -132,6 +132,7 @@ class Hyperball(Modifier):
         applied: Arrays = []
         for old, new, radius in zip(olds, news, self.radius, strict=True):
             u = new - old
-            there = old + lr * radius * u / np.linalg.norm(u)
+            length = np.linalg.norm(u)
+            there = old + (lr * radius / length if length else 0.0) * u
             applied.append(radius * there / np.linalg.norm(there))
         return applied
