@@ -16,8 +16,8 @@ import numpy as np
 from .decay import WeightDecay, prepare
 
 
-def init(theta: np.ndarray, *, initial_accumulator: float = 1e-6, **hyper: Any) -> dict[str, Any]:
-    return {key: np.full_like(theta, initial_accumulator) for key in ("exp_avg", "exp_avg_sq")}
+def init(theta: np.ndarray, *, initial_accumulator_value: float = 1e-6, **hyper: Any) -> dict[str, Any]:
+    return {key: np.full_like(theta, initial_accumulator_value) for key in ("exp_avg", "exp_avg_sq")}
 
 
 def step(
@@ -30,7 +30,7 @@ def step(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-3,
     weight_decay: float | WeightDecay = 0.0,
-    initial_accumulator: float = 1e-6,
+    initial_accumulator_value: float = 1e-6,
     maximize: bool = False,
 ) -> np.ndarray:
     beta1, beta2 = betas

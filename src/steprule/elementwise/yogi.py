@@ -25,10 +25,10 @@ class Yogi(Elementwise):
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-3, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
-    initial_accumulator: float = hyper(default=1e-6, at_least=0, meaning="where m and v start")
+    initial_accumulator_value: float = hyper(default=1e-6, at_least=0, meaning="where m and v start")
 
-    m = slot("exp_avg", starts="initial_accumulator")
-    v = slot("exp_avg_sq", starts="initial_accumulator", never_negative=True)
+    m = slot("exp_avg", starts="initial_accumulator_value")
+    v = slot("exp_avg_sq", starts="initial_accumulator_value", never_negative=True)
 
     @staticmethod
     def update(h: Yogi, p: Number, g: Number, s: Yogi, t: float) -> Number:
