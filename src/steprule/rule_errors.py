@@ -367,6 +367,22 @@ def no_rule_for_group(who: str, given: object, known: list[str], group: int | No
     )
 
 
+def rule_with_methods(who: str, rule: str, method: str, group: int | None):
+    """A rule in a group that needs a method which only optimizers of its class have."""
+    return TypeError(
+        f"{who}: rule = {rule}{in_group(group)} needs {method}, which only an optimizer of the class {rule} "
+        f"has. Build {rule} from all groups, and give the others a rule: {{'params': ..., 'rule': {who}}}."
+    )
+
+
+def one_rule_only(who: str, group: int | None):
+    """A rule for a group of an optimizer that has no other rule than its own."""
+    return TypeError(
+        f"{who} steps every parameter in its own way, so a group cannot have a 'rule'{in_group(group)}. "
+        "Leave it out, and give these parameters an optimizer of their own."
+    )
+
+
 def no_modifier(who: str, given: object, group: int | None):
     """Something else in the list of modifiers."""
     return TypeError(
@@ -415,6 +431,28 @@ def split_without_module(kind: str):
     return TypeError(
         f"split: got {kind}, must be an nn.Module: tensors alone do not say which of them are hidden "
         "matrices. Pass the model, or write the groups yourself, as in [{'params': ..., 'rule': Muon}, ...]."
+    )
+
+
+def split_without_rule(choice: str, given: object):
+    """Something else than a rule and its hyper-parameters."""
+    return TypeError(
+        f"split: {choice} = {given!r}, must be a rule and a dict of its hyper-parameters, as in "
+        f"{choice}=(steprule.AdamW, {{'lr': 1e-3}}). Rules that call the loss again need their own optimizer."
+    )
+
+
+def split_decides(choice: str, key: str):
+    """`params` or `rule` among the hyper-parameters."""
+    return ValueError(f"split: {choice} has '{key}', which split decides. Leave it out, or use where={{…}}.")
+
+
+def pattern_comes_too_late(who: str, pattern: str, before: list[str]):
+    """A pattern all of whose parameters another one has decided."""
+    shown = ", ".join(f"'{x}'" for x in before)
+    return ValueError(
+        f"{who}: '{pattern}' decides nothing, because {shown} comes first and matches the same parameters. Put "
+        f"'{pattern}' before it."
     )
 
 

@@ -52,14 +52,14 @@ class Sophia(Elementwise):
         n_tokens_training_batch: the number of tokens or examples that the loss averages over.
         """
         if self._may_step(count=False):
-            run_on_slots(self, Sophia.estimate, float(n_tokens_training_batch))
+            run_on_slots(self, Sophia, Sophia.estimate, float(n_tokens_training_batch))
 
     _looked = False
 
     def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Any]:
         step = super()._prepare_group(group, after)
         # Once: to look at every step would make the host wait for the device.
-        if not self._looked:
+        if not self._looked and issubclass(self.rule_of(group), Sophia):
             self._looked = self._look_for_curvature(group)
         return step
 

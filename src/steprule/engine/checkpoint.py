@@ -31,9 +31,11 @@ def pack(optimizer: Any) -> Dict:
     groups: list[Dict] = []
     places: dict[int, int] = {}
     marked: dict[int, Any] = {}
+    names_rules = any("rule" in group for group in optimizer.param_groups)
     for group in optimizer.param_groups:
         params: list[Tensor] = group["params"]
         packed = {key: value for key, value in group.items() if key != "params"}
+        packed |= {"rule": optimizer.who(group)} if names_rules else {}
         if matching.names_of(group) and not any(map(is_lazy, params)):
             packed[matching.SHAPES] = [list(param.shape) for param in params]
         packed["params"] = list(range(len(places), len(places) + len(params)))
@@ -92,7 +94,7 @@ def _fit(
     choose = chooser(who, hyperparams, known_keys, everywhere)
     resumed = Resumed(optimizer, groups, match, choose, strict)
     fitted = _States(optimizer, strict)
-    loaded = fitted.all(match, state, groups, resumed.groups)
+    loaded = fitted.all(match, state, resumed)
     optimizer._check_loaded(loaded)
     strangers = match.pairs if match.strangers else []
     report = LoadReport(
@@ -181,8 +183,7 @@ class _States:
         self,
         match: matching.Match,
         saved: dict[Any, Dict],
-        saved_groups: list[Dict],
-        groups: list[Dict],
+        resumed: Resumed,
     ) -> defaultdict[Any, Any]:
         """The states of all parameters: the saved one if there is one, otherwise the current one."""
         state: defaultdict[Any, Any] = defaultdict(dict)
@@ -190,11 +191,15 @@ class _States:
         for key, value in saved.items():
             if key in by_key:
                 there, here = by_key[key]
-                own = self.optimizer.composition(groups[here.group])
-                self.rule = self.optimizer.rule_of(groups[here.group])
+                if not resumed.same_rule(there, here):
+                    self.unexpected += [f"{here.label}: {entry}" for entry in value if entry != "step"]
+                    continue
+                group = resumed.groups[here.group]
+                own = self.optimizer.composition(group)
+                self.rule = self.optimizer.rule_of(group)
                 self.slots = {slot.key: slot for slot in own.slots.values()}
                 self.like = self._like(there, here, value)
-                state[here.key] = self._one(here, value, saved_groups[there.group], groups[here.group])
+                state[here.key] = self._one(here, value, resumed.saved[there.group], group)
         for here in (*match.missing, *(pair[1] for pair in match.reshaped)):
             if here.key in self.optimizer.state:
                 state[here.key] = self.optimizer.state[here.key]
@@ -281,7 +286,7 @@ class _States:
             if self.strict and value is not False:
                 raise errors.checkpoint(
                     self.who,
-                    f"the state of {place.shown} has '{key}', but {self.who} keeps "
+                    f"the state of {place.shown} has '{key}', but {self.rule.__name__} keeps "
                     f"{', '.join(sorted(self.slots)) or 'nothing'}",
                     "Was it written by another optimizer or a newer version? strict=False leaves it out.",
                 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from steprule import errors
+from steprule import errors, rule_errors
 from steprule.engine import checkpoint, group_keys, moving, nonfinite, phases, plans, storage, weight_decay
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
 from steprule.engine.load_report import LoadReport
@@ -109,6 +109,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def _completed(self, group: dict[str, Any], index: int) -> dict[str, Any]:
         """A new group with the defaults for what it does not say."""
+        if group.get("rule") is not None:
+            raise rule_errors.one_rule_only(type(self).__name__, index)
         group_keys.check(type(self).__name__, group, self.known_keys(group), index)
         return {**self._defaults_of(group), **group}
 
@@ -191,7 +193,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         names: list[str] = group.get("param_names", [])
         for place, param in enumerate(group["params"]):
             if storage.split(param):
-                raise errors.matrix_in_parts(type(self).__name__, _name(names, place), index)
+                raise errors.matrix_in_parts(self.who(group), _name(names, place), index)
 
     def name_of(self, param: Tensor) -> str:
         """How messages refer to a parameter: by name, or by position among all parameters."""

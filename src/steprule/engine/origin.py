@@ -45,6 +45,16 @@ def refuse_another_rule(optimizer: Any, groups: list[dict[str, Any]], state: Map
         raise errors.checkpoint_of_another_rule(rule.__name__, [x.__name__ for x in writers], told)
 
 
+def rule_of_saved(group: Mapping[str, Any], rule: Any) -> str:
+    """The name of the rule that wrote a group; of `rule`, if it may be the one and the group does not say."""
+    if "rule" in group:
+        return str(group["rule"])
+    written = set(group) & set[str]().union(*map(_signs, _rules()))
+    if _needed(rule, written) <= written <= {*rule.fields, *rule.fixed, "weight_decay"}:
+        return rule.__name__
+    return " or ".join(sorted(x.__name__ for x in _rules() if _wrote(x, written, None))) or "another one"
+
+
 def hyperparameters_of_torch(rule: Any) -> Mapping[str, Any]:
     """The arguments of torch's class of the same name, in the installed torch, with their defaults."""
     for base in cast("tuple[type, ...]", rule.__mro__):

@@ -16,6 +16,12 @@ class Parts:
         self.rules: dict[str, Any] = {own.__name__: own}
         self.modifiers: dict[str, Any] = {}
 
+    def copy(self) -> Parts:
+        """Another one with the same names."""
+        new = Parts(self._own)
+        new.rules, new.modifiers = dict(self.rules), dict(self.modifiers)
+        return new
+
     def read(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
         """The group with names and values in place of classes and instances.
 
@@ -23,7 +29,9 @@ class Parts:
         together.
         """
         group = dict(group)
-        if "rule" in group:
+        if group.get("rule") is None:
+            group.pop("rule", None)
+        else:
             group["rule"] = self._rule(group["rule"], index)
         if group.get("modifiers") is not None:
             group |= self._modifiers(group, index)
@@ -31,9 +39,12 @@ class Parts:
 
     def _rule(self, given: Any, index: int | None) -> str:
         who = self._own.__name__
-        rule = self.rules.get(given) if isinstance(given, str) else given
-        if not (isinstance(rule, type) and hasattr(rule, "rule_of")):
+        rule: Any = self.rules.get(given) if isinstance(given, str) else given
+        if not is_rule(rule):
             raise rule_errors.no_rule_for_group(who, given, list(self.rules), index)
+        methods: list[str] = rule.own_methods()
+        if methods and not issubclass(self._own, rule):
+            raise rule_errors.rule_with_methods(who, rule.__name__, methods[0], index)
         if self.rules.setdefault(rule.__name__, rule) is not rule:
             raise rule_errors.two_of_one_name(who, rule.__name__, index)
         return rule.__name__
@@ -77,3 +88,8 @@ class Parts:
             for other, reason in kind.not_with.items():
                 if other in names:
                     raise rule_errors.not_together(self._own.__name__, kind.__name__, other, reason, index)
+
+
+def is_rule(given: object) -> bool:
+    """Whether this is a class whose step is declared."""
+    return isinstance(given, type) and bool(getattr(given, "states_a_step", bool)())

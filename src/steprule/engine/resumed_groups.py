@@ -10,12 +10,11 @@ from typing import Any, cast
 from torch import Tensor
 
 from steprule import errors, rule_errors
-from steprule.engine import group_keys
+from steprule.engine import group_keys, origin
 from steprule.engine.evaluation import EVALUATING
 from steprule.engine.fields import SKIPPED_STEPS
 from steprule.engine.load_report import Change, plain
-from steprule.engine.matching import SHAPES, Match, names_of
-from steprule.engine.origin import hyperparameters_of_torch
+from steprule.engine.matching import SHAPES, Match, Place, names_of
 
 CHOICES = ("saved", "current")
 # Keys that belong to the parameters or to the group itself, not to its settings.
@@ -84,6 +83,7 @@ class Resumed:
         self.unexpected: list[str] = []
         self.notes: list[str] = []
         own: list[dict[str, Any]] = optimizer.param_groups
+        self.names_rules = any("rule" in group for group in (*saved, *own))
         pairs = match.pairs + match.reshaped
         if match.by == "position":
             self.sources = [[index] for index in range(len(own))]
@@ -148,7 +148,7 @@ class Resumed:
         rule, modifiers = self.optimizer.who(own), own.get("modifiers") or ()
         kept: list[dict[str, Any]] = []
         for source in sources:
-            saved_rule, saved = source.get("rule", rule), source.get("modifiers") or ()
+            saved_rule, saved = self._rule_of(source, own), source.get("modifiers") or ()
             pairs = {"the rule": (saved_rule, rule), "the modifiers": (_listed(saved), _listed(modifiers))}
             for what, (there, here) in pairs.items():
                 if there != here:
@@ -157,6 +157,16 @@ class Resumed:
                     self.differences.append(Change(f"{what} (group {index})", there, here, "current"))
             kept += [source] if saved_rule == rule else []
         return kept
+
+    def _rule_of(self, source: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+        if not self.names_rules:
+            return source.get("rule", self.optimizer.who(own))
+        return origin.rule_of_saved(source, self.optimizer.rule_of(own))
+
+    def same_rule(self, there: Place, here: Place) -> bool:
+        """Whether a saved parameter was stepped by the rule that steps it now."""
+        own = self.own[here.group]
+        return self._rule_of(self.saved[there.group], own) == self.optimizer.who(own)
 
     def _takes(self, key: str, sources: list[dict[str, Any]], index: int) -> bool:
         """Whether the group takes over a key that it does not have yet."""
@@ -178,7 +188,7 @@ class Resumed:
 
     def _not_a_note(self, key: str, values: list[Any], known: set[str], index: int) -> Exception | None:
         """What is wrong with treating this key as a note of the user's, if anything."""
-        if key in (theirs := hyperparameters_of_torch(self.optimizer.rule_of(self.own[index]))):
+        if key in (theirs := origin.hyperparameters_of_torch(self.optimizer.rule_of(self.own[index]))):
             neutral = all(value is None or value is False or same(value, theirs[key]) for value in values)
             return None if neutral else errors.option_of_another_version(self.who, key, values[0], index)
         try:

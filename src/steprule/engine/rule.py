@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from types import FunctionType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -125,6 +126,32 @@ class RuleOptimizer(CheckedOptimizer):
             *own.rule.fixed,
             *(x.key for x in own.slots.values() if x.shared),
         }
+
+    @classmethod
+    def states_a_step(cls) -> bool:
+        """Whether `update` is written, so that groups may name this class as their rule."""
+        return cls.update is not RuleOptimizer.update
+
+    @classmethod
+    def own_methods(cls) -> list[str]:
+        """What optimizers of this class can do besides their step, such as `update_hessian`."""
+        rules = cls.__mro__[: cls.__mro__.index(RuleOptimizer)]
+        written = [vars(x) for x in rules if x.__module__ != "steprule.declare"]
+        names = [name for body in written for name, value in body.items() if isinstance(value, FunctionType)]
+        return [name for name in names if not (name.startswith("_") or hasattr(RuleOptimizer, name))]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, which may name a rule and modifiers of its own.
+
+        Raises: TypeError or ValueError as torch does, and for what the group's rule does not accept. Nothing is
+        added when it raises.
+        """
+        before = self.parts.copy()
+        try:
+            super().add_param_group(param_group)
+        except BaseException:
+            self._parts = before
+            raise
 
     def _completed(self, group: dict[str, Any], index: int) -> dict[str, Any]:
         group = self.parts.read(group, index)
@@ -292,9 +319,13 @@ class RuleOptimizer(CheckedOptimizer):
     def _check_common(self, group: dict[str, Any]) -> None:
         """Refuse groups that differ in a hyper-parameter that a slot for all parameters is made of."""
         for name in self.program(group).common if self.composition(group).traced else ():
-            first = next(other for other in self.param_groups if name in other)
+            first = next(other for other in self.param_groups if self._makes_common(other, name))
             if first[name] != group[name]:
                 raise errors.groups_differ(self.who(group), name, first[name], group[name])
+
+    def _makes_common(self, group: Mapping[str, Any], name: str) -> bool:
+        own = self.composition(group)
+        return own.traced and name in self.program(group).common
 
     def _may_step(self, count: bool = True) -> bool:
         if evaluation.is_on(self):
@@ -546,10 +577,10 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
     return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in pairs)
 
 
-def run_on_slots(optimizer: RuleOptimizer, update: Update, extra: Any) -> None:
-    """Run an update that only changes slots, such as a curvature estimate, on every gradient."""
+def run_on_slots(optimizer: RuleOptimizer, rule: type, update: Update, extra: Any) -> None:
+    """Run an update that only changes slots, such as a curvature estimate, on every gradient of this rule."""
     with torch.no_grad():
-        groups = optimizer.param_groups
+        groups = [group for group in optimizer.param_groups if issubclass(optimizer.rule_of(group), rule)]
         work = [(group, optimizer.checked(group["params"], group)) for group in groups]
         for group, entries in work:
             own = composed(optimizer.rule_of(group), update)
