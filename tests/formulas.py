@@ -67,6 +67,11 @@ WORDS: dict[str, tuple[Callable[..., Any], Callable[..., Any], bool]] = {
     "sqrt": (lambda x: words.sqrt(abs(x)), lambda x: np.sqrt(abs(x)), False),
     "exp": (lambda x: words.exp(-abs(x)), lambda x: np.exp(-abs(x)), False),
     "log": (lambda x: words.log(abs(x) + 0.5), lambda x: np.log(abs(x) + 0.5), False),
+    "atan2": (
+        lambda x, y: words.atan2(x, abs(y) + 0.5),
+        lambda x, y: np.arctan2(x, abs(y) + 0.5),
+        False,
+    ),
     "power": (_power, _power_meant, False),
     "root": (lambda x: (abs(x) + 1) ** 0.5, lambda x: (abs(x) + 1) ** 0.5, False),
 }

@@ -14,9 +14,9 @@ import torch
 from rules import Case, assert_same, flat
 from torch import Tensor
 
-from steprule import Elementwise, hyper
+from steprule import Elementwise, hyper, slot
 from steprule.engine import cpu_kernel, cpu_launch, reference
-from steprule.words import larger, largest, mean, norm
+from steprule.words import atan2, becomes, larger, largest, mean, norm
 from steprule.words import where as choose
 
 # 0-dim, one, none, primes, over one chunk, over two and a bit, many dimensions.
@@ -30,6 +30,12 @@ def has_kernel(case: Case) -> bool:
     return getattr(case.rule, "traced", False) and not case.sparse_only
 
 
+def has_angles(case: Case) -> bool:
+    """Whether the step takes angles, which in double precision are one or two units off in the last place."""
+    optimizer = case.make()
+    return any(x.word == "atan2" for x in optimizer.program(optimizer.param_groups[0]).instructions)
+
+
 def root(x: Tensor) -> Tensor:
     """The correctly rounded root, which IEEE 754 asks of the processor and numpy uses."""
     return torch.as_tensor(np.sqrt(x.detach().resolve_neg().numpy()))
@@ -39,24 +45,30 @@ def power(x: Tensor, exponent: Any) -> Tensor:
     """torch's own where it only multiplies and takes roots, otherwise C's."""
     if isinstance(exponent, float) and exponent in cpu_kernel.POWERS:
         return torch.pow(x, exponent)
-    return by_c("pow", x, exponent)
-
-
-def by_c(name: str, x: Tensor, y: Any) -> Tensor:
-    """What C's function of two numbers gives for each element, in the precision of x."""
     single = x.dtype == torch.float32
-    function = getattr(ctypes.CDLL(None), f"{name}f" if single else name)
+    function = getattr(ctypes.CDLL(None), "powf" if single else "pow")
     function.restype = ctypes.c_float if single else ctypes.c_double
     function.argtypes = [function.restype] * 2
-    y = y.detach() if isinstance(y, Tensor) else torch.tensor(y, dtype=torch.float64)
-    xs, ys = (z.to(x.dtype).resolve_neg().numpy() for z in (x.detach(), y))
-    call: Any = np.frompyfunc(lambda *given: function(*given), 2, 1)
-    return torch.as_tensor(np.asarray(call(xs, ys), dtype=np.float64)).to(x.dtype)
+    return element_by_element(function, x, exponent)
+
+
+def element_by_element(function: Any, x: Any, y: Any) -> Tensor:
+    """What a function of two numbers gives for each element, in the precision of the tensor."""
+    dtype = (x if isinstance(x, Tensor) else y).dtype
+    given = (z.detach() if isinstance(z, Tensor) else torch.tensor(z, dtype=torch.float64) for z in (x, y))
+    call: Any = np.frompyfunc(lambda *pair: function(*pair), 2, 1)
+    result = call(*(z.to(dtype).resolve_neg().numpy() for z in given))
+    return torch.as_tensor(np.asarray(result, dtype=np.float64)).to(dtype)
+
+
+def angle(y: Any, x: Any) -> Tensor:
+    """The angle that C's double precision gives, rounded once."""
+    return element_by_element(math.atan2, y, x)
 
 
 @contextlib.contextmanager
 def exact_roots() -> Iterator[None]:
-    """Give the reference correctly rounded roots and powers; ATen's may be off in the last place.
+    """Give the reference roots and angles that are rounded once, and C's powers; ATen's may be a unit off.
 
     With them, a kernel must equal the reference to the last bit.
     """
@@ -67,10 +79,44 @@ def exact_roots() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exact_powers() -> Iterator[None]:
-    """The powers alone. ATen's in the middle of a tensor round differently from those at its end."""
+    """Powers and angles alone. ATen's in the middle of a tensor round differently from those at its end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(reference.WORDS, "power", power)
+        patch.setitem(reference.WORDS, "atan2", angle)
         yield
+
+
+class Angles(Elementwise):
+    """Angles of points, of both coordinates and with one of them given.
+
+    When: never.
+
+        θ ← atan2(g, θ)
+
+    State: 2 values per parameter (up, right).
+    Source: none.
+    """
+
+    lr: float = hyper(-0.5)
+
+    up = slot("up")
+    right = slot("right")
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        s.up = atan2(2 * h.lr, p) * atan2(h.lr, 2.0)
+        s.right = atan2(p, h.lr)
+        return becomes(atan2(g, p))
+
+
+# What is special to an angle, next to numbers of all sizes.
+ODD = [0.0, -0.0, 1.0, -1.0, 0.25, -0.37, math.inf, -math.inf, math.nan, 1e-30, -1e-30, 3e30, 2.5, 0.66, 1e-3]
+
+
+def odd_points(dtype: torch.dtype, device: Any = "cpu") -> tuple[Any, Tensor]:
+    """A parameter and its gradient: all pairs of odd numbers."""
+    odd = torch.tensor(ODD, dtype=torch.float64).to(dtype).to(device)
+    return torch.nn.Parameter(odd.repeat(len(ODD))), odd.repeat_interleave(len(ODD))
 
 
 def assert_same_numbers(given: Any, wanted: Any) -> None:

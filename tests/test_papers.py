@@ -16,6 +16,7 @@ from papers import (
     adafactor,
     adagrad,
     adam,
+    adamatan2,
     adamax,
     adan,
     ademamix,
@@ -65,7 +66,7 @@ TORCH_RULES = {
     adafactor: torch.optim.Adafactor,
     muon: torch.optim.Muon,
 }
-OTHER_RULES = [adabelief, sophia, lion, nadamw, signum, ademamix, laprop, yogi]
+OTHER_RULES = [adabelief, sophia, lion, nadamw, signum, ademamix, laprop, yogi, adamatan2]
 # What a number given as weight_decay is to them.
 OWN_DECAY = [lamb, lars, prodigy, adopt, adan, stableadamw, novograd]
 L2_DECAY = [dog, dowg, madgrad]

@@ -33,6 +33,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"eps_in_state": True, "eps": 1e-8, "amsgrad": True},
     ],
     "Adam": [{"amsgrad": True}, {"optimized_update": True}, {"decoupled_weight_decay": True}],
+    "AdamAtan2": [{"a": 1.0, "b": 0.5, "lr": 0.1}],
     "AdEMAMix": [{"warmup": 40, "betas": (0.9, 0.99, 0.999)}],
     "Adafactor": [{"d": 1.5, "beta2_decay": -1.0, "eps": (1e-8, 1e-2)}],
     "Adagrad": [{"lr_decay": 0.1, "initial_accumulator_value": 0.2}],

@@ -21,6 +21,7 @@ from steprule.elementwise.adadelta import Adadelta as Adadelta
 from steprule.elementwise.adagrad import Adagrad as Adagrad
 from steprule.elementwise.adam import Adam as Adam
 from steprule.elementwise.adam import AMSGrad as AMSGrad
+from steprule.elementwise.adamatan2 import AdamAtan2 as AdamAtan2
 from steprule.elementwise.adamax import Adamax as Adamax
 from steprule.elementwise.adamw import AdamW as AdamW
 from steprule.elementwise.adan import Adan as Adan

@@ -123,6 +123,7 @@ SCALAR_WORDS: dict[str, Callable[..., float]] = {
     "sqrt": _scalar_sqrt,
     "exp": _scalar_exp,
     "log": _scalar_log,
+    "atan2": math.atan2,
     "sign": _scalar_sign,
     "larger": _scalar_larger,
     "smaller": _scalar_smaller,

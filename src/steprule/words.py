@@ -31,6 +31,7 @@ __all__ = [
     "Becomes",
     "Number",
     "as_stored",
+    "atan2",
     "becomes",
     "clamp",
     "ema",
@@ -415,6 +416,11 @@ def exp(x: Value) -> Value:
 def log(x: Value) -> Value:
     """The natural logarithm of x."""
     return _apply("log", x)
+
+
+def atan2(y: Any, x: Any) -> Any:
+    """The angle of the point (x, y), from -π to π."""
+    return _apply("atan2", y, x)
 
 
 def sign(x: Value) -> Value:

@@ -203,6 +203,7 @@ VECTOR_WORDS: dict[str, Callable[..., Any]] = {
     "sqrt": _number_by_number("sqrt", 1),
     "exp": _number_by_number("exp", 1),
     "log": _number_by_number("log", 1),
+    "atan2": _number_by_number("atan2", 2),
     "power": _number_by_number("power", 2),
     "sign": _sign,
     "larger": _larger,

@@ -32,6 +32,7 @@ WORDS = {
     "sign": "sign({0})",
     "exp": "exp({0})",
     "log": "log({0})",
+    "atan2": "atan2({0}, {1})",
     "reciprocal": "number(1.0) / {0}",
     "shift": "{0} + {1}",
     "scale": "{0} * {1}",

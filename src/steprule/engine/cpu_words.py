@@ -9,6 +9,9 @@ this module imports numba, so only the compiler does it.
 
 from __future__ import annotations
 
+import math
+from functools import partial, reduce
+
 import numpy as np
 import torch
 from llvmlite import ir
@@ -103,11 +106,68 @@ def _lerp(builder, a, b, weight):
     return llvm("fma")(builder, part, builder.fsub(b, a), builder.select(small, a, b))
 
 
+# The arctangent of r is r + r·z·P(z)/Q(z), where z is r², up to r = 0.66 (Cephes, atan.c).
+ARC_TOP = (
+    -8.750608600031904122785e-1,
+    -1.615753718733365076637e1,
+    -7.500855792314704667340e1,
+    -1.228866684490136173410e2,
+    -6.485021904942025371773e1,
+)
+ARC_BOTTOM = (
+    1.0,
+    2.485846490142306297962e1,
+    1.650270098316988542046e2,
+    4.328810604912902668951e2,
+    4.853903996359136964868e2,
+    1.945506571482613964425e2,
+)
+# π/4, π/2 and π, each with what doubles leave out of it.
+EIGHTH, QUARTER, HALF = ((math.pi * part, 1.2246467991473532e-16 * part) for part in (0.25, 0.5, 1.0))
+
+
+def _angle(builder, y, x):
+    """The angle of (x, y), in double precision: unlike a call of C's atan2, it goes into vectors."""
+    double, single = ir.DoubleType(), y.type
+    y, x = (v if v.type == double else builder.fpext(v, double) for v in (y, x))
+    number = partial(ir.Constant, double)
+    zero, one = number(0.0), number(1.0)
+
+    def polynomial(z, coefficients):
+        first, *rest = map(number, coefficients)
+        return reduce(lambda value, c: builder.fadd(builder.fmul(value, z), c), rest, first)
+
+    def added(angle, part):
+        return builder.fadd(builder.fadd(angle, number(part[1])), number(part[0]))
+
+    height, width = (llvm("fabs")(builder, v) for v in (y, x))
+    steep = builder.fcmp_ordered(">", height, width)
+    low, high = builder.select(steep, width, height), builder.select(steep, height, width)
+    alike = builder.select(builder.fcmp_ordered("==", low, zero), zero, one)
+    same = builder.fcmp_ordered("==", low, high)
+    ratio = builder.select(same, alike, builder.fdiv(low, high))
+    far = builder.fcmp_ordered(">", ratio, number(0.66))
+    beyond = builder.fdiv(builder.fsub(ratio, one), builder.fadd(ratio, one))
+    r = builder.select(far, beyond, ratio)
+    z = builder.fmul(r, r)
+    part = builder.fdiv(builder.fmul(z, polynomial(z, ARC_TOP)), polynomial(z, ARC_BOTTOM))
+    angle = builder.fadd(builder.fmul(r, part), r)
+    angle = builder.select(far, added(angle, EIGHTH), angle)
+    angle = builder.select(steep, added(builder.fneg(angle), QUARTER), angle)
+    left = builder.fcmp_ordered("<", llvm("copysign")(builder, one, x), zero)
+    angle = builder.select(left, added(builder.fneg(angle), HALF), angle)
+    angle = llvm("copysign")(builder, angle, y)
+    undefined = builder.fcmp_unordered("uno", x, y)
+    angle = builder.select(undefined, number(float("nan")), angle)
+    return angle if single == double else builder.fptrunc(angle, single)
+
+
 absolute = unary(llvm("fabs"))
 sqrt = unary(llvm("sqrt"))
 exp = unary(llvm("exp"))
 log = unary(llvm("log"))
 power = binary(llvm("pow"))
+atan2 = binary(_angle)
 fma = ternary(llvm("fma"))  # x · y + z, rounded once
 lerp = ternary(_lerp)  # x + z · (y - x), from whichever end is nearer
 negative = unary(lambda builder, x: builder.fneg(x))

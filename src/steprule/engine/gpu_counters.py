@@ -205,6 +205,7 @@ WORDS: dict[str, Callable[..., Tensor]] = {
     "power": torch.pow,
     "exp": torch.exp,
     "log": torch.log,
+    "atan2": torch.atan2,
     "sign": torch.sign,
     "larger": torch.maximum,
     "smaller": torch.minimum,

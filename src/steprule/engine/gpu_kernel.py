@@ -30,6 +30,7 @@ WORDS = {
     # The fast exponential of GPUs is off by many units in the last place for large x.
     "exp": "tl.exp({0}.to(tl.float64)).to(number)",
     "log": "tl.log({0}.to(tl.float64)).to(number)",
+    "atan2": "atan2({0}, {1}).to(number)",
     "reciprocal": "tl.div_rn(1.0, {0})",
     "shift": "{0} + {1}",
     "scale": "{0} * {1}",

@@ -49,6 +49,37 @@ def power(x, y):
 
 
 @triton.jit
+def atan2(y, x):
+    """The angle of (x, y) as C's `atan2` computes it, in double precision."""
+    y, x = tl.broadcast(y.to(tl.float64), x.to(tl.float64))
+    height, width = tl.abs(y), tl.abs(x)
+    steep = height > width
+    ratio = tl.where(steep, width, height) / tl.where(steep, height, width)
+    ratio = tl.where(height == width, tl.where(height == 0.0, 0.0, 1.0), ratio)
+    # atan as in Cephes: a rational function up to 0.66, beyond it from π/4 on.
+    far = ratio > 0.66
+    r = tl.where(far, (ratio - 1.0) / (ratio + 1.0), ratio)
+    z = r * r
+    # A number of its own, not in an operation, would be rounded to single precision.
+    top = z * -8.750608600031904122785e-1 + -1.615753718733365076637e1
+    top = top * z + -7.500855792314704667340e1
+    top = top * z + -1.228866684490136173410e2
+    top = top * z + -6.485021904942025371773e1
+    bottom = z + 2.485846490142306297962e1
+    bottom = bottom * z + 1.650270098316988542046e2
+    bottom = bottom * z + 4.328810604912902668951e2
+    bottom = bottom * z + 4.853903996359136964868e2
+    bottom = bottom * z + 1.945506571482613964425e2
+    angle = r * (z * top / bottom) + r
+    angle = tl.where(far, (angle + 3.061616997868383e-17) + 0.7853981633974483, angle)
+    angle = tl.where(steep, (6.123233995736766e-17 - angle) + 1.5707963267948966, angle)
+    left = x.to(tl.int64, bitcast=True) < 0
+    angle = tl.where(left, (1.2246467991473532e-16 - angle) + 3.141592653589793, angle)
+    angle = tl.where(y.to(tl.int64, bitcast=True) < 0, angle * -1.0, angle)
+    return tl.where((x != x) | (y != y), float("nan"), angle)
+
+
+@triton.jit
 def largest(x):
     """The largest lane; NaN if any lane is NaN."""
     undefined = tl.max(tl.where(x == x, 0, 1))

@@ -36,6 +36,11 @@ def _exponential(x: Tensor, w: Any) -> Tensor:
     return torch.pow(w, x)
 
 
+def _atan2(y: Any, x: Any) -> Tensor:
+    like = y if isinstance(y, Tensor) else x
+    return torch.atan2(*(z if isinstance(z, Tensor) else like.new_tensor(z) for z in (y, x)))
+
+
 def _lerp(a: Tensor, b: Tensor, weight: Any) -> Tensor:
     return torch.lerp(a, b, weight.to(a.dtype) if isinstance(weight, Tensor) else weight)
 
@@ -65,6 +70,7 @@ WORDS: dict[str, Callable[..., Any]] = {
     "sign": torch.sign,
     "exp": torch.exp,
     "log": torch.log,
+    "atan2": _atan2,
     "reciprocal": torch.reciprocal,
     "shift": torch.add,
     "scale": torch.mul,
