@@ -38,10 +38,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Cautious": {"floor": 0.5},
 }
 MODIFIERS = {x.__name__: x for x in steprule.modifier_catalogue().values()}
-RULES = {name: rule for name, rule in steprule.catalogue().items() if name not in ("LBFGS", "SparseAdam")}
+RULES = {
+    name: rule
+    for name, rule in steprule.catalogue().items()
+    if name not in ("LBFGS", "SparseAdam") and not hasattr(rule, "evaluate")
+}
 NO_CHANGE = {"ASGD"}
 # torch and steprule iterate Muon in bfloat16, which the transcription does not.
-TOLERANCE = {"Muon": 0.05, "ASGD": 1e-6}
+TOLERANCE = {"Muon": 0.05, "ASGD": 1e-6, "LDoG": 1e-6}
 STEPS = 8
 
 
@@ -120,7 +124,9 @@ def assert_close(optimizer: Any, wanted: list[np.ndarray], tolerance: float) -> 
 def test_on_every_rule_it_does_what_its_paper_says(name: str, modifier: str, runner: str) -> None:
     optimizer, wanted, evaluated = trained(name, [modifier], runner)
     # What is kept once per tensor, such as the radius of a ball, is kept in single precision.
-    tolerance = max(TOLERANCE.get(name, 1e-9), 1e-6 if modifier == "Hyperball" else 0.0)
+    tolerance = max(TOLERANCE.get(name, 1e-9), 1e-6 if modifier in ("Hyperball", "ScheduleFree") else 0.0)
+    # These divide by how far the weights have moved, which is next to nothing at first.
+    tolerance *= 100 if name in ("DoG", "LDoG", "DoWG", "Prodigy") else 1
     assert_close(optimizer, wanted, tolerance)
     before = [p.detach().clone() for p in flat(optimizer)]
     optimizer.eval()

@@ -22,6 +22,9 @@ FOLLOWS: dict[str, tuple[str, dict[str, Any]]] = {
         {"amsgrad": True, "optimized_update": True, "eps": 1e-16, "decoupled_weight_decay": True},
     ),
     "LDoG": ("dog", {}),
+    "ScheduleFreeAdamW": ("schedule_free", {"kind": "adamw"}),
+    "ScheduleFreeRAdam": ("schedule_free", {"kind": "radam"}),
+    "ScheduleFreeSGD": ("schedule_free", {"kind": "sgd"}),
     "SparseAdam": ("sparse_adam", {}),
 }
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -57,6 +60,9 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "RAdam": [{"degenerate_to_sgd": False}, {"decoupled_weight_decay": True, "weight_decay": 0.1}],
     "RMSprop": [{"centered": True}, {"momentum": 0.9}, {"momentum": 0.9, "centered": True}],
+    "ScheduleFreeAdamW": [{"warmup_steps": 9, "r": 0.5, "weight_lr_power": 1.0}],
+    "ScheduleFreeRAdam": [{"silent_sgd_phase": False}, {"betas": (0.8, 0.99)}],
+    "ScheduleFreeSGD": [{"momentum": 0.7, "warmup_steps": 9}],
     "Signum": [{"momentum": 0.0}],
     "SGD": [
         {"momentum": 0.9},
@@ -67,6 +73,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 # torch and steprule iterate Muon in bfloat16, and keep what a tensor has one of, as ASGD's η and μ, in single
 # precision; the transcriptions do neither.
 TOLERANCE = {"Muon": 0.05, "ASGD": 1e-6, "LDoG": 1e-6, "NovoGrad": 1e-6}
+# The largest lr so far is kept in single precision.
+TOLERANCE |= dict.fromkeys(("ScheduleFreeAdamW", "ScheduleFreeRAdam", "ScheduleFreeSGD"), 1e-6)
 
 
 def cases() -> list[Any]:

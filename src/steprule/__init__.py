@@ -43,6 +43,9 @@ from steprule.elementwise.prodigy import Prodigy as Prodigy
 from steprule.elementwise.radam import RAdam as RAdam
 from steprule.elementwise.rmsprop import RMSprop as RMSprop
 from steprule.elementwise.rprop import Rprop as Rprop
+from steprule.elementwise.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
+from steprule.elementwise.schedule_free import ScheduleFreeRAdam as ScheduleFreeRAdam
+from steprule.elementwise.schedule_free import ScheduleFreeSGD as ScheduleFreeSGD
 from steprule.elementwise.sgd import SGD as SGD
 from steprule.elementwise.signum import Signum as Signum
 from steprule.elementwise.sophia import Sophia as Sophia
@@ -66,6 +69,7 @@ from steprule.modifiers.cautious import Cautious as Cautious
 from steprule.modifiers.clipping import GlobalNormClip as GlobalNormClip
 from steprule.modifiers.clipping import UpdateClip as UpdateClip
 from steprule.modifiers.hyperball import Hyperball as Hyperball
+from steprule.modifiers.schedule_free import ScheduleFree as ScheduleFree
 from steprule.modifiers.trust_ratio import TrustRatio as TrustRatio
 from steprule.template import GenericAdaptiveOptimizer as GenericAdaptiveOptimizer
 from steprule.template import WeightDecay as WeightDecay

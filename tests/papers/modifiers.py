@@ -136,3 +136,26 @@ class Hyperball(Modifier):
             there = old + (lr * radius / length if length else 0.0) * u
             applied.append(radius * there / np.linalg.norm(there))
         return applied
+
+
+class ScheduleFree(Modifier):
+    """Defazio et al. 2024, algorithm 1: z moves, x averages, the parameter is between them."""
+
+    def __init__(self, momentum: float = 0.9):
+        self.beta = momentum
+        self.top = self.sum = 0.0
+        self.z: Arrays | None = None
+        self.x: Arrays = []
+
+    def applied(self, olds: Arrays, news: Arrays, lr: float) -> Arrays:
+        if self.z is None:
+            self.z = self.x = olds
+        self.top = max(self.top, lr)
+        self.sum += self.top**2
+        c = self.top**2 / self.sum
+        self.z = [z + new - old for z, new, old in zip(self.z, news, olds, strict=True)]
+        self.x = [(1 - c) * x + c * z for x, z in zip(self.x, self.z, strict=True)]
+        return [(1 - self.beta) * z + self.beta * x for x, z in zip(self.x, self.z, strict=True)]
+
+    def evaluated(self, thetas: Arrays) -> Arrays:
+        return self.x

@@ -8,12 +8,12 @@ from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.words import Number, ema, ema_sq, larger, sqrt, where
 
 
-def rectification(beta2: float, t: float) -> tuple[Any, Any]:
-    """ρₜ, how many gradients v has effectively averaged, and rₜ, which is only used above ρₜ = 5."""
+def rectification(beta2: float, t: float, least: float = 5.0) -> tuple[Any, Any]:
+    """ρₜ, how many gradients v has effectively averaged, and rₜ, which is only used above ρₜ = least."""
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * t * (beta2**t) / (1 - beta2**t)
-    # Below 5 neither value is used; without the floor the formula could divide by zero there.
-    top, now = larger(rho_inf, 5.0), larger(rho, 5.0)
+    # Below it neither value is used; without the floor the formula could divide by zero there.
+    top, now = larger(rho_inf, least), larger(rho, least)
     return rho, sqrt((now - 4) * (now - 2) * top / ((top - 4) * (top - 2) * now))
 
 
