@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from papers import modifiers as meant
-from rules import assert_same, flat, numbers
+from rules import assert_same, flat, numbers, sums_of
 from test_rules import FOLLOWS
 from torch import nn
 
@@ -79,9 +79,11 @@ def trained(
     paper = importlib.import_module(f"papers.{file}")
     fixed = fixed | own_options(name, rule)
     random = np.random.default_rng(7)
-    thetas = [random.standard_normal(shape) for shape in ((7, 5), (4, 3), (3, 6))]
+    # The transcriptions of rules with sums over all parameters know one tensor.
+    shapes = ((7, 5), (4, 3), (3, 6)) if not sums_of(rule) - {"tensor"} else ((9, 6),)
+    thetas = [random.standard_normal(shape) for shape in shapes]
     params = [nn.Parameter(torch.from_numpy(x.copy())) for x in thetas]
-    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    groups = [{"params": x} for x in (params[:2], params[2:]) if x]
     modifiers = [MODIFIERS[x](**OPTIONS.get(x, {})) for x in given]
     flags = {k: v for k, v in RUNNERS[runner].items() if rule.traced}
     optimizer = rule(groups, modifiers=modifiers, **own_options(name, rule), **flags)

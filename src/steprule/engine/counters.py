@@ -98,7 +98,7 @@ class Counters:
                 # In the count's own precision, where the largest ones no longer grow.
                 now[0] = t = self._cells[0].rounded(now[0] + 1)
             own = dict(zip(self._letters, now[-len(self._letters) :], strict=True)) if self._letters else {}
-            operands, new, *rest = stage.function(values, t, own if own else values)
+            operands, new, *rest = stage.function(values, t, {**values, **own} if own else values)
             for letter, value in zip(stage.slots, new, strict=True):
                 self._note(letter, value, now)
             rows.append([float(x) for x in operands])
