@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
+import zlib
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+import steprule
 
 # The tensors here are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
@@ -21,6 +27,53 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+
+# Of a test with many cases, one or more for each rule, an ordinary run takes all cases of these rules, of which
+# each has something in its step or its state that no other has, and a part of the cases of the others.
+ALWAYS = {
+    "Adafactor",
+    "Adagrad",
+    "AdamW",
+    "AMSGrad",
+    "ASGD",
+    "LBFGS",
+    "Muon",
+    "Prodigy",
+    "ScheduleFreeAdamW",
+    "SGD",
+    "SignedMomentum",
+    "SparseAdam",
+}
+RULES = {*steprule.catalogue(), "SignedMomentum"}
+MANY = 40
+PART = 8
+# These hold the rules to their papers and to torch: always all of it.
+WHOLE = {"test_rules.py", "test_papers.py", "test_torch_parity.py", "test_golden.py"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="every case of every test, of every rule")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out a part of the cases of tests that have very many, always the same ones."""
+    if config.getoption("whole") or config.getoption("keyword") or any("[" in x for x in config.args):
+        return
+    cases = Counter(item.nodeid.partition("[")[0] for item in items)
+    left_out = [item for item in items if not _is_taken(item.nodeid, cases)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(map(id, left_out))
+        items[:] = [item for item in items if id(item) not in gone]
+
+
+def _is_taken(node: str, cases: Counter[str]) -> bool:
+    test, _, case = node.partition("[")
+    if cases[test] <= MANY or Path(test.partition("::")[0]).name in WHOLE:
+        return True
+    rules = RULES & set(re.split(r"[^A-Za-z0-9]", case))
+    return rules <= ALWAYS or zlib.crc32(node.encode()) % PART == 0
 
 
 def pytest_collection_finish() -> None:
