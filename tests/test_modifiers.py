@@ -37,7 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Lookahead": {"every": 3, "step_back": 0.4},
     "Cautious": {"floor": 0.5},
 }
-MODIFIERS = {x.__name__: x for x in steprule.modifier_catalogue().values()}
+# SAM and ASAM need the loss twice: tests/test_sam.py.
+MODIFIERS = {x.__name__: x for x in steprule.modifier_catalogue().values() if not hasattr(x, "climb")}
 RULES = {
     name: rule
     for name, rule in steprule.catalogue().items()
@@ -285,6 +286,28 @@ def test_clipping_is_what_torch_does_before_the_step() -> None:
         theirs.step()
     for one, other in zip(flat(ours), flat(theirs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_metrics_are_the_norms_of_the_last_step(runner: str) -> None:
+    optimizer = optimizer_with(["Metrics", "GlobalNormClip", "EMA"], torch.float64, **RUNNERS[runner])
+    advance(optimizer, 2)
+    before = [p.detach().clone() for p in flat(optimizer)]
+    advance(optimizer, 1, first=2)
+    of_each = optimizer.metrics("param")
+    norm = torch.linalg.vector_norm
+    for name, param, old in zip(of_each, flat(optimizer), before, strict=True):
+        wanted = [norm(param.grad), norm(param.detach() - old), norm(param.detach())]
+        found = [of_each[name][key] for key in ("gradient_norm", "update_norm", "weight_norm")]
+        assert found == pytest.approx([float(x) for x in wanted], rel=1e-6)
+    whole = optimizer.metrics()
+    assert whole["gradient_norm"] == pytest.approx(optimizer.gradient_norm, rel=1e-6)
+    assert whole["update_to_weight"] == pytest.approx(whole["update_norm"] / whole["weight_norm"])
+    assert [sorted(x) for x in optimizer.metrics("group")] == [sorted(whole)] * 2
+    with pytest.raises(ValueError, match="level = 'tensor', must be one of 'all', 'group', 'param'"):
+        optimizer.metrics("tensor")
+    with pytest.raises(RuntimeError, match=r"modifiers=\[Metrics\(\)\]"):
+        optimizer_with([]).metrics()
 
 
 # Groups

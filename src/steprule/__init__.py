@@ -69,6 +69,9 @@ from steprule.modifiers.cautious import Cautious as Cautious
 from steprule.modifiers.clipping import GlobalNormClip as GlobalNormClip
 from steprule.modifiers.clipping import UpdateClip as UpdateClip
 from steprule.modifiers.hyperball import Hyperball as Hyperball
+from steprule.modifiers.metrics import Metrics as Metrics
+from steprule.modifiers.sam import ASAM as ASAM
+from steprule.modifiers.sam import SAM as SAM
 from steprule.modifiers.schedule_free import ScheduleFree as ScheduleFree
 from steprule.modifiers.trust_ratio import TrustRatio as TrustRatio
 from steprule.template import GenericAdaptiveOptimizer as GenericAdaptiveOptimizer

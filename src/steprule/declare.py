@@ -331,7 +331,7 @@ class Matrix(Elementwise):
 
 @dataclass_transform(kw_only_default=False, field_specifiers=(hyper,))
 class Modifier(ModifierBase):
-    """What can be added to any rule: subclass it, declare, and write one of four methods, or `evaluate`.
+    """What can be added to any rule: subclass it, declare, and write one or more of these methods.
 
         class Cautious(Modifier):
             floor: float = hyper(default=1e-3, above=0)
@@ -349,6 +349,7 @@ class Modifier(ModifierBase):
                                     class says `sees_change = True`, otherwise None
         apply(h, p, new, s, t)      returns the new parameter; p is the old one
         evaluate(h, p, s, t)        returns the weights to evaluate with
+        climb(h, p, g, s, t)        returns the point where the gradient is taken again
 
     They are written in the words of rules. `h` has the modifier's own hyper-parameters and those of the rule,
     such as `h.lr`; `s` has the modifier's own slots. `t` is None unless the rule counts steps or the class

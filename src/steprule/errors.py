@@ -93,6 +93,24 @@ def step_in_evaluation(who: str):
     )
 
 
+def nothing_climbs(who: str):
+    """`climb` of an optimizer without SAM."""
+    return RuntimeError(f"{who}.climb: no group has a modifier that climbs, such as modifiers=[SAM()].")
+
+
+def climb_first(who: str):
+    """A step of SAM that has only one gradient."""
+    return RuntimeError(
+        f"{who}.step: SAM needs the gradient twice. Give step a closure that computes the loss and its "
+        "gradients, or call optimizer.climb() after the first backward pass and step() after the second."
+    )
+
+
+def nothing_measured(who: str):
+    """`metrics` of an optimizer that measures nothing."""
+    return RuntimeError(f"{who}: metrics() needs modifiers=[Metrics()], which is in no group.")
+
+
 def no_gradient_norm(who: str):
     """`gradient_norm` of an optimizer that does not compute it."""
     return RuntimeError(f"{who}: gradient_norm needs modifiers=[GlobalNormClip(...)], which is in no group.")

@@ -159,3 +159,7 @@ class ScheduleFree(Modifier):
 
     def evaluated(self, thetas: Arrays) -> Arrays:
         return self.x
+
+
+class Metrics(Modifier):
+    """Measures, and changes nothing."""

@@ -241,6 +241,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._take_gradients_uphill(closure)
         with plans.of(self).lock:
             if self._state_is_away:
                 self.reload_state()
@@ -248,6 +249,9 @@ class CheckedOptimizer(torch.optim.Optimizer):
             if self._may_step():
                 self._step_groups()
         return loss
+
+    def _take_gradients_uphill(self, closure: Callable[[], Any] | None) -> None:
+        """Where a modifier asks for it, take the gradients again at another point."""
 
     def _step_groups(self) -> None:
         """Prepare every group, then step them all: what can be checked raises before anything has moved."""

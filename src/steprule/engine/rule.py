@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from types import FunctionType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from steprule.engine import (
     foreach,
     forms,
     group_keys,
+    measured,
     phases,
     program,
     reference,
@@ -332,6 +333,36 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.step_in_evaluation(type(self).__name__)
         return super()._may_step(count)
 
+    # The parameters that are uphill, each with its weights.
+    uphill: Sequence[tuple[Tensor, Tensor]] = ()
+
+    def climb(self) -> None:
+        """Move to where SAM takes its second gradient; `step` comes back from there.
+
+        Call it after the first backward pass, where `step` gets no closure. The gradients may be scaled.
+        """
+        if not any(self.composition(group).at("climb") for group in self.param_groups):
+            raise errors.nothing_climbs(type(self).__name__)
+        from steprule.engine import climbing  # which builds on this module
+
+        climbing.climb(self)
+
+    def _take_gradients_uphill(self, closure: Callable[[], Any] | None) -> None:
+        asked = any(group.get("modifiers") for group in self.param_groups)
+        if not (asked and any(self.composition(group).at("climb") for group in self.param_groups)):
+            return
+        from steprule.engine import climbing
+
+        if closure is None and not self.uphill:
+            raise errors.climb_first(type(self).__name__)
+        try:
+            if closure is not None:
+                climbing.climb(self)
+                with torch.enable_grad():
+                    closure()
+        finally:
+            climbing.descend(self)
+
     def eval(self) -> RuleOptimizer:
         """Put the weights to evaluate with into the model, where a rule or a modifier has such weights.
 
@@ -355,6 +386,14 @@ class RuleOptimizer(CheckedOptimizer):
             yield
         finally:
             self.train(not before)
+
+    def metrics(self, level: Literal["all", "group", "param"] = "all") -> Any:
+        """What the modifier Metrics measured at the last step.
+
+        The norms of gradients, updates and weights, and the update's relative to the weights'. level: of all
+        parameters together, a list with one dict for each group, or a dict by parameter name.
+        """
+        return measured.read(self, level)
 
     @property
     def gradient_norm(self) -> float:

@@ -19,6 +19,7 @@ OF_MODIFIERS = {
     "parameter": ["h", "p", "u", "s", "t"],
     "apply": ["h", "p", "new", "s", "t"],
     "evaluate": ["h", "p", "s", "t"],
+    "climb": ["h", "p", "g", "s", "t"],
 }
 # What an optimizer has besides the attributes of its class.
 _OF_INSTANCES = frozenset({"defaults", "param_groups", "params", "self", "state", "step"})

@@ -1,0 +1,55 @@
+"""Gradients from uphill: a modifier with `climb` has them taken at another point than that of the weights."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+
+from steprule.engine.fields import FLAGS
+from steprule.engine.rule import RuleOptimizer
+from steprule.words import becomes
+
+# Which runner a group asks for goes for the climb, too.
+SWITCHES = ("foreach", "fused")
+
+
+@cache
+def rule_of(modifier: Any) -> Any:
+    """A rule whose step is the climb."""
+
+    def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        return becomes(modifier.climb(h, p, g, s, t))
+
+    body = {"fields": modifier.fields, "update": staticmethod(update), "counts_steps": False}
+    return type(modifier.__name__, (RuleOptimizer,), {**body, "torch_flags": FLAGS, "_watched_rounding": True})
+
+
+def climb(optimizer: Any) -> None:
+    """Move the parameters to where their modifier climbs; `uphill` has the weights until `descend`."""
+    descend(optimizer)
+    by_modifier: dict[Any, list[dict[str, Any]]] = {}
+    for group in optimizer.param_groups:
+        for modifier in optimizer.composition(group).at("climb"):
+            own = {name: group[f"{modifier.name}.{name}"] for name in modifier.fields}
+            own |= {name: group[name] for name in SWITCHES if group.get(name) is not None}
+            by_modifier.setdefault(modifier, []).append({"params": group["params"], **own})
+    with torch.no_grad():
+        for groups in by_modifier.values():
+            moving = [p for group in groups for p in group["params"] if p.grad is not None]
+            optimizer.uphill += [(p, p.detach().clone(memory_format=torch.preserve_format)) for p in moving]
+    try:
+        for modifier, groups in by_modifier.items():
+            rule_of(modifier)(groups, {}).step()
+    except BaseException:
+        descend(optimizer)
+        raise
+
+
+def descend(optimizer: Any) -> None:
+    """Put the weights back, bit for bit."""
+    with torch.no_grad():
+        for param, weights in optimizer.uphill:
+            param.copy_(weights)
+    optimizer.uphill = []

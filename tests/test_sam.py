@@ -1,0 +1,173 @@
+"""SAM and ASAM: the gradient is taken uphill, the step from where the weights are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rules import assert_same, flat, numbers
+from torch import nn
+
+import steprule
+
+RUNNERS = {
+    "loop": {"foreach": False, "fused": False},
+    "lists": {"foreach": True, "fused": False},
+    "kernel": {"fused": True},
+}
+KINDS: dict[str, Any] = {"SAM": steprule.SAM, "ASAM": steprule.ASAM}
+SHAPES = ((4, 3), (5,), (30, 2))
+
+
+def bowl(thetas: list[np.ndarray]) -> list[np.ndarray]:
+    """The gradients of Σ (x² + x⁴/4)."""
+    return [2 * x + x**3 for x in thetas]
+
+
+def by_hand(kind: str, thetas: list[np.ndarray], steps: int, rho: float, lr: float) -> list[np.ndarray]:
+    """Foret et al. 2021, Kwon et al. 2021, with plain gradient descent."""
+    for _ in range(steps):
+        gs = bowl(thetas)
+        if kind == "SAM":
+            norm = np.sqrt(sum(np.sum(g**2) for g in gs))
+            uphill = [x + rho * g / (norm + 1e-12) for x, g in zip(thetas, gs, strict=True)]
+        else:
+            norm = np.sqrt(sum(np.sum((x * g) ** 2) for x, g in zip(thetas, gs, strict=True)))
+            uphill = [x + rho * x**2 * g / (norm + 1e-12) for x, g in zip(thetas, gs, strict=True)]
+        thetas = [x - lr * g for x, g in zip(thetas, bowl(uphill), strict=True)]
+    return thetas
+
+
+def loss_of(params: list[Any]) -> Any:
+    return sum((p**2 + p**4 / 4).sum() for p in params)
+
+
+def make(kind: str, dtype: torch.dtype = torch.float64, rule: Any = steprule.SGD, **options: Any) -> Any:
+    params = [nn.Parameter(numbers(shape, dtype, seed=i)) for i, shape in enumerate(SHAPES)]
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    return rule(groups, modifiers=[KINDS[kind](0.3)], **{"lr": 0.1, **options})
+
+
+def closure_of(optimizer: Any) -> Any:
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = loss_of(flat(optimizer))
+        loss.backward()
+        return loss
+
+    return closure
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("way", ["closure", "two calls"])
+def test_it_is_what_the_paper_says(kind: str, runner: str, way: str) -> None:
+    optimizer = make(kind, **RUNNERS[runner])
+    wanted = by_hand(kind, [p.detach().numpy().copy() for p in flat(optimizer)], 5, 0.3, 0.1)
+    for _ in range(5):
+        if way == "closure":
+            before = float(loss_of(flat(optimizer)).detach())
+            assert float(optimizer.step(closure_of(optimizer)).detach()) == pytest.approx(before, rel=1e-12)
+        else:
+            closure_of(optimizer)()
+            optimizer.climb()
+            closure_of(optimizer)()
+            optimizer.step()
+    for param, value in zip(flat(optimizer), wanted, strict=True):
+        np.testing.assert_allclose(param.detach().numpy(), value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [steprule.AdamW, steprule.Lion, steprule.ScheduleFreeAdamW])
+def test_any_rule_steps_from_where_the_weights_are(rule: Any) -> None:
+    optimizer = make("SAM", rule=rule, lr=0.01)
+    other = rule([nn.Parameter(p.detach().clone()) for p in flat(optimizer)], lr=0.01)
+    for _ in range(4):
+        optimizer.step(closure_of(optimizer))
+        for mine, theirs in zip(flat(optimizer), flat(other), strict=True):
+            theirs.grad = mine.grad.clone()
+        other.step()
+        for mine, theirs in zip(flat(optimizer), flat(other), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_the_climb_does_not_depend_on_how_gradients_are_scaled() -> None:
+    """So that it may come before a GradScaler unscales them."""
+    one, other = make("SAM"), make("SAM")
+    for optimizer, scale in ((one, 1.0), (other, 1024.0)):
+        (loss_of(flat(optimizer)) * scale).backward()
+        optimizer.climb()
+    for mine, theirs in zip(flat(one), flat(other), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0)
+
+
+def test_with_a_gradient_scaler() -> None:
+    scaled, plain = make("SAM", torch.float32), make("SAM", torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    for _ in range(3):
+        scaled.zero_grad()
+        scaler.scale(loss_of(flat(scaled))).backward()
+        scaled.climb()
+        scaled.zero_grad()
+        scaler.scale(loss_of(flat(scaled))).backward()
+        scaler.step(scaled)
+        scaler.update()
+        plain.step(closure_of(plain))
+    for mine, theirs in zip(flat(scaled), flat(plain), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_an_error_in_the_closure_leaves_the_weights() -> None:
+    optimizer = make("SAM")
+    before = [p.detach().clone() for p in flat(optimizer)]
+    calls: list[int] = []
+
+    def closure() -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise ArithmeticError("too steep")
+        return closure_of(optimizer)()
+
+    with pytest.raises(ArithmeticError, match="too steep"):
+        optimizer.step(closure)
+    assert_same([p.detach() for p in flat(optimizer)], before)
+
+
+def test_nonfinite_gradients_uphill_skip_the_step() -> None:
+    optimizer = make("SAM", nonfinite="skip")
+    before = [p.detach().clone() for p in flat(optimizer)]
+
+    def closure() -> Any:
+        loss = closure_of(optimizer)()
+        flat(optimizer)[0].grad[0] = float("nan")
+        return loss
+
+    optimizer.step(closure)
+    assert_same([p.detach() for p in flat(optimizer)], before)
+
+
+def test_what_is_missing_is_named() -> None:
+    optimizer = make("SAM")
+    loss_of(flat(optimizer)).backward()
+    with pytest.raises(RuntimeError, match=r"SAM needs the gradient twice.*closure.*climb"):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="no group has a modifier that climbs"):
+        steprule.AdamW(flat(optimizer)).climb()
+    with pytest.raises(ValueError, match="does not go with"):
+        steprule.AdamW(flat(optimizer), modifiers=[steprule.SAM(), steprule.ASAM()])
+
+
+def test_parameters_without_gradients_stay() -> None:
+    optimizer = make("SAM")
+    resting = flat(optimizer)[1]
+    before = resting.detach().clone()
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = loss_of([p for p in flat(optimizer) if p is not resting])
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert_same(resting.detach(), before)
