@@ -170,6 +170,57 @@ def test_several_together_act_in_order(rule: str, given: list[str], runner: str)
         assert_close(optimizer, evaluated, tolerance)
 
 
+# Weight decay
+
+
+def decayed(mode: str, theta: Any, u: Any, lr: float, peak: float) -> Any:
+    """θ before the change u is added, with λ = 0.1."""
+    if mode == "independent":
+        return theta * (1 - 0.1 * lr / peak)
+    if mode == "corrected":
+        return theta * (1 - 0.1 * lr * lr / peak)
+    return np.where(u * theta <= 0, theta * (1 - 0.1 * lr), theta)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("mode", ["independent", "corrected", "cautious"])
+@pytest.mark.parametrize("rule", ["SGD", "AdamW", "Lion"])
+def test_decay_relative_to_the_peak_and_cautious_decay(rule: str, mode: str, runner: str) -> None:
+    file, fixed = FOLLOWS.get(rule, (rule.lower(), {}))
+    paper = importlib.import_module(f"papers.{file}")
+    random = np.random.default_rng(3)
+    theta = random.standard_normal((8, 5))
+    param = nn.Parameter(torch.from_numpy(theta.copy()))
+    decay = steprule.WeightDecay(0.1, mode=mode)
+    optimizer = RULES[rule]([param], lr=0.2, weight_decay=decay, **RUNNERS[runner])
+    (group,) = optimizer.param_groups
+    assert group["weight_decay_mode"] == mode
+    assert group.get("peak_lr") == (None if mode == "cautious" else 0.2)
+    state = paper.init(theta)
+    for t, lr in enumerate((0.05, 0.2, 0.1, 0.02), 1):
+        group["lr"] = lr
+        g = random.standard_normal(theta.shape)
+        param.grad = torch.from_numpy(g.copy())
+        optimizer.step()
+        own = {**fixed, "weight_decay": 0.0}
+        if mode == "cautious":
+            u = paper.step(theta, g, state, t, lr=lr, **own) - theta
+            theta = decayed(mode, theta, u, lr, 0.2) + u
+        else:
+            theta = paper.step(decayed(mode, theta, None, lr, 0.2), g, state, t, lr=lr, **own)
+    np.testing.assert_allclose(param.detach().numpy(), theta, rtol=1e-10, atol=1e-10)
+    other = RULES[rule]([nn.Parameter(torch.zeros(8, 5, dtype=torch.float64))], lr=0.2, weight_decay=decay)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert other.param_groups[0].get("peak_lr") == group.get("peak_lr")
+
+
+def test_modes_of_decay_are_named() -> None:
+    with pytest.raises(ValueError, match="mode = 'cautiuos', must be one of l2, decoupled, absolute"):
+        steprule.WeightDecay(0.1, mode="cautiuos")
+    with pytest.raises(ValueError, match="Leave those out"):
+        steprule.WeightDecay(0.1, absolute=True, mode="cautious")
+
+
 # One optimizer with modifiers, in float32 and in 16 bits
 
 

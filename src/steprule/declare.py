@@ -405,6 +405,8 @@ class Decay(ModifierBase):
     """
 
     mode: ClassVar[str]
+    # Whether it reads `h.peak_lr`, the lr that the group was made with.
+    remembers_lr: ClassVar[bool] = False
 
     def __init_subclass__(cls, mode: str, **kwargs: Any):
         super().__init_subclass__(**kwargs)

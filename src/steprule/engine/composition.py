@@ -30,6 +30,10 @@ Update = Callable[[Any, Any, Any, Any, Any], Any]
 PLACES = ("gradient", "change", "parameter", "apply")
 
 
+# For the kinds of weight decay that are relative to it.
+PEAK_LR = Field(0.0, name="peak_lr", at_least=0, meaning="the lr that the group was made with")
+
+
 class Composition:
     """A rule with the modifiers, the weight decay and the options of a group. `composed` makes them.
 
@@ -53,7 +57,8 @@ class Composition:
     @cached_property
     def fields(self) -> dict[str, Field]:
         """All hyper-parameters, by their keys in the group."""
-        return dict(self.rule.fields) | {
+        of_decay = {"peak_lr": PEAK_LR} if self.decay is not None and self.decay.remembers_lr else {}
+        return {**self.rule.fields, **of_decay} | {
             f"{modifier.name}.{name}": field.named(f"{modifier.name}.{name}", field.type)
             for modifier in self.modifiers
             for name, field in modifier.fields.items()

@@ -17,7 +17,7 @@ from steprule.engine.matching import SHAPES
 
 # Switches that have no effect on results, and group keys that torch's classes do not have.
 RUNNERS = ("foreach", "fused", "capturable", "differentiable")
-OURS = ("state_dtype", "low_precision", "nonfinite", SHAPES, SKIPPED_STEPS, "weight_decay_mode")
+OURS = ("state_dtype", "low_precision", "nonfinite", SHAPES, SKIPPED_STEPS, "weight_decay_mode", "peak_lr")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ FOLLOWS = {
     "base_momentum": ("momentum", "betas"),
     "max_momentum": ("momentum", "betas"),
     "weight_decay_mode": ("weight_decay",),
+    "peak_lr": ("weight_decay",),
     "decoupled_weight_decay": ("weight_decay",),
 }
 # How the state is stored: decided by the optimizer that loads, unless "saved" is asked for by name.

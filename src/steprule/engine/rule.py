@@ -123,6 +123,7 @@ class RuleOptimizer(CheckedOptimizer):
         return {
             "rule",
             evaluation.EVALUATING,
+            weight_decay.PEAK_LR,
             *own.fields,
             *own.rule.fixed,
             *(x.key for x in own.slots.values() if x.shared),

@@ -14,6 +14,8 @@ from steprule.engine.fields import Field
 from steprule.engine.reference import Eager
 from steprule.words import Number
 
+# The key of a group for the lr that it was made with.
+PEAK_LR = "peak_lr"
 # The kinds of weight decay, by mode.
 MODES: dict[str, Any] = {}
 
@@ -23,6 +25,7 @@ class Own:
 
     name = ""
     mode = "own"
+    remembers_lr = False
 
 
 def of_group(rule: Any, group: Mapping[str, Any]) -> Any | None:
@@ -36,24 +39,48 @@ def of_group(rule: Any, group: Mapping[str, Any]) -> Any | None:
     return Own if mode == "own" else MODES[mode]
 
 
-def check_mode(who: str, group: Mapping[str, Any], index: int | None) -> None:
+def check_mode(who: str, group: Mapping[str, Any], index: int | None, name: str = "weight_decay_mode") -> None:
     """Refuse a mode that does not exist."""
     mode = group.get("weight_decay_mode")
     if mode is not None and mode not in MODES:
-        raise errors.out_of_range(who, "weight_decay_mode", mode, "one of " + ", ".join(MODES), index)
+        raise errors.out_of_range(who, name, mode, "one of " + ", ".join(MODES), index)
+
+
+def remember_lr(group: dict[str, Any]) -> None:
+    """Where the kind of decay needs it, keep the lr that the group was made with."""
+    kind = MODES.get(group.get("weight_decay_mode", ""))
+    if kind is not None and kind.remembers_lr and "lr" in group:
+        group.setdefault(PEAK_LR, float(group["lr"]))
 
 
 class WeightDecay:
     """How much weight decay and which kind; accepted wherever `weight_decay=` takes a number.
 
     weight_decay: λ, at least 0. weight_decouple: shrink the parameter itself (True) or add λ·θ to the
-    gradient (False). absolute: a decoupled decay of λ per step rather than lr·λ.
+    gradient (False). absolute: a decoupled decay of λ per step rather than lr·λ. mode: the kind by name, in
+    place of these two; it may also be
+        "independent": λ·lr/peak_lr per step, which follows the schedule but not the size of lr;
+        "corrected": λ·lr²/peak_lr per step (AdamC), for layers that are followed by a normalization;
+        "cautious": decoupled, and only where the change does not move away from zero.
+    peak_lr is a key of the group: the lr that it was made with.
 
     Called as `decay(param, grad, group)` inside `step_param`, it decays and returns the gradient to use;
     the group's own `weight_decay` and mode win over the object's, so they survive a checkpoint.
     """
 
-    def __init__(self, weight_decay: float = 0.0, weight_decouple: bool = True, absolute: bool = False):
+    def __init__(
+        self,
+        weight_decay: float = 0.0,
+        weight_decouple: bool = True,
+        absolute: bool = False,
+        mode: str | None = None,
+    ):
+        check_mode("WeightDecay", {"weight_decay_mode": mode}, None, "mode")
+        if mode is not None and (absolute or not weight_decouple):
+            raise errors.contradiction(
+                "WeightDecay", f"mode={mode!r}", "weight_decouple or absolute", "Leave those out."
+            )
+        self._mode = mode
         check = Field(0.0, name="weight_decay", at_least=0).check
         self.weight_decay: float = check("WeightDecay", weight_decay, None)
         self.weight_decouple = weight_decouple
@@ -68,7 +95,9 @@ class WeightDecay:
 
     @property
     def mode(self) -> str:
-        """`l2`, `decoupled` or `absolute`."""
+        """`l2`, `decoupled`, `absolute`, or the one that was given."""
+        if self._mode is not None:
+            return self._mode
         return "l2" if not self.weight_decouple else "absolute" if self.absolute else "decoupled"
 
     def defaults(self) -> dict[str, Any]:
@@ -91,6 +120,8 @@ class WeightDecay:
         return grad
 
     def __repr__(self) -> str:
+        if self._mode is not None:
+            return f"WeightDecay({self.weight_decay}, mode={self._mode!r})"
         return (
             f"WeightDecay({self.weight_decay}, weight_decouple={self.weight_decouple}, "
             f"absolute={self.absolute})"
