@@ -66,6 +66,7 @@ VISIBLE: dict[str, dict[str, Any]] = {
     "DoWG": {"reps_rel": 0.1},
     "LDoG": {"reps_rel": 0.1},
     "Prodigy": {"d0": 0.1},
+    "ScheduleFreeRAdam": {"silent_sgd_phase": False},
 }
 ONE_GROUP_ONLY = {"LBFGS"}
 REFUSE_COMPLEX = {"Adafactor", "Muon", "SparseAdam"}

@@ -21,6 +21,7 @@ from steprule.engine import (
     first_step,
     foreach,
     forms,
+    gradients,
     group_keys,
     measured,
     phases,
@@ -42,7 +43,6 @@ from steprule.engine.reference import Work
 
 _own_noise = cast(Any, torch.random).fork_rng
 ABSENT = (None, False, "ignore")
-SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
 
 
 class RuleOptimizer(CheckedOptimizer):
@@ -507,53 +507,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def check_gradient(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Refuse a gradient that the rule cannot use, naming the parameter."""
-        own = self.composition(group)
-        who, rule = own.rule.__name__, own.rule
-        if gradient.layout in SPARSE and rule.gradients == "dense":
-            raise errors.sparse_gradient(who, self.name_of(param))
-        if gradient.is_sparse and own.traced and self.program(group).reductions:
-            raise errors.sparse_with_reduction(who, self.name_of(param))
-        if gradient.is_sparse and own.decay is not None:
-            raise errors.sparse_with_option(who, "weight_decay", self.name_of(param))
-        if gradient.is_sparse and own.modifiers:
-            raise errors.sparse_with_option(who, "modifiers", self.name_of(param))
-        if gradient.is_sparse and self._in_codes(param, group):
-            raise errors.sparse_with_codes(who, self.name_of(param))
-        if group.get("differentiable") and storage.keeps_more(self.state.get(param, {})):
-            raise errors.rounding_has_no_tape(who, f"the storage of {self.name_of(param)}'s loaded state", None)
-        if storage.sharded(param) and self._in_codes(param, group):
-            raise errors.codes_in_parts(who, self.name_of(param), None)
-        if not gradient.is_sparse and rule.gradients == "rows only":
-            raise errors.dense_gradient(who, self.name_of(param))
-        if not own.traced and storage.split(param):
-            raise errors.matrix_in_parts(who, self.name_of(param), None)
-        # It may have changed: some trainers flatten all parameters.
-        rule.check_parameter(param, partial(self.name_of, param), None)
-        if not usable.is_writable(param):
-            fix = "Give the optimizer a clone of it, made outside of torch.inference_mode()."
-            raise errors.parameter_not_writable(who, self.name_of(param), usable.READ_ONLY, fix)
-        if group.get("differentiable") and param.is_leaf and param.requires_grad:
-            problem = "is a leaf Variable that requires grad, which differentiable=True cannot change in place"
-            fix = "Give the optimizer what is computed from it, such as p.clone(), or leave differentiable out."
-            raise errors.parameter_not_writable(who, self.name_of(param), problem, fix)
-        if rule.complex_error is not None and param.is_complex():
-            raise errors.complex_parameter(who, self.name_of(param), rule.complex_error)
-        if gradient.shape != param.shape and (
-            gradient.is_sparse or not _broadcasts(gradient.shape, param.shape)
-        ):
-            raise errors.gradient_of_other_size(
-                who, self.name_of(param), tuple(gradient.shape), tuple(param.shape)
-            )
-        if gradient.device != param.device and gradient.dim():
-            raise errors.gradient_elsewhere(who, self.name_of(param), gradient.device, param.device)
-        if gradient.is_complex() and not param.is_complex():
-            raise errors.complex_gradient(who, self.name_of(param))
-
-    def _in_codes(self, param: Tensor, group: dict[str, Any]) -> bool:
-        """Whether a slot of the parameter is kept in 8-bit codes, as the group asks or as loaded."""
-        state: Mapping[str, Any] = self.state.get(param) or {}
-        slots = self.composition(group).slots.values()
-        return any(storage.kind_of(x, group) == "int8" or f"{x.key}_codes" in state for x in slots)
+        gradients.check(self, param, gradient, group)
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
         own = self.composition(group)
@@ -609,12 +563,6 @@ def _modified(own: Composition, group: Mapping[str, Any]) -> list[str]:
 def asks_for_storage(group: dict[str, Any]) -> bool:
     """Whether the group says how to store state or parameters."""
     return bool(group.get("low_precision") or group.get("state_dtype"))
-
-
-def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    """Whether torch would broadcast a tensor of the one shape to the other."""
-    pairs = zip(reversed(shape), reversed(to), strict=False)
-    return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in pairs)
 
 
 def run_on_slots(optimizer: RuleOptimizer, rule: type, update: Update, extra: Any) -> None:
