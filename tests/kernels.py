@@ -43,7 +43,7 @@ def root(x: Tensor) -> Tensor:
 
 def power(x: Tensor, exponent: Any) -> Tensor:
     """torch's own where it only multiplies and takes roots, otherwise C's."""
-    if isinstance(exponent, float) and exponent in cpu_kernel.POWERS:
+    if isinstance(exponent, (int, float)) and exponent in cpu_kernel.POWERS:
         return torch.pow(x, exponent)
     single = x.dtype == torch.float32
     function = getattr(ctypes.CDLL(None), "powf" if single else "pow")
@@ -57,7 +57,8 @@ def element_by_element(function: Any, x: Any, y: Any) -> Tensor:
     dtype = (x if isinstance(x, Tensor) else y).dtype
     given = (z.detach() if isinstance(z, Tensor) else torch.tensor(z, dtype=torch.float64) for z in (x, y))
     call: Any = np.frompyfunc(lambda *pair: function(*pair), 2, 1)
-    result = call(*(z.to(dtype).resolve_neg().numpy() for z in given))
+    with np.errstate(all="ignore"):
+        result = call(*(z.to(dtype).resolve_neg().numpy() for z in given))
     return torch.as_tensor(np.asarray(result, dtype=np.float64)).to(dtype)
 
 
