@@ -20,18 +20,24 @@ SQUARE = "mean of their squares"
 LARGEST = "largest mean of their squares"
 VARIANCE = "mean of their squared distance to the mean"
 
-_ADAMS = ("Adam", "AMSGrad", "AdamW", "NAdam", "RAdam", "SparseAdam")
+_ADAMS = ("Adam", "AMSGrad", "AdamW", "NAdam", "RAdam", "SparseAdam", "NAdamW", "AdamAtan2", "LAMB", "AdEMAMix")
 # Slots that are not listed mean something that no other rule keeps.
 MEANINGS: dict[str, dict[str, str]] = {
     **{name: {"exp_avg": MEAN, "exp_avg_sq": SQUARE, "max_exp_avg_sq": LARGEST} for name in _ADAMS},
     **{name: {"square_avg": SQUARE} for name in ("RMSprop", "Adadelta")},
-    **{name: {"exp_avg": MEAN} for name in ("Adamax", "Lion", "Sophia")},
+    # The squares of Adan, StableAdamW and Yogi are those of something else, or averaged in another way.
+    **{
+        name: {"exp_avg": MEAN}
+        for name in ("Adamax", "Lion", "Sophia", "Signum", "Adan", "StableAdamW", "Yogi")
+    },
+    # Its exp_avg is the mean of gradients that are divided already.
+    "LaProp": {"exp_avg_sq": SQUARE},
     "AdaBelief": {"exp_avg": MEAN, "exp_avg_var": VARIANCE},
     "Muon": {"momentum_buffer": MEAN},
 }
 # What each rule divides by. If one of these were reset and the mean kept, the steps would be too large.
 DIVIDES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(_ADAMS, ("exp_avg_sq",)),
+    **dict.fromkeys((*_ADAMS, "LaProp", "Adan", "StableAdamW", "Yogi"), ("exp_avg_sq",)),
     **dict.fromkeys(("RMSprop", "Adadelta"), ("square_avg",)),
     "NAdam": ("exp_avg_sq", "mu_product"),
     "Adamax": ("exp_inf",),
