@@ -229,7 +229,8 @@ def can_store(case: Case, kind: str) -> bool:
     except ValueError:
         return False
     (group,) = optimizer.param_groups
-    return any(not slot.per_tensor and slot.exists(group) for slot in case.rule.slots.values())
+    slots = (x for x in case.rule.slots.values() if x.per == "element" and x.starts is not parameter)
+    return any(slot.exists(group) for slot in slots)
 
 
 def each(condition: Callable[[Case], bool] = lambda case: True, among: Iterable[Case] = CASES) -> Any:

@@ -65,7 +65,7 @@ DAMAGE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "infinity": (poke(-INF), f"'exp_avg' of {WEIGHT} is NaN or infinite"),
     "a slot missing": (drop(2, "exp_avg_sq"), f"{BIAS} has no 'exp_avg_sq'"),
     "no count": (drop(2, "step"), f"{BIAS} has no 'step'"),
-    "a foreign slot": (put(1, "exp_avg_slow", torch.zeros(2, 3)), f"{WEIGHT} has 'exp_avg_slow'.*exp_avg_sq"),
+    "a foreign slot": (put(1, "exp_avg_other", torch.zeros(2, 3)), f"{WEIGHT} has 'exp_avg_other'.*exp_avg_sq"),
     "another shape": (put(1, "exp_avg", torch.zeros(3, 2)), rf"'exp_avg' of {WEIGHT} has shape \(3, 2\)"),
     "a list": (put(1, "exp_avg", [0.0] * 6), f"'exp_avg' of {WEIGHT} is list, must be a tensor"),
     "text": (put(2, "exp_avg_sq", "0.0"), f"'exp_avg_sq' of {BIAS} is str"),

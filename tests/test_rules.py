@@ -60,7 +60,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "RAdam": [{"degenerate_to_sgd": False}, {"decoupled_weight_decay": True, "weight_decay": 0.1}],
     "RMSprop": [{"centered": True}, {"momentum": 0.9}, {"momentum": 0.9, "centered": True}],
-    "ScheduleFreeAdamW": [{"warmup_steps": 9, "r": 0.5, "weight_lr_power": 1.0}],
+    "ScheduleFreeAdamW": [{"warmup_steps": 9, "step_power": 0.5, "weight_lr_power": 1.0}],
     "ScheduleFreeRAdam": [{"silent_sgd_phase": False}, {"betas": (0.8, 0.99)}],
     "ScheduleFreeSGD": [{"momentum": 0.7, "warmup_steps": 9}],
     "Signum": [{"momentum": 0.0}],

@@ -15,7 +15,7 @@ from rules import LOOPS, Case, can_store, each
 
 import steprule
 from steprule.engine import storage
-from steprule.engine.fields import Slot
+from steprule.engine.fields import Slot, parameter
 
 BIG = (70, 90)
 HALF = [torch.bfloat16, torch.float16]
@@ -72,7 +72,8 @@ def test_eight_bits_are_kept_for_large_tensors_only(case: Case) -> None:
     optimizer.init_state()
     large, small = (optimizer.state[p] for p in optimizer.param_groups[0]["params"])
     for slot in case.rule.slots.values():
-        if slot.per_tensor or not slot.exists(optimizer.param_groups[0]):
+        whole = slot.per_tensor or slot.starts is parameter
+        if whole or not slot.exists(optimizer.param_groups[0]):
             continue
         wanted = torch.uint8 if slot.never_negative else torch.int8
         assert large[f"{slot.key}_codes"].dtype == wanted

@@ -41,7 +41,7 @@ def step(
     eps: float = 1e-8,
     weight_decay: float | WeightDecay = 0.0,
     warmup_steps: int = 0,
-    r: float = 0.0,
+    step_power: float = 0.0,
     weight_lr_power: float = 2.0,
     silent_sgd_phase: bool = True,
     maximize: bool = False,
@@ -63,7 +63,7 @@ def step(
     n = n + amount * theta
     x = average(theta, state, beta)
     state["top"] = max(state["top"], gamma)
-    weight = t**r * state["top"] ** weight_lr_power
+    weight = t**step_power * state["top"] ** weight_lr_power
     state["sum"] += weight
     c = weight / state["sum"] if state["sum"] else 0.0
     state["z"] = state["z"] - gamma * n

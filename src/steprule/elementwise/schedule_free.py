@@ -12,10 +12,11 @@ from steprule.words import Becomes, Number, becomes, ema_sq, larger, lerp, small
 def averaged(h: Any, p: Number, s: Any, t: float, n: Number, step: Any, beta: Any) -> Becomes:
     """Move z by -step·n, and y, which is the parameter, towards the average of all z so far."""
     s.lr_max = larger(s.lr_max, step)
-    weight = t**h.r * s.lr_max**h.weight_lr_power
+    weight = t**h.step_power * s.lr_max**h.weight_lr_power
     s.weight_sum = s.weight_sum + weight
     c = where(s.weight_sum > 0, weight / larger(s.weight_sum, 1e-300), 0.0)
-    new = lerp(p, s.z, c) + (step * (beta * (1 - c) - 1)) * n
+    # In this form, a step of length 0 keeps a weight of -0.
+    new = p - c * (p - s.z) + (step * (beta * (1 - c) - 1)) * n
     s.z = s.z - step * n
     return becomes(new)
 
@@ -44,8 +45,10 @@ class ScheduleFreeSGD(Elementwise):
     momentum: float = hyper(default=0.9, above=0, below=1, meaning="β, between z (0) and the average (1)")
     weight_decay: float | WeightDecay = decay(default=0.0, mode="own", meaning="λ, decays y")
     warmup_steps: int = hyper(default=0, at_least=0, meaning="over how many steps lr rises")
-    r: float = hyper(default=0.0, meaning="power of t in the weights of the average")
-    weight_lr_power: float = hyper(default=2.0, meaning="p, power of lr in the weights of the average")
+    step_power: float = hyper(default=0.0, at_least=0, meaning="r, power of t in the weights of the average")
+    weight_lr_power: float = hyper(
+        default=2.0, at_least=0, meaning="p, power of lr in the weights of the average"
+    )
 
     z = slot("z", starts=parameter)
     lr_max = scalar_slot("lr_max")
@@ -83,8 +86,10 @@ class ScheduleFreeAdamW(Elementwise):
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0.0, mode="own", meaning="λ, decays y")
     warmup_steps: int = hyper(default=0, at_least=0, meaning="over how many steps lr rises")
-    r: float = hyper(default=0.0, meaning="power of t in the weights of the average")
-    weight_lr_power: float = hyper(default=2.0, meaning="p, power of lr in the weights of the average")
+    step_power: float = hyper(default=0.0, at_least=0, meaning="r, power of t in the weights of the average")
+    weight_lr_power: float = hyper(
+        default=2.0, at_least=0, meaning="p, power of lr in the weights of the average"
+    )
 
     z = slot("z", starts=parameter)
     v = slot("exp_avg_sq", never_negative=True)
@@ -125,8 +130,10 @@ class ScheduleFreeRAdam(Elementwise):
     )
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0.0, mode="own", meaning="λ, decays y")
-    r: float = hyper(default=0.0, meaning="power of t in the weights of the average")
-    weight_lr_power: float = hyper(default=2.0, meaning="p, power of lr in the weights of the average")
+    step_power: float = hyper(default=0.0, at_least=0, meaning="r, power of t in the weights of the average")
+    weight_lr_power: float = hyper(
+        default=2.0, at_least=0, meaning="p, power of lr in the weights of the average"
+    )
     silent_sgd_phase: bool = hyper(default=True, meaning="rest while ρₜ is 4 or less")
 
     z = slot("z", starts=parameter)
