@@ -321,7 +321,7 @@ def test_a_description_comes_from_the_rule(case: Case) -> None:
     assert kept - {"step"} <= set(said.slots) or case.closure
 
 
-@each(lambda case: case.runner == "loop" and case.elementwise and not case.options)
+@each(lambda case: plain(case) and getattr(case.rule, "traced", False))
 def test_a_description_counts_the_numbers_that_are_kept(case: Case) -> None:
     optimizer = case.make([nn.Parameter(torch.zeros(500, 4))])
     case.advance(optimizer)

@@ -1,28 +1,34 @@
-"""The text of every rule's CPU kernel, as reviewed: `python tests/test_golden.py` updates it.
+"""The text of the CPU kernels of rules and modifiers, as reviewed: `python tests/test_golden.py` updates it.
 
-A change to a rule, to the tracer or to the printer shows here as a change of text, line by line.
+A change to a rule, a modifier, to the tracer or to the printer shows here as a change of text, line by line.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rules import LOOPS, Case
 
+import steprule
 from steprule.engine import cpu_kernel
 
 GOLDEN = Path(__file__).parent / "golden" / "cpu"
 
 
 def texts() -> dict[str, str]:
-    """The kernels of each rule by file name: in float32, and once in bfloat16."""
+    """The kernels of each rule by file name, in float32; AdamW with every modifier, and once in bfloat16."""
     found: dict[str, str] = {}
     for case in LOOPS:
         if getattr(case.rule, "traced", False) and not case.sparse_only and case.name in BUILT_IN:
             name = case.name + ("-options" if case.options else "")
             found[f"{name}.txt"] = text_of(case, torch.float32)
+    for name, modifier in steprule.modifier_catalogue().items():
+        options: dict[str, Any] = {"modifiers": [modifier()]}
+        options |= {"weight_decay": 0.0} if "weight_decay" in modifier.not_with else {}
+        found[f"AdamW+{name}.txt"] = text_of(Case(BUILT_IN["AdamW"], options), torch.float32)
     return {**found, "AdamW-bfloat16.txt": text_of(Case(BUILT_IN["AdamW"]), torch.bfloat16)}
 
 

@@ -246,7 +246,20 @@ def test_sophia_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("list", "zzz"), "no rule matches 'zzz'"),
+        (("list", "zzz"), "no rule or modifier matches 'zzz'"),
+        (("train", "--optimizer", "adamw+emma"), "there is no modifier 'emma'. Did you mean 'ema'?"),
+        (("train", "--optimizer", "adamw+"), "a + has nothing after it."),
+        (("train", "--optimizer", "ema"), "no optimizer 'ema'."),
+        (("train", "--optimizer", "torch:AdamW+ema"), "torch.optim.AdamW takes no modifiers."),
+        (("train", "--optimizer", "lbfgs+ema"), "LBFGS takes no modifiers."),
+        (
+            ("train", "--optimizer", "adamw", "--set", "ema.decay=0.9"),
+            "'ema.decay' belongs to the modifier ema, which 'adamw' does not have. Write 'adamw+ema'",
+        ),
+        (("train", "--optimizer", "adamw+ema", "--set", "ema.decay=2"), "EMA: decay = 2, must be"),
+        (("train", "--optimizer", "adamw+ema", "--set", "ema.decy=0.9"), "Did you mean 'decay'?"),
+        (("train", "--optimizer", "adamw", "--set", "modifiers=ema"), "as in --optimizer adamw+ema."),
+        (("bench", "--optimizers", "adamw+ema"), "bench measures rules without modifiers."),
         (("show", "adm"), "no optimizer 'adm'. Did you mean 'Adam'?"),
         (("show",), "Missing argument 'rule'"),
         (("tran",), "No such command 'tran'"),

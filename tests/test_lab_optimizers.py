@@ -81,9 +81,16 @@ def config_in(folder: Path) -> dict[str, Any]:
         ("rules.py:Slow", "{folder}/rules.py:Slow", "Slow, lr 0.01", "own-task-slow-1"),
         ("rules.py:Plain", "{folder}/rules.py:Plain", "Plain, lr 0.01", "own-task-plain-1"),
         ("torch:adamw", "torch:AdamW", "torch.optim.AdamW, lr 0.001", "own-task-torch-adamw-1"),
+        (
+            "adamw + EMA+cautious",
+            "AdamW+ema+cautious",
+            "AdamW+ema+cautious, lr 0.001",
+            "own-task-adamw+ema+cautious-1",
+        ),
+        ("rules.py:Slow+ema", "{folder}/rules.py:Slow+ema", "Slow+ema, lr 0.01", "own-task-slow+ema-1"),
     ],
 )
-def test_optimizers_that_are_no_rule_of_ours(
+def test_optimizers_of_every_kind(
     folder: Path, capsys: pytest.CaptureFixture[str], given: str, name: str, shown: str, runs: str
 ) -> None:
     answer = run(capsys, *TRAIN, "--optimizer", given)
@@ -114,6 +121,8 @@ def resumed_halfway(capsys: pytest.CaptureFixture[str], *arguments: str) -> tupl
         "--optimizer torch:LBFGS --set max_iter=2",
         "--optimizer torch:SGD --set momentum=0.9 --set nesterov=true --clip-norm 0.5",
         "--optimizer adam --clip-norm 0.1",
+        "--optimizer adamw+global_norm_clip+ema --set ema.decay=0.5 --set global_norm_clip.max_norm=0.1",
+        "--optimizer rules.py:Slow+lookahead --set lookahead.every=3",
     ],
 )
 def test_resuming_gives_the_same_bits(capsys: pytest.CaptureFixture[str], arguments: str) -> None:
@@ -121,6 +130,16 @@ def test_resuming_gives_the_same_bits(capsys: pytest.CaptureFixture[str], argume
     for name, weight in whole["model"].items():
         assert torch.equal(weight, parts["model"][name]), name
     assert {**config_in(Path("whole"))} == {**config_in(Path("parts"))}
+
+
+def test_modifiers_get_their_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--optimizer", "adamw+ema+lookahead", "--set", "ema.decay=0.5", "--set", "lookahead.every=3")
+    answer = run(capsys, *TRAIN, *given, "--out", "one")
+    assert "AdamW+ema+lookahead, lr 0.001, ema.decay 0.5, lookahead.every 3\n" in answer.out
+    saved = torch.load(folder / "one" / "checkpoint.pt", weights_only=True)["optimizer"]
+    assert [group["ema.decay"] for group in saved["param_groups"]] == [0.5]
+    assert "lookahead.slow" in saved["state"][0]
+    assert config_in(folder / "one")["hyperparameters"]["lookahead.every"] == 3
 
 
 def test_torchs_adamw_learns_as_ours_does(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -232,6 +232,7 @@ def optimizer_with(given: list[str], dtype: torch.dtype = torch.float32, **optio
     params = [nn.Parameter(numbers(shape, dtype, seed=i)) for i, shape in enumerate(shapes)]
     modifiers = [MODIFIERS[x](**OPTIONS.get(x, {})) for x in given]
     groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.02}]
+    options = {"weight_decay": 0.0} | options if "Hyperball" in given else options
     return steprule.AdamW(groups, lr=0.01, modifiers=modifiers, **options)
 
 
@@ -400,11 +401,58 @@ def test_hyper_parameters_of_modifiers_follow_the_group() -> None:
         ([steprule.EMA(), steprule.Average()], ValueError, "Average does not go with EMA"),
         ([steprule.Hyperball(), steprule.TrustRatio()], ValueError, "both decide how long"),
         (["emma"], TypeError, "'emma' is not a modifier"),
+        ([steprule.Hyperball()], ValueError, "Hyperball does not go with weight decay: .*Set weight_decay=0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(modifiers: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         steprule.AdamW([nn.Parameter(torch.ones(2))], modifiers=modifiers)
+
+
+class OwnLamb(steprule.LAMB):
+    """A rule that is made from another one."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "modifier", "message"),
+    [
+        (steprule.LAMB, steprule.TrustRatio, "TrustRatio does not go with LAMB"),
+        (OwnLamb, steprule.TrustRatio, "TrustRatio does not go with LAMB"),
+        (steprule.LARS, steprule.TrustRatio, "TrustRatio does not go with LARS"),
+        (steprule.Adafactor, steprule.UpdateClip, "UpdateClip does not go with Adafactor"),
+        (steprule.StableAdamW, steprule.UpdateClip, "UpdateClip does not go with StableAdamW"),
+        *((steprule.SparseAdam, x, "does not go with SparseAdam.*whole tensors") for x in MODIFIERS.values()),
+    ],
+)
+def test_rules_that_a_modifier_makes_no_sense_with(rule: Any, modifier: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rule([nn.Parameter(torch.ones(2, 2))], modifiers=[modifier()])
+    # As one of several rules, too.
+    group = {"params": [nn.Parameter(torch.ones(2, 2))], "rule": rule, "modifiers": [modifier()]}
+    with pytest.raises(ValueError, match=message):
+        steprule.SGD([group])
+
+
+def test_decay_that_is_switched_on_later_is_refused_before_anything_moves() -> None:
+    optimizer = optimizer_with(["Hyperball"], weight_decay=0.0)
+    advance(optimizer, 2)
+    before = [p.detach().clone() for p in flat(optimizer)]
+    optimizer.param_groups[1]["weight_decay"] = 0.1
+    with pytest.raises(ValueError, match="Hyperball does not go with weight decay"):
+        advance(optimizer, 1)
+    assert_same([p.detach() for p in flat(optimizer)], before)
+    optimizer.param_groups[1]["weight_decay"] = 0.0
+    advance(optimizer, 1)
+
+
+@pytest.mark.parametrize("modifier", MODIFIERS.values())
+def test_sparse_gradients_are_refused_by_the_name_of_their_parameter(modifier: Any) -> None:
+    rows, plain = nn.Parameter(torch.ones(4, 2)), nn.Parameter(torch.ones(3))
+    optimizer = steprule.SGD([("rows", rows), ("plain", plain)], modifiers=[modifier()])
+    rows.grad, plain.grad = torch.ones(4, 2).to_sparse(1), torch.ones(3)
+    with pytest.raises(RuntimeError, match="'rows'"):
+        optimizer.step()
+    assert_same([rows.detach(), plain.detach()], [torch.ones(4, 2), torch.ones(3)])
 
 
 def test_a_misspelt_or_wrong_value_is_refused() -> None:

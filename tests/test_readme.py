@@ -95,6 +95,13 @@ def test_every_rule_is_named() -> None:
     assert {name for row in named for name in row.split(", ")} == set(steprule.catalogue())
 
 
+def test_every_modifier_is_named() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^## Modifiers\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    rows = dict(re.findall(r"^\| `(\w+)\(.*\)` \| (.+) \|$", section, re.MULTILINE))
+    assert set(rows) == {x.__name__ for x in steprule.modifier_catalogue().values()}
+
+
 # Commands
 
 

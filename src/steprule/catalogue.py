@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class HyperParameter:
 
 @dataclass(frozen=True)
 class Description:
-    """What a rule's own declarations and docstring say."""
+    """What the declarations and the docstring of a rule or a modifier say."""
 
     name: str
     summary: str
@@ -83,56 +84,128 @@ def create(name: str, params: Any, **options: Any) -> CheckedOptimizer:
 
         create("adamw+global_norm_clip+cautious+ema", model, lr=3e-4, **{"ema.decay": 0.999})
 
-    params: the model, or its parameters. options: hyper-parameters of the rule, and those of the modifiers
-    under their names and a point.
+    name: in upper or lower case. params: the model, or its parameters. options: hyper-parameters of the rule,
+    and those of the modifiers under their names and a point.
 
-    Raises: ValueError for an unknown name, and what the rule raises.
+    Raises: ValueError for an unknown name or an option of a modifier that is not in it, and what the rule
+    raises.
     """
-    first, *more = (part.strip().lower() for part in name.split("+"))
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise rule_errors.create_without_name(name)
+    first, *more = (part.strip() for part in name.split("+"))
     rule: Any = _rule_of(first)
-    added: list[Modifier] = []
-    for part in more:
-        if part not in modifier_catalogue():
-            raise rule_errors.no_such_modifier(part, list(modifier_catalogue()))
-        prefix = f"{part}."
-        own = {key.removeprefix(prefix): options.pop(key) for key in list(options) if key.startswith(prefix)}
-        added.append(modifier_catalogue()[part](**own))
-    return rule(params, **options, **({"modifiers": added} if added else {}))
+    kinds = modifiers_named(more)
+    if kinds and "modifiers" not in rule.fields:
+        raise rule_errors.takes_no_modifiers(rule.__name__)
+    added, own = with_values(kinds, options, name)
+    added += own.pop("modifiers", None) or ()
+    return rule(params, **own, **({"modifiers": added} if added else {}))
 
 
-def describe(rule: type[CheckedOptimizer] | CheckedOptimizer | str) -> Description:
-    """What a rule is: its formula, hyper-parameters with ranges, state and source.
+def modifiers_named(names: Sequence[str]) -> list[type[Modifier]]:
+    """The modifiers with these names, in upper or lower case, with or without underscores.
 
-    rule: its class, an optimizer, or its name in upper or lower case.
+    Raises: ValueError for a name that no modifier has.
+    """
+    known = modifier_catalogue()
+    alike = {_letters(name): modifier for name, modifier in known.items()}
+    for name in names:
+        if not name.strip():
+            raise rule_errors.empty_part_of_name()
+        if _letters(name) not in alike:
+            is_rule = any(_letters(name) == rule.lower() for rule in catalogue())
+            raise rule_errors.no_such_modifier(name, list(known), is_rule)
+    return [alike[_letters(name)] for name in names]
 
-    Raises: ValueError for an unknown name, TypeError for anything that is not a rule of this library.
+
+def _letters(name: str) -> str:
+    return name.strip().lower().replace("_", "")
+
+
+def with_values(
+    kinds: Sequence[type[Modifier]], options: Mapping[str, Any], name: str
+) -> tuple[list[Modifier], dict[str, Any]]:
+    """The modifiers with those of the options that are theirs, such as "ema.decay", and the other options.
+
+    name: what was asked for, for messages. Raises: ValueError for an option of another modifier, and what the
+    modifiers raise.
+    """
+    own: dict[str, dict[str, Any]] = {kind.name: {} for kind in kinds}
+    rest: dict[str, Any] = {}
+    for key, value in options.items():
+        prefix, point, field = key.partition(".")
+        if not point:
+            rest[key] = value
+        elif prefix.lower() in own:
+            own[prefix.lower()][field] = value
+        else:
+            raise rule_errors.option_of_no_modifier(key, name, list(modifier_catalogue()))
+    return [kind(**own[kind.name]) for kind in kinds], rest
+
+
+def describe(
+    rule: type[CheckedOptimizer] | CheckedOptimizer | type[Modifier] | Modifier | str,
+) -> Description:
+    """What a rule or a modifier is: its formula, hyper-parameters with ranges, state and source.
+
+    rule: its class, an optimizer or a modifier, or its name in upper or lower case.
+
+    Raises: ValueError for an unknown name, TypeError for anything that is neither.
 
     >>> describe("adamax").slots
     ('exp_avg', 'exp_inf')
+    >>> describe("ema").slots
+    ('ema.average', 'ema.steps')
     """
-    rule = _rule_of(rule)
-    text = docstrings.written(rule)
-    summary, _, rest = text.partition("\n\n")
+    kind = _modifier_of(rule)
+    return _of_rule(_rule_of(rule)) if kind is None else _of_modifier(kind)
+
+
+def _of_modifier(modifier: type[Modifier]) -> Description:
+    per_element = [slot for slot in modifier.slots.values() if slot.per == "element"]
+    return Description(
+        name=modifier.__name__,
+        **_parts_of(docstrings.written(modifier)),
+        hyperparameters=tuple(_hyperparameter(field) for field in modifier.fields.values()),
+        slots=tuple(f"{modifier.name}.{slot.key}" for slot in modifier.slots.values()),
+        numbers_per_parameter=len(per_element),
+    )
+
+
+def _of_rule(rule: type[CheckedOptimizer]) -> Description:
     defaults = {field.name: field.default for field in rule.fields.values()}
     own = [slot for slot in rule.slots.values() if slot.exists(defaults)]
-    whole = [slot for slot in own if not slot.per_tensor and slot.shape is None]
+    whole = [slot for slot in own if slot.per == "element" and slot.shape is None]
     return Description(
         name=rule.__name__,
-        summary=" ".join(summary.split()),
-        when=_part(rest, "When"),
-        formula=_formula(rest),
-        state=_part(rest, "State"),
-        differs=_part(rest, "Differs"),
-        source=_part(rest, "Source"),
+        **_parts_of(docstrings.written(rule)),
         hyperparameters=tuple(_hyperparameter(field) for field in rule.fields.values()),
         slots=tuple(slot.key for slot in rule.slots.values()),
         numbers_per_parameter=len(whole) + rule.numbers_beside_slots(defaults),
     )
 
 
+def _parts_of(text: str) -> dict[str, str]:
+    """What a docstring says, by the attributes of a `Description`."""
+    summary, _, rest = text.partition("\n\n")
+    parts = {name: _part(rest, name.title()) for name in ("when", "state", "differs", "source")}
+    return {"summary": " ".join(summary.split()), "formula": _formula(rest), **parts}
+
+
+def _modifier_of(given: object) -> type[Modifier] | None:
+    """The modifier that is meant, if one is."""
+    if isinstance(given, str):
+        return {_letters(name): kind for name, kind in modifier_catalogue().items()}.get(_letters(given))
+    kind = given if inspect.isclass(given) else type(given)
+    return kind if issubclass(kind, Modifier) else None
+
+
 def _rule_of(given: object) -> type[CheckedOptimizer]:
     if isinstance(given, str):
         by_name = {name.lower(): rule for name, rule in catalogue().items()}
+        modifier = _modifier_of(given)
+        if modifier is not None:
+            raise rule_errors.modifier_comes_first(modifier.name)
         if given.strip().lower() not in by_name:
             near = errors.close(given.strip().lower(), by_name)
             raise errors.no_such_rule(given, by_name[near].__name__ if near else None, list(catalogue()))

@@ -391,9 +391,46 @@ def no_modifier(who: str, given: object, group: int | None):
     )
 
 
-def no_such_modifier(given: str, known: list[str]):
+def create_without_name(given: object):
+    """Something else than a name for `create`."""
+    shown = given.__name__ if isinstance(given, type) else repr(given)
+    return TypeError(
+        f"create: {shown} is not a name. Give the name of a rule, as in create('adamw+ema', model); a class is "
+        "called directly, as in AdamW(model)."
+    )
+
+
+def empty_part_of_name():
+    """A name that begins or ends with a plus sign, or has two in a row."""
+    return ValueError("a + has nothing after it. Write the name of a modifier there, as in 'adamw+ema'.")
+
+
+def no_such_modifier(given: str, known: list[str], is_rule: bool):
     """An unknown modifier in the name that `create` was given."""
-    return ValueError(f"there is no modifier '{given}'. {nearest(given, known)} There are: {', '.join(known)}.")
+    if is_rule:
+        return ValueError(f"'{given}' is a rule. A name has one rule, which comes first, and then modifiers.")
+    return ValueError(f"there is no modifier '{given}'. {nearest(given, known)}")
+
+
+def modifier_comes_first(name: str):
+    """A modifier where a name begins."""
+    return ValueError(f"'{name}' is a modifier. Write a rule before it, as in 'adamw+{name}'.")
+
+
+def takes_no_modifiers(rule: str):
+    """Modifiers for a rule that calls the loss again, or is written by hand."""
+    return ValueError(f"{rule} takes no modifiers, because its step is not declared. Leave them out.")
+
+
+def option_of_no_modifier(key: str, name: str, known: list[str]):
+    """`ema.decay` where there is no EMA."""
+    prefix = key.partition(".")[0]
+    if prefix.lower() in known:
+        return ValueError(
+            f"'{key}' belongs to the modifier {prefix.lower()}, which '{name}' does not have. Write "
+            f"'{name}+{prefix.lower()}', or leave '{key}' out."
+        )
+    return ValueError(f"'{key}': there is no modifier '{prefix}'. {nearest(prefix, known)}")
 
 
 def two_of_one_name(who: str, name: str, group: int | None):

@@ -27,6 +27,8 @@ from steprule.engine.written import called
 from steprule.words import Becomes, Condition, Machine, Number, Parameter, Symbol, finest
 
 Update = Callable[[Any, Any, Any, Any, Any], Any]
+# What modifiers call weight decay among the things that they do not go with.
+DECAY = "weight_decay"
 PLACES = ("gradient", "change", "parameter", "apply")
 
 
@@ -98,7 +100,15 @@ class Composition:
 def composed(
     rule: Any, update: Update, modifiers: tuple[Any, ...] = (), maximize: bool = False, decay: Any | None = None
 ) -> Composition:
-    """The composition of these; always the same object."""
+    """The composition of these; always the same object.
+
+    Raises: ValueError for a modifier that does not go with weight decay.
+    """
+    for modifier in modifiers if decay else ():
+        if DECAY in modifier.not_with:
+            raise rule_errors.not_together(
+                rule.__name__, modifier.__name__, "weight decay", modifier.not_with[DECAY], None
+            )
     return Composition(rule, update, modifiers, maximize, decay)
 
 

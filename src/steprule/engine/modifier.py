@@ -24,7 +24,7 @@ class ModifierBase:
     counts_steps: ClassVar[bool] = False
     # For `parameter`: whether it needs the change, and so comes after the rule.
     sees_change: ClassVar[bool] = False
-    # The names of modifiers and rules that it makes no sense with, each with the reason.
+    # The names of modifiers and rules that it makes no sense with, or "weight_decay", each with the reason.
     not_with: ClassVar[dict[str, str]] = {}
 
     def __init__(self, **values: Any):

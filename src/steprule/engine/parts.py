@@ -83,8 +83,11 @@ class Parts:
             first, second, *_ = with_weights
             reason = "each has weights of its own to evaluate with."
             raise rule_errors.not_together(self._own.__name__, second, first, reason, index)
-        names = {rule.__name__, *(kind.__name__ for kind in kinds)}
+        names = {base.__name__ for base in (*rule.__mro__, *kinds)}
         for kind in kinds:
+            if rule.gradients == "rows only":
+                reason = "it steps single rows, and modifiers need whole tensors. Leave the modifiers out."
+                raise rule_errors.not_together(self._own.__name__, kind.__name__, rule.__name__, reason, index)
             for other, reason in kind.not_with.items():
                 if other in names:
                     raise rule_errors.not_together(self._own.__name__, kind.__name__, other, reason, index)

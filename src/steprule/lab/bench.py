@@ -166,6 +166,8 @@ def _rules(names: str) -> list[type[CheckedOptimizer]]:
             if issubclass(rule, RuleOptimizer) and rule.traced and rule.gradients != "rows only"
         ]
     parts = [name.strip() for name in names.split(",")]
+    if any("+" in name for name in parts):
+        raise LabError("bench measures rules without modifiers. Give the names of rules alone.")
     return list(dict.fromkeys(find_rule(name) for name in parts))
 
 

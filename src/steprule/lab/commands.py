@@ -98,8 +98,8 @@ def train(
         _option(
             "--optimizer",
             "NAME",
-            "a rule of `steprule list`, FILE.py:CLASS for your own, or torch:CLASS for one of torch.optim "
-            "(default: adabelief)",
+            "a rule of `steprule list`, with modifiers as in adamw+ema; FILE.py:CLASS for your own, or "
+            "torch:CLASS for one of torch.optim (default: adabelief)",
         ),
     ] = None,
     lr: Annotated[
@@ -167,11 +167,11 @@ def train(
     (go_on if resume else start)(asked, out)
 
 
-@app.command("list", cls=_Command, short_help="List the rules.")
+@app.command("list", cls=_Command, short_help="List the rules and modifiers.")
 def list_rules(
     pattern: Annotated[str, typer.Argument(hidden=True)] = "",
 ) -> None:
-    """List the rules, with a sentence about each.
+    """List the rules and the modifiers, with a sentence about each.
 
     PATTERN is part of a name, or a pattern such as 'ada*'; without it, all are listed.
     """
@@ -180,14 +180,14 @@ def list_rules(
     print_list(pattern)
 
 
-@app.command(cls=_Command, short_help="Show a rule: formula, hyper-parameters, source.")
+@app.command(cls=_Command, short_help="Show a rule or modifier: formula, hyper-parameters, source.")
 def show(
     rule: Annotated[
         str,
         typer.Argument(hidden=True),
     ],
 ) -> None:
-    """Show a rule: when to use it, its formula, hyper-parameters, state and source.
+    """Show a rule or a modifier: when to use it, its formula, hyper-parameters, state and source.
 
     RULE is a name from `steprule list`, or FILE.py:CLASS for a rule of your own.
     """

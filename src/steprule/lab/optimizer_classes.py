@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,11 +14,21 @@ import torch
 from torch.optim import Optimizer
 
 import steprule
+from steprule.catalogue import modifiers_named
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.lab.errors import LabError, did_you_mean
 from steprule.lab.tasks import import_file
 
-__all__ = ["OWN_MODULE", "find_rule", "optimizer_class", "optimizer_facts", "optimizer_label", "optimizer_name"]
+__all__ = [
+    "OWN_MODULE",
+    "find_rule",
+    "optimizer_class",
+    "optimizer_facts",
+    "optimizer_label",
+    "optimizer_modifiers",
+    "optimizer_name",
+    "usual_settings",
+]
 
 OWN_MODULE = "steprule_own_optimizer"
 TORCH = "torch:"
@@ -33,10 +44,43 @@ def find_rule(name: str) -> type[CheckedOptimizer]:
 
 
 def optimizer_name(given: str) -> str:
-    """The name that means the same in every folder: `AdamW`, `torch:AdamW` or `/whole/path.py:Class`.
+    """The name that means the same in every folder: `AdamW+ema`, `torch:AdamW` or `/whole/path.py:Class+ema`.
 
-    Raises `LabError` if there is no such rule or class of torch; files are not opened.
+    Raises `LabError` if there is no such rule, class of torch or modifier; files are not opened.
     """
+    given, added = _divided(given)
+    return "+".join([_base_name(given), *(modifier.name for modifier in _modifiers(added))])
+
+
+def _divided(name: str) -> tuple[str, list[str]]:
+    """What is before the first + of a name, and the modifiers after it; folders may have a + in theirs."""
+    file, colon, own = name.rpartition(":")
+    first, *added = [own] if own.endswith(".py") else own.split("+")
+    return f"{file}{colon}{first.strip()}", added
+
+
+def _modifiers(names: Sequence[str]) -> list[type[steprule.Modifier]]:
+    try:
+        return modifiers_named(names)
+    except ValueError as error:
+        raise LabError(str(error)) from None
+
+
+def optimizer_modifiers(name: str) -> list[type[steprule.Modifier]]:
+    """The modifiers in an `optimizer_name`."""
+    return _modifiers(_divided(name)[1])
+
+
+def usual_settings(name: str) -> dict[str, Any]:
+    """The defaults of all hyper-parameters of an `optimizer_name`, those of its modifiers included."""
+    arguments = inspect.signature(optimizer_class(name)).parameters
+    usual = {key: argument.default for key, argument in arguments.items()}
+    for modifier in optimizer_modifiers(name):
+        usual |= {f"{modifier.name}.{field.name}": field.default for field in modifier.fields.values()}
+    return usual
+
+
+def _base_name(given: str) -> str:
     if given.lower().startswith(TORCH):
         return TORCH + _of_torch(given[len(TORCH) :]).__name__
     file, colon, name = given.rpartition(":")
@@ -58,6 +102,7 @@ def optimizer_label(name: str) -> str:
 
 def optimizer_class(name: str) -> type[Optimizer]:
     """The class that an `optimizer_name` means. Raises `LabError` if its file has no such rule."""
+    name, _ = _divided(name)
     if name.startswith(TORCH):
         return _of_torch(name[len(TORCH) :])
     file, colon, own = name.rpartition(":")

@@ -14,8 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from steprule import schedules
+from steprule.catalogue import with_values
 from steprule.engine.optimizer import CheckedOptimizer
+from steprule.engine.rule import RuleOptimizer
 from steprule.lab.errors import LabError, did_you_mean, told
+from steprule.lab.optimizer_classes import optimizer_class, optimizer_label, optimizer_modifiers
 
 __all__ = [
     "SCHEDULES",
@@ -40,7 +43,7 @@ def parse_settings(lr: float | None, settings: Sequence[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {} if lr is None else {"lr": lr}
     for setting in settings:
         key, equals, text = (part.strip() for part in setting.partition("="))
-        if not equals or not key.isidentifier() or not text:
+        if not (equals and text and all(part.isidentifier() for part in key.split("."))):
             raise LabError(f"--set {setting} must be NAME=VALUE, as in --set betas=0.9,0.95.")
         if key in parsed:
             raise LabError(f"'{key}' is given twice; give it once.")
@@ -73,16 +76,27 @@ def _parse_dict(setting: str, text: str) -> dict[str, Any]:
     return pairs
 
 
-def build_optimizer(make: type[Optimizer], model: nn.Module, settings: Mapping[str, Any]) -> Optimizer:
-    """The optimizer of the model's parameters. Raises `LabError` with the optimizer's own message."""
+def build_optimizer(name: str, model: nn.Module, settings: Mapping[str, Any]) -> Optimizer:
+    """The optimizer of the model's parameters, from its `optimizer_name`.
+
+    Raises `LabError` with the optimizer's own message.
+    """
+    make, modifiers = optimizer_class(name), optimizer_modifiers(name)
     who = f"torch.optim.{make.__name__}" if make.__module__.startswith("torch.") else make.__name__
     if "params" in settings:
         raise LabError(f"{who} gets its params from the task; --set cannot change them.")
     checks_itself = issubclass(make, CheckedOptimizer)
+    if modifiers and not (checks_itself and "modifiers" in make.fields):
+        raise LabError(f"{who} takes no modifiers. Give the name without them.")
+    if checks_itself and "modifiers" in settings:
+        raise LabError("modifiers are a part of the optimizer's name, as in --optimizer adamw+ema.")
     if not checks_itself:
         _check_settings(who, make, settings)
     build: Any = make
     try:
+        if checks_itself:
+            added, settings = with_values(modifiers, settings, optimizer_label(name).lower())
+            settings |= {"modifiers": added} if added else {}
         return build(model.named_parameters(), **settings)
     except Exception as error:  # a user's own class may fail in any way
         if checks_itself and isinstance(error, (TypeError, ValueError, RuntimeError)):
@@ -127,12 +141,16 @@ def _kind_of(default: Any) -> str:
 
 
 def hyperparameters_of(optimizer: Optimizer) -> dict[str, Any]:
-    """Every argument of the optimizer's constructor with the value it has now, where JSON can hold it."""
+    """Every argument of the optimizer's constructor with the value it has now, where JSON can hold it.
+
+    Hyper-parameters of modifiers are under the names that `--set` has for them.
+    """
     group = optimizer.param_groups[0]
-    names = inspect.signature(type(optimizer)).parameters
-    return {
-        name: group[name] for name in names if name in group and name != "params" and _is_plain(group[name])
-    }
+    names = [*inspect.signature(type(optimizer)).parameters]
+    if isinstance(optimizer, RuleOptimizer):
+        names += [name for name in optimizer.composition(group).fields if "." in name]
+    held = {name: group[name] for name in names if name in group and name not in ("params", "modifiers")}
+    return {name: value for name, value in held.items() if _is_plain(value)}
 
 
 def check_can_be_saved(optimizer: Optimizer) -> None:

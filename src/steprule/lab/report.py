@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from steprule.lab.errors import LabError
 from steprule.lab.modes import parts_in_eval_mode
-from steprule.lab.optimizer_classes import optimizer_class, optimizer_label
+from steprule.lab.optimizer_classes import optimizer_label, usual_settings
 from steprule.lab.run_folder import RunConfig, RunFolder
 from steprule.lab.tasks import loss_text, score_text
 from steprule.lab.train import Training
@@ -66,11 +65,11 @@ class _WithoutTrailingBlanks:
 
 def hyperparameter_text(config: RunConfig) -> str:
     """The learning rate, and every other hyper-parameter that is not at its default."""
-    usual = inspect.signature(optimizer_class(config.optimizer)).parameters
+    usual = usual_settings(config.optimizer)
     return ", ".join(
         f"{name} {value}"
         for name, value in config.hyperparameters.items()
-        if name == "lr" or value != usual[name].default
+        if name == "lr" or value != usual[name]
     )
 
 

@@ -6,14 +6,15 @@ import fnmatch
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
 import steprule
-from steprule.catalogue import Description, HyperParameter
+from steprule.catalogue import Description, HyperParameter, modifiers_named
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.rule import FLAGS, OPTIONS
 from steprule.lab.errors import LabError, did_you_mean
@@ -31,31 +32,40 @@ BREAKS = (r"(?<=[,;→]) ", r" (?=[-+·/] )", " ")
 
 
 def print_list(pattern: str) -> None:
-    """Print a sentence about every rule whose name contains the pattern or matches it.
+    """Print a sentence about every rule and modifier whose name contains the pattern or matches it.
 
     Raises `LabError` if there is none.
     """
-    rules = steprule.catalogue()
-    wanted = pattern.lower()
-    names = [name for name in rules if wanted in name.lower() or fnmatch.fnmatch(name.lower(), wanted)]
-    if not names:
-        raise LabError(f"no rule matches '{pattern}'. {did_you_mean(pattern, rules)}")
-    console = open_console()
-    longest = max(map(len, ["rule", *names]))
-    heading = f"{'rule':{longest}}  state"
-    margin = " " * (len(heading) + 2) if _width(console) >= ROOMY else INDENT
-    _print_lines(console, [f"{heading}  what it does"], "dim")
-    for about in (steprule.describe(rules[name]) for name in names):
-        _print_entry(
-            console, f"{about.name:{longest}}  {about.numbers_per_parameter:5g}", about.summary, margin
+    rules, modifiers = steprule.catalogue(), steprule.modifier_catalogue()
+    every: dict[str, Mapping[str, Any]] = {"rule": rules, "modifier": modifiers}
+    found = {what: _matching(pattern, known) for what, known in every.items()}
+    shown = {what: names for what, names in found.items() if names}
+    if not shown:
+        raise LabError(
+            f"no rule or modifier matches '{pattern}'. {did_you_mean(pattern, [*rules, *modifiers])}"
         )
-    note = "state: values kept per parameter. More about a rule: steprule show RULE"
-    _print_lines(console, ["", *_wrapped(note, _width(console))], "dim")
+    console = open_console()
+    longest = max(len(name) for what, names in shown.items() for name in (what, *names))
+    margin = " " * (longest + 9) if _width(console) >= ROOMY else INDENT
+    for place, (what, names) in enumerate(shown.items()):
+        _print_lines(console, [*[""] * (place > 0), f"{what:{longest}}  state  what it does"], "dim")
+        for name in names:
+            about = steprule.describe(every[what][name])
+            _print_entry(console, f"{name:{longest}}  {about.numbers_per_parameter:5g}", about.summary, margin)
+    notes = ["state: values kept per parameter. More about one: steprule show NAME."]
+    notes += ["A modifier is added to a rule with +, as in adamw+ema."] if "modifier" in shown else []
+    _print_lines(console, ["", *_wrapped(" ".join(notes), _width(console))], "dim")
+
+
+def _matching(pattern: str, names: Iterable[str]) -> list[str]:
+    wanted = pattern.lower()
+    return [name for name in names if wanted in name.lower() or fnmatch.fnmatch(name.lower(), wanted)]
 
 
 def print_rule(name: str) -> None:
-    """Print everything that a rule says about itself. Raises `LabError` if there is no such rule."""
-    about = steprule.describe(_find(name))
+    """Print everything that a rule or a modifier says about itself. Raises `LabError` if there is none."""
+    modifier = _modifier(name)
+    about = steprule.describe(_find(name) if modifier is None else modifier)
     console = open_console()
     width = min(_width(console), READABLE)
     own = [hyper for hyper in about.hyperparameters if hyper.name not in (*FLAGS, *OPTIONS)]
@@ -65,6 +75,7 @@ def print_rule(name: str) -> None:
         "formula": [part for line in about.formula.splitlines() for part in _folded(line, _width(console))],
         "hyper-parameters": [line for hyper in own for line in _paragraph(hyper, width)],
         "shared options": _wrapped(_shared(about), width, INDENT),
+        "how to use": _wrapped("" if modifier is None else _use(modifier), width, INDENT),
         "state": _wrapped(about.state, width, INDENT),
         "differs": _wrapped(about.differs, width, INDENT),
         "source": _wrapped(about.source, width, INDENT),
@@ -72,6 +83,24 @@ def print_rule(name: str) -> None:
         if lines:
             _print_lines(console, ["", heading], "dim")
             _print_lines(console, lines)
+
+
+def _modifier(name: str) -> type[steprule.Modifier] | None:
+    """The modifier of that name; a rule's name is its own."""
+    try:
+        (found,) = modifiers_named([name])
+    except ValueError:
+        return None
+    return found
+
+
+def _use(modifier: type[steprule.Modifier]) -> str:
+    """How a modifier is added, in Python and on the command line."""
+    shown = "".join(f" --set {modifier.name}.{x.name}={x.default}" for x in modifier.fields.values())
+    return (
+        f"In Python: AdamW(model, modifiers=[steprule.{modifier.__name__}()]). In a name: "
+        f"--optimizer adamw+{modifier.name}{shown}."
+    )
 
 
 def _find(name: str) -> type[CheckedOptimizer]:

@@ -15,7 +15,6 @@ from steprule.lab.data import Batch, Batches, Data, as_batches, not_finite
 from steprule.lab.devices import device_random_state, find_device, set_device_random_state
 from steprule.lab.errors import Diverged, LabError, at, every_label_ignored, failing
 from steprule.lab.modes import Modes, give_shapes
-from steprule.lab.optimizer_classes import optimizer_class
 from steprule.lab.optimizers import (
     build_optimizer,
     build_schedule,
@@ -61,8 +60,7 @@ class Training:
         self.modes = Modes(self.model)
         self.steps_per_epoch = math.ceil(len(self.train) / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
-        make = optimizer_class(config.optimizer)
-        self.optimizer = build_optimizer(make, self.model, config.hyperparameters)
+        self.optimizer = build_optimizer(config.optimizer, self.model, config.hyperparameters)
         self.config = replace(config, hyperparameters=hyperparameters_of(self.optimizer))
         self.schedule = build_schedule(config.schedule, self.optimizer, self.steps)
         self.step = self.saved_step = 0

@@ -11,7 +11,7 @@ from steprule.words import Number, norm, where
 class Hyperball(Modifier):
     """Keep the norm of every tensor as it was at the start; lr is the length of a step relative to it.
 
-    When: hidden matrices, most of all with Muon or AdamW, in place of weight decay.
+    When: hidden matrices, most of all with Muon or AdamW, in place of weight decay, which must be 0.
 
         R = ‖θ‖ at the first step
         θ' = θ + lr·R·u/‖u‖           θ ← R·θ'/‖θ'‖
@@ -21,6 +21,7 @@ class Hyperball(Modifier):
     """
 
     not_with: ClassVar[dict[str, str]] = {
+        "weight_decay": "the norm of every tensor stays as it is. Set weight_decay=0.",
         "TrustRatio": "both decide how long the change is.",
         "Lookahead": "between two points of the ball, the weights are inside of it.",
         "ScheduleFree": "averages of points on a ball are inside of it.",

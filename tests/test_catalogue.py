@@ -1,0 +1,172 @@
+"""Rules and modifiers by name: `create`, `find`, and what modifiers say about themselves."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from rules import flat
+from torch import nn
+
+import steprule
+from steprule import Modifier, create, find, hyper
+
+MODIFIERS = steprule.modifier_catalogue()
+
+
+# They return the new parameter in place of a change.
+SET_THE_PARAMETER = {"ASGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam", "ScheduleFreeSGD"}
+
+
+def model() -> nn.Module:
+    return nn.Linear(4, 3, bias=False)
+
+
+def test_a_name_gives_what_the_classes_give() -> None:
+    options = {"lr": 3e-4, "ema.decay": 0.99, "cautious.floor": 0.5}
+    mine = create("adamw+global_norm_clip+cautious+ema", model(), **options)
+    wanted = steprule.AdamW(
+        model(),
+        lr=3e-4,
+        modifiers=[steprule.GlobalNormClip(), steprule.Cautious(0.5), steprule.EMA(0.99)],
+    )
+    (one,), (other,) = mine.param_groups, wanted.param_groups
+    assert type(mine) is steprule.AdamW
+    assert {k: v for k, v in one.items() if k != "params"} == {k: v for k, v in other.items() if k != "params"}
+    assert options == {"lr": 3e-4, "ema.decay": 0.99, "cautious.floor": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "modifiers"),
+    [
+        ("adamw", {}, None),
+        (" AdamW ", {}, None),
+        ("ADAMW + EMA", {"EMA.decay": 0.5}, ("ema",)),
+        ("adamw+ema+lookahead", {}, ("ema", "lookahead")),
+        ("adamw+lookahead+ema", {}, ("lookahead", "ema")),
+        ("adamw+GlobalNormClip", {"global_norm_clip.max_norm": 2}, ("global_norm_clip",)),
+        ("adamw+ema", {"modifiers": [steprule.Cautious()]}, ("ema", "cautious")),
+        ("adamw", {"modifiers": [steprule.Cautious()]}, ("cautious",)),
+    ],
+)
+def test_names_in_every_form(name: str, options: dict[str, Any], modifiers: Any) -> None:
+    (group,) = create(name, model(), **options).param_groups
+    assert group.get("modifiers") == modifiers
+    for key, value in options.items():
+        assert key == "modifiers" or group[key.lower()] == value
+
+
+@pytest.mark.parametrize("name", [x for x in steprule.catalogue() if x != "LBFGS"])
+def test_every_rule_is_created_with_every_modifier(name: str) -> None:
+    rule: Any = steprule.catalogue()[name]
+    options = {"weight_decay": 0.0} if "weight_decay" in rule.fields else {}
+    for modifier in MODIFIERS.values():
+        full = f"{name}+{modifier.name}"
+        taken = {"SparseAdam", *modifier.not_with} & {base.__name__ for base in rule.__mro__}
+        places = ["change", *["evaluate"] * hasattr(rule, "evaluate")] if name in SET_THE_PARAMETER else []
+        if taken or any(hasattr(modifier, place) for place in places):
+            with pytest.raises((TypeError, ValueError), match=modifier.__name__):
+                create(full, model(), **options)
+            continue
+        assert create(full, model(), **options).param_groups[0]["modifiers"] == (modifier.name,)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("adamww", {}, ValueError, r"^there is no rule 'adamww'\. Did you mean 'AdamW'\?"),
+        ("", {}, ValueError, r"^there is no rule ''\. The rules are AdaBelief"),
+        ("+ema", {}, ValueError, r"^there is no rule ''"),
+        ("ema", {}, ValueError, r"^'ema' is a modifier\. Write a rule before it, as in 'adamw\+ema'\.$"),
+        ("adamw+", {}, ValueError, r"^a \+ has nothing after it\."),
+        ("adamw++ema", {}, ValueError, r"^a \+ has nothing after it\."),
+        ("adamw+emma", {}, ValueError, r"^there is no modifier 'emma'\. Did you mean 'ema'\?$"),
+        ("adamw+zzz", {}, ValueError, r"^there is no modifier 'zzz'\. Allowed are: asam, average, "),
+        ("adamw+sgd", {}, ValueError, r"^'sgd' is a rule\. A name has one rule, which comes first"),
+        ("adamw+ema+ema", {}, ValueError, "EMA is listed twice"),
+        ("adamw+ema+average", {}, ValueError, "Average does not go with EMA"),
+        ("lbfgs+ema", {}, ValueError, r"^LBFGS takes no modifiers"),
+        ("adamw", {"ema.decay": 0.9}, ValueError, r"^'ema\.decay' belongs to the modifier ema, which 'adamw'"),
+        ("adamw+ema", {"cautious.floor": 1.0}, ValueError, r"Write 'adamw\+ema\+cautious', or leave"),
+        ("adamw+ema", {"emma.decay": 0.9}, ValueError, r"^'emma\.decay': .*Did you mean 'ema'\?"),
+        (
+            "adamw+ema",
+            {"ema.decy": 0.9},
+            TypeError,
+            r"^EMA has no hyper-parameter 'decy'\. Did you mean 'decay'",
+        ),
+        ("adamw+ema", {"ema.decay": 2}, ValueError, r"^EMA: decay = 2, must be at least 0 and below 1"),
+        ("adamw+ema", {"lrr": 2}, TypeError, r"^AdamW has no hyper-parameter 'lrr'\. Did you mean 'lr'"),
+        (steprule.AdamW, {}, TypeError, r"^create: AdamW is not a name"),
+        (None, {}, TypeError, r"^create: None is not a name"),
+    ],
+)
+def test_what_create_refuses(name: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        create(name, model(), **options)
+
+
+def test_what_is_created_steps() -> None:
+    optimizer = create("sgd+global_norm_clip", model(), lr=1.0, **{"global_norm_clip.max_norm": 0.5})
+    (param,) = flat(optimizer)
+    before = param.detach().clone()
+    param.grad = torch.full_like(param, 10.0)
+    optimizer.step()
+    assert float((before - param.detach()).norm()) == pytest.approx(0.5)
+
+
+def test_find_takes_patterns() -> None:
+    assert set(find()) == {*map(str.lower, steprule.catalogue()), *MODIFIERS}
+    assert "adamax" in find("ADAMA*")
+    assert find("*clip*") == ("global_norm_clip", "update_clip")
+    assert find("em?") == ("ema",)
+    assert find("zzz") == ()
+    for name in find():
+        assert name in MODIFIERS or isinstance(
+            create(name, [nn.Parameter(torch.ones(2, 2))]), torch.optim.Optimizer
+        )
+
+
+# What modifiers say about themselves
+
+
+@pytest.mark.parametrize("name", MODIFIERS)
+def test_a_description_comes_from_the_modifier(name: str) -> None:
+    modifier = MODIFIERS[name]
+    said = steprule.describe(name)
+    assert said.name == modifier.__name__
+    for text in (said.summary, said.when, said.formula, said.state):
+        assert text.strip()
+    assert said.source or modifier is steprule.Metrics  # which is nobody's algorithm
+    known = inspect.signature(modifier).parameters
+    assert [h.name for h in said.hyperparameters] == list(known)
+    for hyperparameter in said.hyperparameters:
+        assert hyperparameter.default == known[hyperparameter.name].default
+        assert hyperparameter.allowed
+        assert hyperparameter.meaning
+    for given in (modifier, modifier(), name.upper(), f" {modifier.__name__} "):
+        assert steprule.describe(given) == said
+    param = nn.Parameter(torch.zeros(500, 4))
+    optimizer = steprule.SGD([param], modifiers=[modifier()])
+    optimizer.init_state()
+    state = {key: value for key, value in optimizer.state[param].items() if key != "step"}
+    (group,) = optimizer.param_groups
+    assert set(said.slots) == {*state, *(key for key in group if key in said.slots)}
+    assert said.numbers_per_parameter == sum(value.numel() for value in state.values() if value.dim()) / 2000
+
+
+def test_a_modifier_of_a_users_own_is_described() -> None:
+    class Softer(Modifier):
+        """Halve the gradient."""
+
+        factor: float = hyper(default=0.5, at_least=0, meaning="how much is left")
+
+        @staticmethod
+        def gradient(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+            return h.factor * g
+
+    said = steprule.describe(Softer)
+    assert (said.name, said.summary, said.formula) == ("Softer", "Halve the gradient.", "")
+    assert [h.name for h in said.hyperparameters] == ["factor"]
