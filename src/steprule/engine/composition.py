@@ -81,6 +81,11 @@ class Composition:
         return self.rule.traced
 
     @cached_property
+    def shares_all(self) -> bool:
+        """Whether it has slots for all parameters together."""
+        return any(slot.per == "all" for slot in self.slots.values())
+
+    @cached_property
     def evaluates(self) -> bool:
         """Whether it has other weights to evaluate with than those that it trains."""
         return any(hasattr(x, "evaluate") for x in (self.rule, *self.modifiers))

@@ -37,15 +37,16 @@ _address: Callable[[Tensor], int] = Tensor.data_ptr
 _numel: Callable[[Tensor], int] = Tensor.numel
 
 
-def prepare(optimizer: Any, group: dict[str, Any], after: dict[str, float]) -> tuple[list[Part], list[Tensor]]:
+def prepare(
+    optimizer: Any, group: dict[str, Any], program: Program, after: dict[str, float]
+) -> tuple[list[Part], list[Tensor]]:
     """Prepare a step of every parameter of the group that the kernel can take; what it returns runs it.
 
-    after: gets the new values of slots that parameters share, when the step is taken.
+    program: the group's. after: gets the new values of slots that parameters share, when the step is taken.
 
     Returns what runs it, and the other parameters that have gradients, which the reference runner steps.
     Nothing changes before that runs. Raises whatever the gradients or the hyper-parameters raise.
     """
-    program: Program = optimizer.program(group)
     values = _hyperparameters(optimizer, group)
     values |= {x: float(group[slot.key]) for x, slot in program.scalar_slots.items() if slot.shared}
     own = plans.of(optimizer)

@@ -18,6 +18,8 @@ class Plans:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.plans: dict[int, Any] = {}
+        # What the options of each group decide, by the group's id.
+        self.settled: dict[int, Any] = {}
 
     def of(self, group: dict[str, Any]) -> Any:
         """The group's plan, or None."""

@@ -25,6 +25,7 @@ from steprule.engine import (
     group_keys,
     measured,
     phases,
+    plans,
     program,
     reference,
     restored,
@@ -40,6 +41,7 @@ from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.parts import Parts
 from steprule.engine.phases import Part
 from steprule.engine.reference import Work
+from steprule.engine.settled import Settled
 
 _own_noise = cast(Any, torch.random).fork_rng
 ABSENT = (None, False, "ignore")
@@ -302,21 +304,33 @@ class RuleOptimizer(CheckedOptimizer):
     # Stepping
 
     def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
-        runner = runners.choose(self.rule_of(group), group).runner
+        settled = self._settle(group)
         left: list[Tensor] = group["params"]
         parts: list[Part] = []
-        if any(slot.per == "all" for slot in self.composition(group).slots.values()):
+        if settled.composition.shares_all:
             self._check_common(group)
-        if runner.endswith("_kernel"):
+        if settled.program is not None and settled.runner.endswith("_kernel"):
             from steprule.engine import fused  # what its kernels need is optional
 
-            parts, left = fused.prepare(self, group, after)
+            parts, left = fused.prepare(self, group, settled.program, after)
             if left and group.get("fused"):
                 name, reason = next(iter(fused.reasons(self, group).items()))
                 raise errors.runner_unavailable(self.who(group), "fused=True", f"{name}: {reason}")
-        elif runner == "foreach":
+        elif settled.runner == "foreach":
             parts, left = self._prepare_lists(left, group, after)
         return [*parts, self._prepare_alone(left, group, after)] if left else parts
+
+    def _settle(self, group: dict[str, Any]) -> Settled:
+        """What the group's options decide, found again only if they have changed."""
+        kept = plans.of(self).settled
+        known = kept.get(id(group))
+        if known is None or not known.holds(group):
+            own = self.composition(group)
+            runner = runners.choose(own.rule, group).runner
+            lasting = own.traced and runner.endswith("_kernel")
+            known = Settled(group, own, runner, self.program(group) if lasting else None)
+            kept[id(group)] = known
+        return known
 
     def _check_common(self, group: dict[str, Any]) -> None:
         """Refuse groups that differ in a hyper-parameter that a slot for all parameters is made of."""
