@@ -470,3 +470,21 @@ def test_sophia_estimates_the_curvature_of_its_own_groups() -> None:
         x.step()
     assert_same([p.detach() for p in second], [p.detach() for p in flat(alone)])
     assert not optimizer.state[first[0]]
+
+
+def test_what_any_rule_takes_comes_from_the_constructor() -> None:
+    first, second = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(4))
+    groups = [{"params": [first], "rule": steprule.Muon}, {"params": [second]}]
+    options = {"modifiers": [steprule.GlobalNormClip(0.5)], "maximize": True, "nonfinite": "skip"}
+    optimizer = steprule.AdamW(groups, lr=0.5, **options)
+    of_muon, own = optimizer.param_groups
+    for key in ("modifiers", "global_norm_clip.max_norm", "maximize", "nonfinite"):
+        assert of_muon[key] == own[key]
+    assert of_muon["lr"] == 1e-3
+    first.grad, second.grad = torch.ones(3, 3), torch.ones(4)
+    optimizer.step()
+    assert optimizer.gradient_norm == pytest.approx(13**0.5)
+    with pytest.raises(ValueError, match="EMA does not go with ScheduleFreeSGD"):
+        steprule.AdamW([{"params": [first], "rule": steprule.ScheduleFreeSGD}], modifiers=[steprule.EMA()])
+    without = [{"params": [first], "rule": steprule.Muon, "modifiers": None}, {"params": [second]}]
+    assert "ema.decay" not in steprule.AdamW(without, modifiers=[steprule.EMA()]).param_groups[0]

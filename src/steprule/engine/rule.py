@@ -45,6 +45,8 @@ from steprule.engine.settled import Settled
 
 _own_noise = cast(Any, torch.random).fork_rng
 ABSENT = (None, False, "ignore")
+# What the constructor says about these goes for groups with another rule, too.
+OF_ANY_RULE = ("maximize", "nonfinite")
 
 
 class RuleOptimizer(CheckedOptimizer):
@@ -160,15 +162,25 @@ class RuleOptimizer(CheckedOptimizer):
     def _completed(self, group: dict[str, Any], index: int) -> dict[str, Any]:
         group = self.parts.read(group, index)
         complete = {**self._defaults_of(group), **group}
+        if "modifiers" not in group:
+            self.parts.read(complete, index)  # whether those of the constructor go with this rule
         group_keys.check(self.who(group), group, self.known_keys(complete), index)
         return complete
 
     def _defaults_of(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """What a group has where it says nothing: the constructor's values, if its rule is the optimizer's."""
+        """What a group has where it says nothing.
+
+        The constructor's values; of another rule its defaults, and of the constructor what any rule takes.
+        """
         rule, defaults = self.rule_of(group), self.defaults
         if rule is not type(self):
-            defaults = {name: field.default for name, field in rule.fields.items()}
-            return {**_without_absent(rule, defaults), **rule.fixed}
+            own = {name: field.default for name, field in rule.fields.items()}
+            own |= {name: defaults[name] for name in OF_ANY_RULE if name in own and name in defaults}
+            defaults = {
+                **_without_absent(rule, own),
+                **rule.fixed,
+                **{key: value for key, value in defaults.items() if "." in key or key == "modifiers"},
+            }
         if "modifiers" in group:
             # The group's own list replaces that of the constructor.
             left = set[str](defaults.get("modifiers") or ()) - set[str](group["modifiers"] or ())
