@@ -19,8 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steprule.engine import fused, gpu_counters, gpu_launch, storage
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 pytest.importorskip("triton", reason="Triton makes the GPU kernels, and is not installed")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -342,7 +342,7 @@ def test_an_empty_parameter_beside_others(case: Case) -> None:
 def test_a_parameter_of_one_number_without_dimensions(case: Case) -> None:
     params = case.parameters(shapes=((),))
     before = params[0].item()
-    case.advance(case.make(params, lr=0.1), 2)  # ADOPT moves nothing in the first
+    case.advance(case.make(params, lr=0.1), 3)  # ADOPT rests in the first, and two signs may cancel
     assert params[0].shape == ()
     assert params[0].item() != before
 
