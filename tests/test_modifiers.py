@@ -214,6 +214,19 @@ def test_decay_relative_to_the_peak_and_cautious_decay(rule: str, mode: str, run
     assert other.param_groups[0].get("peak_lr") == group.get("peak_lr")
 
 
+def test_every_group_has_its_own_peak() -> None:
+    params = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    decay = steprule.WeightDecay(0.1, mode="independent")
+    groups = [{"params": [params[0]], "lr": 0.01}, {"params": [params[1]]}]
+    optimizer = steprule.AdamW(groups, lr=0.1, weight_decay=decay)
+    optimizer.add_param_group({"params": [params[2]], "lr": 0.5, "peak_lr": 2.0})
+    assert [group["peak_lr"] for group in optimizer.param_groups] == [0.01, 0.1, 2.0]
+    with pytest.raises(TypeError, match=r"^AdamW: lr = 'x', must be a number\."):
+        steprule.AdamW([params[0]], lr="x", weight_decay=decay)
+    with pytest.raises(ValueError, match="peak_lr = -1"):
+        steprule.AdamW([{"params": [params[0]], "peak_lr": -1.0}], weight_decay=decay)
+
+
 def test_modes_of_decay_are_named() -> None:
     with pytest.raises(ValueError, match="mode = 'cautiuos', must be one of l2, decoupled, absolute"):
         steprule.WeightDecay(0.1, mode="cautiuos")

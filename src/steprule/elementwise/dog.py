@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from steprule.declare import Elementwise, WeightDecay, decay, hyper, parameter, slot
 from steprule.words import Number, larger, norm, sqrt, total
+
+
+def step(h: DoG | LDoG, p: Number, g: Number, s: DoG | LDoG, over: Literal["tensor", "group"]) -> Number:
+    """The formula, with norms over a tensor or over its group."""
+    first = h.reps_rel * (1 + norm(s.start, over))
+    s.r = larger(larger(s.r, norm(p - s.start, over)), first)
+    s.G = s.G + total(g * g, over)
+    return -(h.lr * s.r / sqrt(s.G)) * g
 
 
 class DoG(Elementwise):
@@ -33,10 +43,7 @@ class DoG(Elementwise):
 
     @staticmethod
     def update(h: DoG, p: Number, g: Number, s: DoG, t: float) -> Number:
-        first = h.reps_rel * (1 + norm(s.start, over="group"))
-        s.r = larger(larger(s.r, norm(p - s.start, over="group")), first)
-        s.G = s.G + total(g * g, over="group")
-        return -(h.lr * s.r / sqrt(s.G)) * g
+        return step(h, p, g, s, over="group")
 
 
 class LDoG(Elementwise):
@@ -66,7 +73,4 @@ class LDoG(Elementwise):
 
     @staticmethod
     def update(h: LDoG, p: Number, g: Number, s: LDoG, t: float) -> Number:
-        first = h.reps_rel * (1 + norm(s.start))
-        s.r = larger(larger(s.r, norm(p - s.start)), first)
-        s.G = s.G + total(g * g)
-        return -(h.lr * s.r / sqrt(s.G)) * g
+        return step(h, p, g, s, over="tensor")

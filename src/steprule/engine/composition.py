@@ -30,8 +30,6 @@ Update = Callable[[Any, Any, Any, Any, Any], Any]
 # What modifiers call weight decay among the things that they do not go with.
 DECAY = "weight_decay"
 PLACES = ("gradient", "change", "parameter", "apply")
-
-
 # For the kinds of weight decay that are relative to it.
 PEAK_LR = Field(0.0, name="peak_lr", at_least=0, meaning="the lr that the group was made with")
 
@@ -59,7 +57,7 @@ class Composition:
     @cached_property
     def fields(self) -> dict[str, Field]:
         """All hyper-parameters, by their keys in the group."""
-        of_decay = {"peak_lr": PEAK_LR} if self.decay is not None and self.decay.remembers_lr else {}
+        of_decay = {PEAK_LR.name: PEAK_LR} if self.decay is not None and self.decay.remembers_lr else {}
         return {**self.rule.fields, **of_decay} | {
             f"{modifier.name}.{name}": field.named(f"{modifier.name}.{name}", field.type)
             for modifier in self.modifiers
@@ -93,6 +91,19 @@ class Composition:
     def at(self, place: str) -> tuple[Any, ...]:
         """The modifiers that have this method, in order; without the weight decay."""
         return tuple(x for x in self.modifiers if hasattr(x, place))
+
+    def places(self, group: Mapping[str, Any]) -> str:
+        """What the modifiers do in this group, place by place in the order in which they run."""
+        found: list[str] = []
+        for place in PLACES:
+            entries: list[str] = []
+            for modifier in self.at(place):
+                values = [f"{name} {group[f'{modifier.name}.{name}']}" for name in modifier.fields]
+                keys = [f"{modifier.name}.{slot.key}" for slot in modifier.slots.values()]
+                values += [f"keeps {', '.join(keys)}"] if keys else []
+                entries.append(f"{modifier.name} ({'; '.join(values)})" if values else modifier.name)
+            found += [f"{place}: {', '.join(entries)}"] if entries else []
+        return " · ".join(found)
 
     def counts(self, group: Mapping[str, Any]) -> bool:
         """Whether the step needs to know how many steps a parameter has taken."""
@@ -277,7 +288,7 @@ def one_step(whole: Composition, h: Any, p: Number, g: Number, s: Any, t: Any) -
     )
     changes = whole.at("change")
     if changes or late:
-        u = _one_change(whole, p, changed)
+        u = called(f"{rule.__name__}.update", whole.update, lambda: _one_change(whole, p, changed))
         for modifier in changes:
             u = asked(modifier, "change", before, g, u)
         for modifier in late:

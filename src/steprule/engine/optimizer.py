@@ -128,10 +128,11 @@ class CheckedOptimizer(torch.optim.Optimizer):
             if "decoupled_weight_decay" in fields:
                 group["decoupled_weight_decay"] = decay.weight_decouple
         weight_decay.check_mode(who, group, index)
-        weight_decay.remember_lr(group)
         for name, field in fields.items():
             if name in group:
                 group[name] = field.check(who, group[name], index)
+        if index is not None:
+            weight_decay.remember_lr(who, group, index)
         if group.get("nonfinite") != "skip":
             group.pop(SKIPPED_STEPS, None)
         elif index is not None:

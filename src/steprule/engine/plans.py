@@ -27,10 +27,21 @@ class Plans:
 
     def keep(self, new: Any, group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
         """Keep a plan in place of its group's last one; drop those whose groups are gone."""
-        self.plans[id(group)] = new
-        if len(self.plans) > len(groups):
-            present = set(map(id, groups))
-            self.plans = {key: plan for key, plan in self.plans.items() if key in present}
+        self.plans = _with(self.plans, new, group, groups)
+
+    def settle(self, new: Any, group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
+        """The same for what a group's options decide."""
+        self.settled = _with(self.settled, new, group, groups)
+
+
+def _with(
+    kept: dict[int, Any], new: Any, group: dict[str, Any], groups: Sequence[dict[str, Any]]
+) -> dict[int, Any]:
+    kept[id(group)] = new
+    if len(kept) <= len(groups):
+        return kept
+    present = set(map(id, groups))
+    return {key: value for key, value in kept.items() if key in present}
 
 
 _plans: WeakKeyDictionary[Any, Plans] = WeakKeyDictionary()

@@ -35,7 +35,7 @@ from steprule.engine import (
     usable,
     weight_decay,
 )
-from steprule.engine.composition import PLACES, Composition, Update, composed
+from steprule.engine.composition import PEAK_LR, Composition, Update, composed
 from steprule.engine.fields import FLAGS, OPTIONS, make_step_counter
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.parts import Parts
@@ -127,7 +127,7 @@ class RuleOptimizer(CheckedOptimizer):
         return {
             "rule",
             evaluation.EVALUATING,
-            weight_decay.PEAK_LR,
+            PEAK_LR.name,
             *own.fields,
             *own.rule.fixed,
             *(x.key for x in own.slots.values() if x.shared),
@@ -334,14 +334,14 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _settle(self, group: dict[str, Any]) -> Settled:
         """What the group's options decide, found again only if they have changed."""
-        kept = plans.of(self).settled
-        known = kept.get(id(group))
+        own_plans = plans.of(self)
+        known = own_plans.settled.get(id(group))
         if known is None or not known.holds(group):
             own = self.composition(group)
             runner = runners.choose(own.rule, group).runner
             lasting = own.traced and runner.endswith("_kernel")
             known = Settled(group, own, runner, self.program(group) if lasting else None)
-            kept[id(group)] = known
+            own_plans.settle(known, group, self.param_groups)
         return known
 
     def _check_common(self, group: dict[str, Any]) -> None:
@@ -541,7 +541,7 @@ class RuleOptimizer(CheckedOptimizer):
         options += ["maximize"] if own.maximize else []
         choice = runners.choose(own.rule, group)
         lines = [f"runner: {choice.runner}; options: {', '.join(options) or 'none'}"]
-        lines += _modified(own, group)
+        lines += filter(None, [own.places(group)])
         lines += [f"not {runner}: {reason}" for runner, reason in choice.passed_over.items()]
         lines += effects.without_effect(self, group)
         if choice.runner.endswith("_kernel"):
@@ -570,20 +570,6 @@ def _check_tensors(who: str, group: dict[str, Any], index: int | None) -> None:
             fix = f"Give {name} as a float, or leave foreach out."
             asked = "capturable=False and foreach=True"
             raise errors.contradiction(who, f"{name} as a Tensor", asked, fix)
-
-
-def _modified(own: Composition, group: Mapping[str, Any]) -> list[str]:
-    """What the modifiers do, place by place in the order in which they run."""
-    found: list[str] = []
-    for place in PLACES:
-        entries: list[str] = []
-        for modifier in own.at(place):
-            values = [f"{name} {group[f'{modifier.name}.{name}']}" for name in modifier.fields]
-            keys = [f"{modifier.name}.{slot.key}" for slot in modifier.slots.values()]
-            values += [f"keeps {', '.join(keys)}"] if keys else []
-            entries.append(f"{modifier.name} ({'; '.join(values)})" if values else modifier.name)
-        found += [f"{place}: {', '.join(entries)}"] if entries else []
-    return [" · ".join(found)] if found else []
 
 
 def asks_for_storage(group: dict[str, Any]) -> bool:

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine.composition import Hyper
+from steprule.engine.composition import PEAK_LR, Hyper
 from steprule.engine.fields import Field
 from steprule.engine.reference import Eager
 from steprule.words import Number
 
-# The key of a group for the lr that it was made with.
-PEAK_LR = "peak_lr"
 # The kinds of weight decay, by mode.
 MODES: dict[str, Any] = {}
 
@@ -46,11 +44,12 @@ def check_mode(who: str, group: Mapping[str, Any], index: int | None, name: str 
         raise errors.out_of_range(who, name, mode, "one of " + ", ".join(MODES), index)
 
 
-def remember_lr(group: dict[str, Any]) -> None:
+def remember_lr(who: str, group: dict[str, Any], index: int) -> None:
     """Where the kind of decay needs it, keep the lr that the group was made with."""
     kind = MODES.get(group.get("weight_decay_mode", ""))
-    if kind is not None and kind.remembers_lr and "lr" in group:
-        group.setdefault(PEAK_LR, float(group["lr"]))
+    if kind is not None and kind.remembers_lr:
+        given = group.get(PEAK_LR.name, group["lr"])
+        group[PEAK_LR.name] = float(PEAK_LR.check(who, given, index))
 
 
 class WeightDecay:
