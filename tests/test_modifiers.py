@@ -214,6 +214,22 @@ def test_decay_relative_to_the_peak_and_cautious_decay(rule: str, mode: str, run
     assert other.param_groups[0].get("peak_lr") == group.get("peak_lr")
 
 
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_l2_decay_comes_after_clipping_and_decoupled_decay_before_the_change(runner: str) -> None:
+    theta, g = numbers((6, 4), torch.float64, seed=1), numbers((6, 4), torch.float64, seed=2)
+    clipped = g * min(1.0, 0.5 / float(torch.linalg.vector_norm(g)))
+    for mode, wanted in (
+        ("l2", theta - 0.1 * (clipped + 0.3 * theta)),
+        ("decoupled", theta * (1 - 0.1 * 0.3) - 0.1 * clipped),
+    ):
+        param = nn.Parameter(theta.clone())
+        param.grad = g.clone()
+        decay = steprule.WeightDecay(0.3, mode=mode)
+        clip = [steprule.GlobalNormClip(0.5)]
+        steprule.SGD([param], lr=0.1, weight_decay=decay, modifiers=clip, **RUNNERS[runner]).step()
+        torch.testing.assert_close(param.detach(), wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_every_group_has_its_own_peak() -> None:
     params = [nn.Parameter(torch.ones(2)) for _ in range(3)]
     decay = steprule.WeightDecay(0.1, mode="independent")
