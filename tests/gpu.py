@@ -17,7 +17,10 @@ from rules import Case, assert_same, flat, numbers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steprule.engine import fused, gpu_counters, gpu_launch, storage
+from steprule.engine import storage
+from steprule.engine.runners.kernels import fused
+from steprule.engine.runners.kernels.gpu import counters as gpu_counters
+from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 
 pytest.importorskip("triton", reason="Triton makes the GPU kernels, and is not installed")
 

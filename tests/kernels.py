@@ -15,7 +15,9 @@ from rules import Case, assert_same, flat
 from torch import Tensor
 
 from steprule import Elementwise, hyper, slot
-from steprule.engine import cpu_kernel, cpu_launch, reference
+from steprule.engine.runners import reference
+from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
+from steprule.engine.runners.kernels.cpu import launch as cpu_launch
 from steprule.words import atan2, becomes, larger, largest, mean, norm
 from steprule.words import where as choose
 

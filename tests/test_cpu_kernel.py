@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 import steprule
 from steprule import Elementwise, hyper, slot
-from steprule.engine import cpu_launch, fused
+from steprule.engine.runners.kernels import fused
+from steprule.engine.runners.kernels.cpu import launch as cpu_launch
 from steprule.words import clamp, exp, larger, lerp, log, sign, smaller, sqrt, where
 
 pytest.importorskip("numba", reason="the kernels are compiled by it")

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import steprule
-from steprule.engine import foreach
+from steprule.engine.runners import foreach
 
 LISTS = [case for case in CASES if case.runner == "lists"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.complex64]

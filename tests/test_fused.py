@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 import steprule
 from steprule import Elementwise, hyper
-from steprule.engine import cpu_threads, fused, kernel_cache
+from steprule.engine.runners.kernels import cache as kernel_cache
+from steprule.engine.runners.kernels import fused
+from steprule.engine.runners.kernels.cpu import threads as cpu_threads
 
 pytest.importorskip("numba", reason="the kernels are compiled by it")
 

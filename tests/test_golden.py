@@ -13,7 +13,7 @@ import torch
 from rules import LOOPS, Case
 
 import steprule
-from steprule.engine import cpu_kernel
+from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 
 GOLDEN = Path(__file__).parent / "golden" / "cpu"
 

@@ -13,7 +13,9 @@ from rules import LOOPS, Case, each, flat
 from torch import nn
 
 import steprule
-from steprule.engine import fused, gpu_launch, plans
+from steprule.engine import plans
+from steprule.engine.runners.kernels import fused
+from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 
 pytestmark = [
     pytest.mark.gpu,

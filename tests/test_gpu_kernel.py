@@ -29,8 +29,10 @@ from rules import LOOPS, Case, assert_same, each, flat, numbers, options_on
 from torch import Tensor, nn
 
 import steprule
-from steprule.engine import gpu_counters, gpu_kernel, gpu_launch
-from steprule.engine.kernel_cache import NoKernel
+from steprule.engine.runners.kernels.cache import NoKernel
+from steprule.engine.runners.kernels.gpu import counters as gpu_counters
+from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
+from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 from steprule.plain import DOUBLE_WORDS
 
 # Half precision hardly learns, and is meant here.

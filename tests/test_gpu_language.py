@@ -23,7 +23,7 @@ from gpu import DEVICE, Kernels, small_chunks
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from steprule.engine import gpu_kernel
+from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
 
 # Half precision hardly learns, and is meant here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")

@@ -14,7 +14,8 @@ from rules import assert_same, flat
 from torch import Tensor
 
 import steprule
-from steprule.engine import gpu_launch, runners
+from steprule.engine.runners import choice as runners
+from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 SHAPES = ((), (5,), (0,), (70,))

@@ -21,7 +21,10 @@ from torch import nn
 
 import steprule
 from steprule import Elementwise, hyper
-from steprule.engine import fused, gpu_kernel, gpu_launch, storage
+from steprule.engine import storage
+from steprule.engine.runners.kernels import fused
+from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
+from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 from steprule.words import larger, largest, mean, norm
 
 GOLDEN = Path(__file__).parent / "golden" / "gpu"

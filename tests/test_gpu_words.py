@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 import steprule
 from steprule import Elementwise, hyper, slot
-from steprule.engine import gpu_launch
-from steprule.engine.kernel_cache import NoKernel
+from steprule.engine.runners.kernels.cache import NoKernel
+from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 from steprule.words import clamp, exp, larger, lerp, log, sign, smaller, sqrt
 from steprule.words import where as choose
 

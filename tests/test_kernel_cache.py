@@ -15,7 +15,8 @@ import pytest
 import torch
 from processes import finish, python, started
 
-from steprule.engine import kernel_cache, kernel_compiler
+from steprule.engine.runners.kernels import cache as kernel_cache
+from steprule.engine.runners.kernels.cpu import compiler as kernel_compiler
 
 pytest.importorskip("numba", reason="the kernels are compiled by it")
 llvm = kernel_compiler.llvm
@@ -23,7 +24,7 @@ llvm = kernel_compiler.llvm
 TEXT = """
 from numpy import float32 as number
 
-from steprule.engine.cpu_words import *
+from steprule.engine.runners.kernels.cpu.words import *
 
 
 def kernel(job):
@@ -147,9 +148,9 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "operating system": lambda patch: patch.setattr(llvm, "get_default_triple", lambda: "another"),
     "numba": lambda patch: _another_version(patch, "numba"),
     "llvmlite": lambda patch: _another_version(patch, "llvmlite"),
-    "words": lambda patch: _another_text(patch, "cpu_words.py"),
+    "words": lambda patch: _another_text(patch, "words.py"),
     "storage": lambda patch: _another_text(patch, "storage.py"),
-    "compiler": lambda patch: _another_text(patch, "kernel_compiler.py"),
+    "compiler": lambda patch: _another_text(patch, "compiler.py"),
     "what a kernel is handed": lambda patch: patch.setattr(
         kernel_compiler, "JOB", (*kernel_compiler.JOB, "another")
     ),
@@ -179,10 +180,10 @@ def test_a_kernel_made_elsewhere_is_not_found(change: str, monkeypatch: pytest.M
 
 
 def test_every_module_that_a_kernel_imports_is_in_its_name() -> None:
-    """What `cpu_words` takes from modules of ours is compiled into the kernel."""
-    text = (Path(kernel_compiler.__file__).parent / "cpu_words.py").read_text(encoding="utf-8")
+    """What `cpu.words` takes from modules of ours is compiled into the kernel."""
+    text = (Path(kernel_compiler.__file__).parent / "words.py").read_text(encoding="utf-8")
     imported = re.findall(r"^(?:from|import) steprule\S*(?: import (\w+))?", text, re.MULTILINE)
-    assert set(imported) <= {"storage", "JOB"}, "`kernel_compiler.surroundings` and CHANGES need the new one"
+    assert set(imported) <= {"storage", "JOB"}, "`compiler.surroundings` and CHANGES need the new one"
 
 
 def test_threads_that_want_one_kernel_get_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +223,7 @@ def test_processes_that_compile_at_once(tmp_path: Path) -> None:
 def test_a_process_killed_while_it_compiles_leaves_nothing_half_written(tmp_path: Path) -> None:
     slowly = STEP.replace(
         "param =",
-        "from steprule.engine import kernel_compiler as c\n"
+        "from steprule.engine.runners.kernels.cpu import compiler as c\n"
         "link = c.machine_code\n"
         "c.machine_code = lambda *x: (link(*x), print('compiled', flush=True), input())[0]\n"
         "param =",
@@ -315,7 +316,7 @@ print("done")
 # Another thread holds a lock when the process forks: of its plans in the middle of a step, or of the cache.
 FORK_WHILE_LOCKED = """
 import os, signal, sys, threading, numpy, torch, steprule
-from steprule.engine import fused, kernel_cache
+from steprule.engine.runners.kernels import fused, cache as kernel_cache
 
 torch.set_num_threads(1)
 
@@ -379,7 +380,7 @@ def test_a_fork_while_another_thread_holds_a_lock(lock: str) -> None:
 
 
 def test_threads_are_not_used_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    from steprule.engine import cpu_threads
+    from steprule.engine.runners.kernels.cpu import threads as cpu_threads
 
     monkeypatch.setattr(cpu_threads, "_forked", True)
     assert cpu_threads.threads(1 << 30) == 1

@@ -16,7 +16,7 @@ from torch import nn
 
 from steprule import Elementwise, decay, hyper, slot
 from steprule.declare import parameter
-from steprule.engine import runners
+from steprule.engine.runners import choice as runners
 from steprule.words import ema, larger, largest, mean, norm, smaller, sqrt, total, where
 
 SHAPES = [[(3, 4), (50, 7)], [(17,), ()]]
@@ -337,7 +337,7 @@ def test_sums_over_a_tensor_stay_on_the_device(
 
 
 def test_a_graph_refuses_sums_over_parameters(on_a_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from steprule.engine import gpu_launch
+    from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 
     optimizer = advance(made(Clipped, capturable=True), 0, 1)
     kept = snapshot(optimizer)

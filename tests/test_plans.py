@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import steprule
 from steprule.engine import plans
-from steprule.engine.forms import Forms
+from steprule.engine.runners.kernels.forms import Forms
 
 pytest.importorskip("numba", reason="the kernels are compiled by it")
 
@@ -143,7 +143,7 @@ def test_the_form_of_a_tensor_is_compared_with_and_without_torchs_guard(
 ) -> None:
     for without in (False, True):
         if without:
-            monkeypatch.setattr("steprule.engine.forms._guard", lambda tensors: None)
+            monkeypatch.setattr("steprule.engine.runners.kernels.forms._guard", lambda tensors: None)
         for change in (*CHANGES, lambda x: x.view(2, 8), lambda x: x.to("meta"), nn.Parameter):
             tensor = torch.zeros(4, 4)
             forms = Forms([tensor, torch.ones(3)])

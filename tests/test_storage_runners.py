@@ -14,7 +14,8 @@ from processes import python
 from rules import CASES, LOOPS, SWITCHES, Case, assert_same, can_store, each, flat, numbers
 from torch import nn
 
-from steprule.engine import cpu_launch, storage
+from steprule.engine import storage
+from steprule.engine.runners.kernels.cpu import launch as cpu_launch
 
 # Updates that round away in 16 bits do not matter in these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")

@@ -52,9 +52,9 @@ from steprule.elementwise.sophia import Sophia as Sophia
 from steprule.elementwise.sparse_adam import SparseAdam as SparseAdam
 from steprule.elementwise.stableadamw import StableAdamW as StableAdamW
 from steprule.elementwise.yogi import Yogi as Yogi
-from steprule.engine.checkpoint_file import load_checkpoint as load_checkpoint
-from steprule.engine.checkpoint_file import save_checkpoint as save_checkpoint
-from steprule.engine.load_report import LoadReport as LoadReport
+from steprule.engine.checkpoint.file import load_checkpoint as load_checkpoint
+from steprule.engine.checkpoint.file import save_checkpoint as save_checkpoint
+from steprule.engine.checkpoint.report import LoadReport as LoadReport
 from steprule.engine.memory import MemoryReport as MemoryReport
 from steprule.engine.memory import memory_report as memory_report
 from steprule.engine.optimizer import explain as explain

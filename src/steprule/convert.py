@@ -10,8 +10,9 @@ from torch import Tensor
 
 from steprule import errors
 from steprule.catalogue import catalogue
-from steprule.engine import for_torch, storage
-from steprule.engine.for_torch import ConversionReport
+from steprule.engine import storage
+from steprule.engine.checkpoint import for_torch
+from steprule.engine.checkpoint.for_torch import ConversionReport
 
 __all__ = ["ConversionReport", "convert_state"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from steprule import errors, rule_errors
 from steprule.engine.fields import Field, Slot
 from steprule.engine.optimizer import CheckedOptimizer
-from steprule.engine.phases import Part
+from steprule.engine.program.phases import Part
 from steprule.engine.weight_decay import WeightDecay
 from steprule.engine.written import called
 

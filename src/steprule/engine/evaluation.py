@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.engine import plans, reference, storage
+from steprule.engine import plans, storage
 from steprule.engine.composition import Composition
+from steprule.engine.runners import reference
 
 # The key of a group that is in evaluation, and that of the weights which its parameters have set aside.
 EVALUATING = "evaluating"

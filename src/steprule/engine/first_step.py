@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steprule import errors
 from steprule.engine import storage
-from steprule.engine.forms import has_elements
+from steprule.engine.runners.kernels.forms import has_elements
 
 SAMPLE = 1 << 16
 TOO_MANY = 0.5

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule import errors
-from steprule.engine import foreach, runners, storage
-from steprule.engine.checkpoint import tensors_in
+from steprule.engine import storage
+from steprule.engine.checkpoint.state_dicts import tensors_in
 from steprule.engine.fields import Slot
 from steprule.engine.optimizer import CheckedOptimizer
-from steprule.engine.reference import compute_dtype
 from steprule.engine.rule import RuleOptimizer
+from steprule.engine.runners import choice, foreach
+from steprule.engine.runners.reference import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _torch_size(slots: dict[str, Slot], key: str, kept: Tensor, param: Tensor) -
 
 def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Tensor]) -> int:
     """The most bytes of temporaries at any time, for the runner that will be used."""
-    runner = runners.choose(optimizer.rule_of(group), group).runner
+    runner = choice.choose(optimizer.rule_of(group), group).runner
     if runner.endswith("kernel") or not params:
         return 0
     largest = max(p.numel() * compute_dtype(p).itemsize for p in params)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from steprule import errors
+from steprule.engine.checkpoint.matching import Place, own_places
 from steprule.engine.fields import SKIPPED_STEPS
-from steprule.engine.matching import Place, own_places
 
 
 def allow_step(optimizer: Any, count: bool = True) -> bool:

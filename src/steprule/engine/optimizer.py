@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from steprule import errors, rule_errors
-from steprule.engine import checkpoint, group_keys, moving, nonfinite, phases, plans, storage, weight_decay
+from steprule.engine import group_keys, moving, nonfinite, plans, storage, weight_decay
+from steprule.engine.checkpoint import state_dicts
+from steprule.engine.checkpoint.report import LoadReport
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
-from steprule.engine.load_report import LoadReport
-from steprule.engine.phases import Part
+from steprule.engine.program import phases
+from steprule.engine.program.phases import Part
 from steprule.engine.weight_decay import WeightDecay
 
 
@@ -359,7 +361,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        packed: Any = checkpoint.pack(self)
+        packed: Any = state_dicts.pack(self)
         for after in self._optimizer_state_dict_post_hooks.values():
             changed = after(self, packed)
             packed = packed if changed is None else changed
@@ -394,7 +396,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        loaded, report = checkpoint.fit(self, state_dict, strict, hyperparams)
+        loaded, report = state_dicts.fit(self, state_dict, strict, hyperparams)
         if report.renamed:
             first = report.renamed[0]
             message = errors.loaded_by_position(type(self).__name__, first.saved, first.current)
@@ -489,7 +491,7 @@ def _elements(params: list[Tensor]) -> str:
 
 
 def _state_bytes(state: dict[str, Any]) -> int:
-    return sum(x.numel() * x.element_size() for x in checkpoint.tensors_in(state))
+    return sum(x.numel() * x.element_size() for x in state_dicts.tensors_in(state))
 
 
 def _as_groups(who: str, params: Any) -> Any:

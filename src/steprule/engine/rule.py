@@ -19,28 +19,25 @@ from steprule.engine import (
     effects,
     evaluation,
     first_step,
-    foreach,
-    forms,
     gradients,
     group_keys,
     measured,
-    phases,
     plans,
-    program,
-    reference,
-    restored,
-    runners,
-    sparse,
     storage,
     usable,
     weight_decay,
 )
+from steprule.engine.checkpoint import restored
 from steprule.engine.composition import PEAK_LR, Composition, Update, composed
 from steprule.engine.fields import FLAGS, OPTIONS, make_step_counter
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.parts import Parts
-from steprule.engine.phases import Part
-from steprule.engine.reference import Work
+from steprule.engine.program import phases
+from steprule.engine.program.phases import Part
+from steprule.engine.program.trace import Program, static_key, trace
+from steprule.engine.runners import choice, foreach, reference, sparse
+from steprule.engine.runners.kernels import forms
+from steprule.engine.runners.reference import Work
 from steprule.engine.settled import Settled
 
 _own_noise = cast(Any, torch.random).fork_rng
@@ -117,9 +114,9 @@ class RuleOptimizer(CheckedOptimizer):
         """How messages call the rule of a group."""
         return self.rule_of(group).__name__
 
-    def program(self, group: Mapping[str, Any]) -> program.Program:
+    def program(self, group: Mapping[str, Any]) -> Program:
         """The traced step of this group."""
-        return program.trace(self.composition(group), group)
+        return trace(self.composition(group), group)
 
     def known_keys(self, group: Mapping[str, Any]) -> set[str]:
         """The keys of a group that are not notes of the user's."""
@@ -279,7 +276,7 @@ class RuleOptimizer(CheckedOptimizer):
         own = self.composition(group)
         if "step" not in there and own.counts(group):
             # torch counts SparseAdam's steps in a plain int, and cannot continue from a tensor bit for bit.
-            device = param.device if runners.counts_on_device(group) else "cpu"
+            device = param.device if choice.counts_on_device(group) else "cpu"
             new["step"] = 0 if own.rule.gradients == "rows only" else make_step_counter(device)
         for slot in own.slots.values():
             if not storage.holds(there, slot.key) and slot.exists(group):
@@ -322,7 +319,7 @@ class RuleOptimizer(CheckedOptimizer):
         if settled.composition.shares_all:
             self._check_common(group)
         if settled.program is not None and settled.runner.endswith("_kernel"):
-            from steprule.engine import fused  # what its kernels need is optional
+            from steprule.engine.runners.kernels import fused  # what its kernels need is optional
 
             parts, left = fused.prepare(self, group, settled.program, after)
             if left and group.get("fused"):
@@ -338,7 +335,7 @@ class RuleOptimizer(CheckedOptimizer):
         known = own_plans.settled.get(id(group))
         if known is None or not known.holds(group):
             own = self.composition(group)
-            runner = runners.choose(own.rule, group).runner
+            runner = choice.choose(own.rule, group).runner
             lasting = own.traced and runner.endswith("_kernel")
             known = Settled(group, own, runner, self.program(group) if lasting else None)
             own_plans.settle(known, group, self.param_groups)
@@ -450,7 +447,7 @@ class RuleOptimizer(CheckedOptimizer):
         """Whether `step` itself unscales gradients and skips steps; gradient scalers look for this name."""
         groups = self.param_groups
         asked = bool(groups) and all(group.get("fused") for group in groups)
-        return asked and all(runners.choose(self.rule_of(x), x).runner == "gpu_kernel" for x in groups)
+        return asked and all(choice.choose(self.rule_of(x), x).runner == "gpu_kernel" for x in groups)
 
     def _prepare_alone(self, params: list[Tensor], group: dict[str, Any], after: dict[str, float]) -> Part:
         """A step of these parameters by the reference, one after the other."""
@@ -490,7 +487,7 @@ class RuleOptimizer(CheckedOptimizer):
         """
         own = self.composition(group)
         types: list[Any] = [type(cast(object, group.get(name))) for name in own.fields]
-        options = (id(group), own, program.static_key(own.fields, group), *types)
+        options = (id(group), own, static_key(own.fields, group), *types)
         keys: list[list[Any]] = []
         for param, gradient, state in work:
             tensors = [x for x in (param, gradient, *state.values()) if isinstance(x, Tensor)]
@@ -539,13 +536,13 @@ class RuleOptimizer(CheckedOptimizer):
         own = self.composition(group)
         options = [f"{own.decay.mode} weight decay"] if own.decay else []
         options += ["maximize"] if own.maximize else []
-        choice = runners.choose(own.rule, group)
-        lines = [f"runner: {choice.runner}; options: {', '.join(options) or 'none'}"]
+        chosen = choice.choose(own.rule, group)
+        lines = [f"runner: {chosen.runner}; options: {', '.join(options) or 'none'}"]
         lines += filter(None, [own.places(group)])
-        lines += [f"not {runner}: {reason}" for runner, reason in choice.passed_over.items()]
+        lines += [f"not {runner}: {reason}" for runner, reason in chosen.passed_over.items()]
         lines += effects.without_effect(self, group)
-        if choice.runner.endswith("_kernel"):
-            from steprule.engine import fused
+        if chosen.runner.endswith("_kernel"):
+            from steprule.engine.runners.kernels import fused
 
             lines += fused.explain(self, group)
         return lines

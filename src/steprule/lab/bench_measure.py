@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steprule.engine import runners
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.rule import RuleOptimizer
+from steprule.engine.runners import choice
 from steprule.lab.bench_models import mlp
 from steprule.lab.errors import LabError
 
@@ -90,7 +90,7 @@ def runner_of(optimizer: Optimizer) -> str:
     """Which runner steps the optimizer's first group."""
     if not isinstance(optimizer, RuleOptimizer):
         return "its own"
-    return runners.choose(type(optimizer), optimizer.param_groups[0]).runner
+    return choice.choose(type(optimizer), optimizer.param_groups[0]).runner
 
 
 def rehearse(rule: Rule, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from steprule.engine.checkpoint_file import TEMPORARY, replace_file, save_checkpoint
+from steprule.engine.checkpoint.file import TEMPORARY, replace_file, save_checkpoint
 from steprule.lab.errors import LabError
 from steprule.lab.optimizer_classes import optimizer_label
 

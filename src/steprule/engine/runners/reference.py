@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from steprule import rule_errors
-from steprule.engine import phases, storage, sums
+from steprule.engine import storage
 from steprule.engine.composition import Composition, Hyper, Slots, one_step, weights
 from steprule.engine.fields import Slot, make_step_counter, scalar_dtype
+from steprule.engine.program import phases, sums
 from steprule.plain import Double
 from steprule.words import Number
 

@@ -103,7 +103,7 @@ def _no_kernel(kernel: str, params: list[Tensor]) -> str | None:
         return None if _installed("numba") else "numba is not installed (pip install 'steprule[cpu]')"
     if not _installed("numpy"):
         return "numpy is not installed (pip install numpy)"
-    from steprule.engine import gpu_launch  # numpy is optional
+    from steprule.engine.runners.kernels.gpu import launch as gpu_launch  # numpy is optional
 
     return gpu_launch.missing(_device(params))
 

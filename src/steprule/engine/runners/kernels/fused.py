@@ -18,14 +18,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import cpu_kernel, cpu_launch, phases, plans, runners, storage, sums
-from steprule.engine.counters import KINDS, Counters, Keys, keys_of
+from steprule.engine import plans, storage
 from steprule.engine.fields import Field
-from steprule.engine.forms import Forms
-from steprule.engine.kernel_cache import NoKernel
-from steprule.engine.phases import Going, Part
-from steprule.engine.program import Program
-from steprule.engine.sums import Partial
+from steprule.engine.program import phases, sums
+from steprule.engine.program.phases import Going, Part
+from steprule.engine.program.sums import Partial
+from steprule.engine.program.trace import Program
+from steprule.engine.runners import choice
+from steprule.engine.runners.kernels.cache import NoKernel
+from steprule.engine.runners.kernels.counters import KINDS, Counters, Keys, keys_of
+from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
+from steprule.engine.runners.kernels.cpu import launch as cpu_launch
+from steprule.engine.runners.kernels.forms import Forms
 
 _OWN_DISPATCH = cast(Any, Tensor).__torch_dispatch__
 PLAIN = {Tensor, torch.nn.Parameter}
@@ -222,7 +226,7 @@ def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
 def _counts_on_device(program: Program, group: dict[str, Any]) -> bool:
     """Whether what is kept once per tensor is on the device: if asked for, or if it is made of sums there."""
     own = {letter for letter, slot in program.scalar_slots.items() if slot.per_tensor}
-    return runners.counts_on_device(group) or any(own & set(stage.slots) for stage in program.scalars[1:])
+    return choice.counts_on_device(group) or any(own & set(stage.slots) for stage in program.scalars[1:])
 
 
 def _wrapped(tensor: Tensor) -> bool:
@@ -475,13 +479,14 @@ class Batch:
         """The launch on the device of these tensors, and where their counts and keys are kept."""
         counts = [[state[key] for state in states] for key in self.counted]
         given = program, len(states), self.counted, counts
-        if runners.kernel_for(self.device) == "cpu_kernel":
+        if choice.kernel_for(self.device) == "cpu_kernel":
             self.launch = cpu_launch.Launch(program, dtypes, self.lengths)
             keys = [key for key in storage.KEYS if key in states[0]]
             self.rounding = Keys([[state[key] for state in states] for key in keys])
             self.counters = Counters(*given)
             return
-        from steprule.engine import gpu_counters, gpu_launch
+        from steprule.engine.runners.kernels.gpu import counters as gpu_counters
+        from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 
         self.launch = gpu_launch.Launch(program, dtypes, self.lengths, self.device)
         self.rounding = gpu_counters.DeviceKeys(states, self.device)

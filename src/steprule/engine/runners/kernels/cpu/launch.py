@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from steprule.engine import cpu_kernel, cpu_threads, kernel_cache, storage
-from steprule.engine.program import Program
+from steprule.engine import storage
+from steprule.engine.program.trace import Program
+from steprule.engine.runners.kernels import cache as kernel_cache
+from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
+from steprule.engine.runners.kernels.cpu import threads as cpu_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # slow to import
@@ -26,7 +29,7 @@ CHUNK_COST = 256
 class Launch:
     """One program over tensors of these lengths and dtypes, ready to run.
 
-    dtypes: of 'p', 'g' and every slot letter, and of what is stored with them (see `cpu_kernel.sources`).
+    dtypes: of 'p', 'g' and every slot letter, and of what is stored with them (see `cpu.kernel.sources`).
     lengths: the number of elements of each tensor.
     """
 

@@ -7,7 +7,7 @@ rounded once, to nearest with ties to even, when they are stored.
 A pass has two functions: `entries` does the work for one block of elements, `kernel` goes through one chunk of
 one tensor. Full blocks are not masked, so that every thread loads and stores 16 bytes at a time. If a pass has
 reductions, `combine` adds up the results of each tensor's chunks, always in the same order. Words that Triton
-lacks are functions of `gpu_words`.
+lacks are functions of `gpu.words`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from steprule.engine.cpu_kernel import CODED, DTYPES, STORAGE, Source, arrays_of, noisy
-from steprule.engine.program import Instruction, Operand, Pass, Program, Register
+from steprule.engine.program.trace import Instruction, Operand, Pass, Program, Register
+from steprule.engine.runners.kernels.cpu.kernel import CODED, DTYPES, STORAGE, Source, arrays_of, noisy
 
 # What each word becomes; the operands' texts are filled in. `-x` would be `0 - x` in Triton and lose the sign
 # of zero.
@@ -114,7 +114,7 @@ def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]
     """The kernels of a program, one per pass.
 
     dtypes: of 'p', 'g' and every slot letter of the program, and of what is stored with them (see
-    `cpu_kernel.sources`).
+    `cpu.kernel.sources`).
     """
     printed: list[Source] = []
     sweeps = program.passes
@@ -147,7 +147,8 @@ class _Printer:
     def text(self, title: str) -> str:
         """The whole source."""
         head = f'"""{title}; written by steprule.\n\n{self.program}\n"""\n\n'
-        head += "import triton\nimport triton.language as tl\n\nfrom steprule.engine.gpu_words import *\n\n"
+        head += "import triton\nimport triton.language as tl\n\n"
+        head += "from steprule.engine.runners.kernels.gpu.words import *\n\n"
         head += f"number = tl.constexpr({self.number})\n\n"
         functions = [self._entries(), self._kernel()]
         functions += [self._combine()] if self.totals else []

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule import errors
-from steprule.engine import matching, moving, origin, restored, storage
+from steprule.engine import moving, storage
+from steprule.engine.checkpoint import matching, origin, restored
+from steprule.engine.checkpoint.groups import Resumed, chooser
+from steprule.engine.checkpoint.report import Change, LoadReport
 from steprule.engine.evaluation import ASIDE
 from steprule.engine.fields import Slot, scalar_dtype
-from steprule.engine.load_report import Change, LoadReport
 from steprule.engine.nonfinite import all_finite
-from steprule.engine.resumed_groups import Resumed, chooser
 
 Dict = dict[str, Any]
 CODES = (torch.int8, torch.uint8)

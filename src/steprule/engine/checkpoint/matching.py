@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule import errors
-from steprule.engine.load_report import quoted
+from steprule.engine.checkpoint.report import quoted
 
 SHAPES = "param_shapes"
 # What wrapped modules call the module inside: DataParallel, DDP, DeepSpeed and averaged models, torch.compile,

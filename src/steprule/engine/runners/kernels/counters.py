@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steprule.engine import storage
 from steprule.engine.fields import scalar_dtype
-from steprule.engine.program import Program
+from steprule.engine.program.trace import Program
 from steprule.plain import DOUBLE_WORDS
 
 KINDS = {torch.float32: "f", torch.float64: "d"}

@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from steprule.engine import storage
-from steprule.engine.cpu_threads import JOB
+from steprule.engine.runners.kernels.cpu.threads import JOB
 
 INT16, INT32, INT64 = (ir.IntType(bits) for bits in (16, 32, 64))
 

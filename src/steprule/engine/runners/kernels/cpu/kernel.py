@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from steprule.engine import storage
-from steprule.engine.program import Instruction, Operand, Pass, Program, Register
+from steprule.engine.program.trace import Instruction, Operand, Pass, Program, Register
 
 DTYPES = {
     torch.float64: "float64",
@@ -149,7 +149,7 @@ class _Printer:
         """The whole source."""
         head = [f'"""{title}; written by steprule.', "", str(self.program), '"""', ""]
         head += ["from numpy import float64, inf", f"from numpy import {self.number} as number", ""]
-        head += ["from steprule.engine.cpu_words import *", "", ""]
+        head += ["from steprule.engine.runners.kernels.cpu.words import *", "", ""]
         head += [
             "def kernel(job):",
             "    for part in range(thread_number(job), shares(job), thread_count(job)):",

@@ -10,11 +10,12 @@ from typing import Any, cast
 from torch import Tensor
 
 from steprule import errors, rule_errors
-from steprule.engine import group_keys, origin
+from steprule.engine import group_keys
+from steprule.engine.checkpoint import origin
+from steprule.engine.checkpoint.matching import SHAPES, Match, Place, names_of
+from steprule.engine.checkpoint.report import Change, plain
 from steprule.engine.evaluation import EVALUATING
 from steprule.engine.fields import SKIPPED_STEPS
-from steprule.engine.load_report import Change, plain
-from steprule.engine.matching import SHAPES, Match, Place, names_of
 
 CHOICES = ("saved", "current")
 # Keys that belong to the parameters or to the group itself, not to its settings.

@@ -11,9 +11,9 @@ from torch import nn
 
 from steprule import errors
 from steprule.engine import storage
+from steprule.engine.checkpoint.matching import SHAPES
+from steprule.engine.checkpoint.report import as_table
 from steprule.engine.fields import SKIPPED_STEPS
-from steprule.engine.load_report import as_table
-from steprule.engine.matching import SHAPES
 
 # Switches that have no effect on results, and group keys that torch's classes do not have.
 RUNNERS = ("foreach", "fused", "capturable", "differentiable")

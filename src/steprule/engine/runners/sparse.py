@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule.engine import reference
 from steprule.engine.composition import Composition
+from steprule.engine.runners import reference
 
 
 def run(

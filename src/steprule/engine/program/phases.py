@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from steprule.engine import sums
-from steprule.engine.program import Program, Reduction
-from steprule.engine.sums import Partial
+from steprule.engine.program import sums
+from steprule.engine.program.sums import Partial
+from steprule.engine.program.trace import Program, Reduction
 
 # What a part asks for: for each key a word and the part's own share of it. It is sent what they come to.
 Asked = Mapping[Any, tuple[str, Partial]]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from steprule.engine import storage
-from steprule.engine.counters import Counters, keys_of
-from steprule.engine.program import Program
+from steprule.engine.program.trace import Program
+from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.plain import DOUBLE_WORDS, SCALAR_WORDS
 
 

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import llvmlite.binding as llvm
 
-from steprule.engine.cpu_threads import JOB
+from steprule.engine import storage
+from steprule.engine.runners.kernels.cpu.threads import JOB
 
 ENTRY = "steprule_kernel"
 
@@ -34,7 +35,8 @@ def machine() -> Any:
 def surroundings() -> str:
     """Everything besides its text that a kernel's machine code depends on."""
     here = Path(__file__)
-    texts = b"".join((here.parent / name).read_bytes() for name in (here.name, "cpu_words.py", "storage.py"))
+    files = (here, here.with_name("words.py"), Path(storage.__file__))
+    texts = b"".join(file.read_bytes() for file in files)
     parts = (
         *JOB,
         metadata.version("numba"),

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine import gpu_kernel, kernel_cache
-from steprule.engine.cpu_kernel import arrays_of
-from steprule.engine.kernel_cache import NoKernel
-from steprule.engine.program import Program
+from steprule.engine.program.trace import Program
+from steprule.engine.runners.kernels import cache as kernel_cache
+from steprule.engine.runners.kernels.cache import NoKernel
+from steprule.engine.runners.kernels.cpu.kernel import arrays_of
+from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
 
 # How many elements one program of the launch processes, and how many it holds in registers at a time.
 CHUNK = 1 << 13
@@ -38,7 +39,7 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 class Launch:
     """One program over tensors of these lengths and dtypes on one device, ready to run.
 
-    dtypes: of 'p', 'g' and every slot letter, and of what is stored with them (see `cpu_kernel.sources`).
+    dtypes: of 'p', 'g' and every slot letter, and of what is stored with them (see `cpu.kernel.sources`).
     lengths: the number of elements of each tensor.
 
     Raises: NoKernel if it cannot be compiled here.

@@ -180,7 +180,7 @@ def store_codes(codes, scales, first, lanes, inside, x, noise, KIND: tl.constexp
         code = code | ((bits_of(x) >> 31) << 7)
     there = None
     if inside is not None:
-        there = tl.max(tl.reshape(inside.to(tl.int32), (rows, SHARING)), 1) > 0
+        there = tl.max(tl.reshape(inside.to(tl.int32), (rows, SHARING)), 1) != 0
     blocks = first // SHARING + tl.arange(0, rows)
     tl.store(scales + blocks, float_of(exponent) + (top - top), there)
     tl.store(codes + first + lanes, code.to(codes.dtype.element_ty), inside)

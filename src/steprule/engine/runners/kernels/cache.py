@@ -37,7 +37,7 @@ class NoKernel(RuntimeError):
 def address_of(name: str, text: str) -> int:
     """The address of the compiled kernel, which is a C function void(int64).
 
-    name: the start of the file names. text: the kernel's source, as `cpu_kernel` writes it.
+    name: the start of the file names. text: the kernel's source, as `cpu.kernel` writes it.
 
     Raises: NoKernel if it cannot be compiled here. Later calls raise the same error without trying again.
     """
@@ -60,13 +60,13 @@ def source_of(name: str, text: str) -> Path | None:
 
 
 def _key(text: str) -> str:
-    from steprule.engine import kernel_compiler  # needs an optional library
+    from steprule.engine.runners.kernels.cpu import compiler as kernel_compiler  # needs an optional library
 
     return hashlib.sha256(f"{kernel_compiler.surroundings()}\n{text}".encode()).hexdigest()
 
 
 def _obtain(name: str, text: str) -> tuple[int, Any]:
-    from steprule.engine import kernel_compiler  # needs an optional library
+    from steprule.engine.runners.kernels.cpu import compiler as kernel_compiler  # needs an optional library
 
     key = _key(text)
     folder, name = cache_folder(), f"{name}-{key[:16]}"

@@ -15,11 +15,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import phases, reference, storage, sums
-from steprule.engine.phases import Going, Part
-from steprule.engine.program import Instruction, Pass, Program, Reduction, Register, Scalar, Scalars
-from steprule.engine.reference import Eager, Work, compute_dtype, real
-from steprule.engine.sums import Partial
+from steprule.engine import storage
+from steprule.engine.program import phases, sums
+from steprule.engine.program.phases import Going, Part
+from steprule.engine.program.sums import Partial
+from steprule.engine.program.trace import Instruction, Pass, Program, Reduction, Register, Scalar, Scalars
+from steprule.engine.runners import reference
+from steprule.engine.runners.reference import Eager, Work, compute_dtype, real
 from steprule.plain import Double
 
 BUCKET_BYTES = 64 * 2**20

@@ -1,0 +1,1 @@
+"""What a checkpoint holds, which of it is whose, and what loading did."""

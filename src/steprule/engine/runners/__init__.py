@@ -1,0 +1,1 @@
+"""What can run a program: the reference, lists of tensors, single rows, and kernels."""

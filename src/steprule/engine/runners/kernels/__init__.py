@@ -1,0 +1,1 @@
+"""Fused kernels: what both printers and both launches share."""
