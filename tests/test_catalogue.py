@@ -120,7 +120,7 @@ def test_what_is_created_steps() -> None:
 def test_find_takes_patterns() -> None:
     assert set(find()) == {*map(str.lower, steprule.catalogue()), *MODIFIERS}
     assert "adamax" in find("ADAMA*")
-    assert find("*clip*") == ("global_norm_clip", "update_clip")
+    assert find("*clip*") == ("global_norm_clip", "norm_clip", "update_clip", "value_clip")
     assert find("em?") == ("ema",)
     assert find("zzz") == ()
     for name in find():

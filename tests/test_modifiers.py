@@ -31,6 +31,9 @@ RUNNERS = {
 # Limits that are met now and then.
 OPTIONS: dict[str, dict[str, Any]] = {
     "GlobalNormClip": {"max_norm": 4.0},
+    "NormClip": {"max_norm": 4.0},
+    "ValueClip": {"clip_value": 0.7},
+    "GrokFast": {"decay": 0.7},
     "UpdateClip": {"max_rms": 0.7},
     "EMA": {"decay": 0.9},
     "Average": {"start": 3},
@@ -140,6 +143,11 @@ def test_on_every_rule_it_does_what_its_paper_says(name: str, modifier: str, run
 
 TOGETHER = [
     "GlobalNormClip",
+    "NormClip",
+    "ValueClip",
+    "OrthoGrad",
+    "GrokFast",
+    "Grams",
     "Cautious",
     "UpdateClip",
     "TrustRatio",
@@ -168,6 +176,20 @@ def test_several_together_act_in_order(rule: str, given: list[str], runner: str)
     assert_close(optimizer, wanted, tolerance)
     with optimizer.averaged_weights():
         assert_close(optimizer, evaluated, tolerance)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_gradient_along_the_weights_stays_as_it_is(runner: str) -> None:
+    """What rounding leaves of its orthogonal part must not be made as long as the gradient."""
+    along = numbers((20, 3), torch.float32, seed=1)
+    params = [nn.Parameter(x.clone()) for x in (*along, *along[:, 0], torch.zeros(5))]
+    wanted: list[torch.Tensor] = []
+    for place, param in enumerate(params):
+        zero = not param.detach().any()
+        param.grad = torch.arange(5.0) if zero else (0.1 + place / 7) * param.detach()
+        wanted.append(param.detach() - param.grad)
+    steprule.SGD(params, lr=1.0, modifiers=[steprule.OrthoGrad()], **RUNNERS[runner]).step()
+    assert_same([p.detach() for p in params], wanted)
 
 
 # Weight decay
@@ -254,6 +276,7 @@ def test_modes_of_decay_are_named() -> None:
 
 
 EVERYTHING = ["GlobalNormClip", "Cautious", "EMA"]
+GRADIENTS = ["ValueClip", "OrthoGrad", "NormClip", "GrokFast", "Grams"]
 
 
 def optimizer_with(given: list[str], dtype: torch.dtype = torch.float32, **options: Any) -> Any:
@@ -274,7 +297,7 @@ def advance(optimizer: Any, steps: int, first: int = 0) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "given", [EVERYTHING, ["UpdateClip", "Lookahead"], ["TrustRatio", "Average"], ["Hyperball"]]
+    "given", [EVERYTHING, ["UpdateClip", "Lookahead"], ["TrustRatio", "Average"], ["Hyperball"], GRADIENTS]
 )
 def test_every_runner_comes_to_the_same(given: list[str], dtype: torch.dtype) -> None:
     ends: dict[str, Any] = {}
@@ -426,6 +449,7 @@ def test_hyper_parameters_of_modifiers_follow_the_group() -> None:
     ("modifiers", "error", "message"),
     [
         ([3], TypeError, "3 is not a modifier"),
+        ([steprule.Grams(), steprule.Cautious()], ValueError, "Cautious does not go with Grams"),
         ([steprule.EMA(), steprule.EMA()], ValueError, "EMA is listed twice"),
         ([steprule.EMA(), steprule.Average()], ValueError, "Average does not go with EMA"),
         ([steprule.Hyperball(), steprule.TrustRatio()], ValueError, "both decide how long"),

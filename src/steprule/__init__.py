@@ -67,9 +67,14 @@ from steprule.modifiers.averages import Average as Average
 from steprule.modifiers.averages import Lookahead as Lookahead
 from steprule.modifiers.cautious import Cautious as Cautious
 from steprule.modifiers.clipping import GlobalNormClip as GlobalNormClip
+from steprule.modifiers.clipping import NormClip as NormClip
 from steprule.modifiers.clipping import UpdateClip as UpdateClip
+from steprule.modifiers.clipping import ValueClip as ValueClip
+from steprule.modifiers.grams import Grams as Grams
+from steprule.modifiers.grok_fast import GrokFast as GrokFast
 from steprule.modifiers.hyperball import Hyperball as Hyperball
 from steprule.modifiers.metrics import Metrics as Metrics
+from steprule.modifiers.ortho_grad import OrthoGrad as OrthoGrad
 from steprule.modifiers.sam import ASAM as ASAM
 from steprule.modifiers.sam import SAM as SAM
 from steprule.modifiers.schedule_free import ScheduleFree as ScheduleFree

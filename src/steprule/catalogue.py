@@ -62,8 +62,8 @@ def catalogue() -> dict[str, type[CheckedOptimizer]]:
 def modifier_catalogue() -> dict[str, type[Modifier]]:
     """All modifiers by the names that groups and `create` know them by, in alphabetical order.
 
-    >>> [name for name in modifier_catalogue() if name.endswith("clip")]
-    ['global_norm_clip', 'update_clip']
+    >>> [name for name in modifier_catalogue() if name.endswith("norm_clip")]
+    ['global_norm_clip', 'norm_clip']
     """
     found = [x for x in vars(steprule).values() if inspect.isclass(x) and issubclass(x, Modifier)]
     return {x.name: x for x in sorted(found, key=lambda x: x.name) if x is not Modifier}

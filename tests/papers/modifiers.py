@@ -38,6 +38,59 @@ class GlobalNormClip(Modifier):
         return [g * min(1.0, self.max_norm / norm) for g in gs] if norm else gs
 
 
+class NormClip(Modifier):
+    """Pascanu et al. 2013, §3.2, algorithm 1, for each tensor."""
+
+    def __init__(self, max_norm: float = 1.0):
+        self.max_norm = max_norm
+
+    def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
+        return [g * self.max_norm / np.linalg.norm(g) if np.linalg.norm(g) > self.max_norm else g for g in gs]
+
+
+class ValueClip(Modifier):
+    """Every element between -c and c."""
+
+    def __init__(self, clip_value: float = 1.0):
+        self.clip_value = clip_value
+
+    def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
+        return [np.clip(g, -self.clip_value, self.clip_value) for g in gs]
+
+
+class OrthoGrad(Modifier):
+    """Prieto et al. 2025, ⊥Grad: the part of g that is orthogonal to θ, as long as g."""
+
+    def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
+        made: Arrays = []
+        for theta, g in zip(thetas, gs, strict=True):
+            along = theta / np.linalg.norm(theta) if theta.any() else theta
+            o = g - np.sum(g * along) * along
+            parallel = np.linalg.norm(o) <= 1e-6 * np.linalg.norm(g)
+            made.append(g if parallel else o / np.linalg.norm(o) * np.linalg.norm(g))
+        return made
+
+
+class GrokFast(Modifier):
+    """Lee et al. 2024, Grokfast-EMA: the average starts as the first gradient."""
+
+    def __init__(self, decay: float = 0.98, strength: float = 2.0):
+        self.alpha, self.lamb = decay, strength
+        self.average: Arrays | None = None
+
+    def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
+        old = gs if self.average is None else self.average
+        self.average = [self.alpha * e + (1 - self.alpha) * g for e, g in zip(old, gs, strict=True)]
+        return [g + self.lamb * e for g, e in zip(gs, self.average, strict=True)]
+
+
+class Grams(Modifier):
+    """Cao et al. 2024, algorithm 1."""
+
+    def changes(self, thetas: Arrays, gs: Arrays, us: Arrays, lr: float) -> Arrays:
+        return [-np.sign(g) * np.abs(u) for u, g in zip(us, gs, strict=True)]
+
+
 class Cautious(Modifier):
     """Liang et al. 2024, algorithm 1."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from steprule.declare import Modifier, hyper, slot
-from steprule.words import Number, larger, mean, norm, smaller, sqrt
+from steprule.words import Number, clamp, larger, mean, norm, smaller, sqrt
 
 
 class GlobalNormClip(Modifier):
@@ -30,6 +30,47 @@ class GlobalNormClip(Modifier):
     def gradient(h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
         s.norm = norm(g, over="all")
         return g * smaller(1.0, h.max_norm / s.norm)
+
+
+class NormClip(Modifier):
+    """Scale the gradient of a tensor down if its norm is above a limit.
+
+    When: a few tensors have gradients so large that a common limit, as in GlobalNormClip, would slow down all
+    others.
+
+        g ← g · min(1, c/‖g‖)         ‖g‖ over the tensor
+
+    State: none.
+    Source: Pascanu, Mikolov, Bengio 2013, "On the difficulty of training recurrent neural networks", §3.2,
+    https://arxiv.org/abs/1211.5063
+    """
+
+    max_norm: float = hyper(default=1.0, above=0, meaning="c, the largest norm that is left as it is")
+
+    @staticmethod
+    def gradient(h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
+        return g * smaller(1.0, h.max_norm / norm(g))
+
+
+class ValueClip(Modifier):
+    """Limit every element of the gradient.
+
+    When: in place of torch.nn.utils.clip_grad_value_ before the step. A limit for the norm keeps the direction
+    of the gradient; this does not. It changes nothing if a rule takes the sign of the gradient alone, as Signum
+    does with momentum=0.
+
+        g ← max(-c, min(g, c))
+
+    State: none.
+    Source: Mikolov 2012, "Statistical Language Models Based on Neural Networks" (thesis), as told by Pascanu,
+    Mikolov, Bengio 2013, §3.2, https://arxiv.org/abs/1211.5063
+    """
+
+    clip_value: float = hyper(default=1.0, above=0, meaning="c, the largest size of an element")
+
+    @staticmethod
+    def gradient(h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
+        return clamp(g, -h.clip_value, h.clip_value)
 
 
 class UpdateClip(Modifier):
