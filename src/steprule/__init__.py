@@ -58,6 +58,8 @@ from steprule.engine.checkpoint.report import LoadReport as LoadReport
 from steprule.engine.memory import MemoryReport as MemoryReport
 from steprule.engine.memory import memory_report as memory_report
 from steprule.engine.optimizer import explain as explain
+from steprule.groups import Audit as Audit
+from steprule.groups import audit as audit
 from steprule.groups import split as split
 from steprule.matrix.adafactor import Adafactor as Adafactor
 from steprule.matrix.muon import Muon as Muon

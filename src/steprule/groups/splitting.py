@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from steprule import errors, rule_errors
+from steprule import errors, group_errors
 from steprule.engine.parts import is_rule
 
 Choice = Literal["matrix", "rest"]
@@ -54,7 +54,7 @@ def split(
     the weights would go to `rest` because nothing says what they are.
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise rule_errors.split_without_module(type(model).__name__)
+        raise group_errors.split_without_module(type(model).__name__)
     _check_rule("matrix", matrix)
     _check_rule("rest", rest)
     placed = _placed(model, dict(where or {}))
@@ -64,7 +64,7 @@ def split(
     guessed = [x for x in placed if x.reason == _UNKNOWN]
     lazy = any(is_lazy(x.param) for x in guessed)
     if lazy or sum(_size(x.param) for x in guessed) > LEAST * max(1, weights):
-        raise rule_errors.split_misses_most([x.name for x in guessed], taken, weights)
+        raise group_errors.split_misses_most([x.name for x in guessed], taken, weights)
     rules: dict[Choice, tuple[Any, Mapping[str, Any]]] = {"matrix": matrix, "rest": rest}
     groups = [
         {"name": choice, **options, "params": named, "rule": rule}
@@ -82,10 +82,10 @@ def _check_rule(choice: Choice, given: Any) -> None:
     pair = cast("tuple[Any, ...]", given if isinstance(given, tuple) else ())
     options: Any = pair[1] if len(pair) == 2 else None
     if not (isinstance(options, Mapping) and is_rule(pair[0])):
-        raise rule_errors.split_without_rule(choice, cast(object, given))
+        raise group_errors.split_without_rule(choice, cast(object, given))
     for key in ("params", "rule"):
         if key in options:
-            raise rule_errors.split_decides(choice, key)
+            raise group_errors.split_decides(choice, key)
 
 
 def _size(param: Tensor) -> int:
@@ -124,10 +124,10 @@ def _check_patterns(where: Mapping[str, Choice], names: list[str]) -> None:
             raise errors.out_of_range("split", f"where['{pattern}']", choice, "'matrix' or 'rest'")
         matched = _matching(pattern, names)
         if not matched:
-            raise rule_errors.pattern_matches_nothing("split", pattern, names)
+            raise group_errors.pattern_matches_nothing("split", pattern, names)
         if not set(matched) & set(left):
             before = [x for x in list(where)[:place] if set(_matching(x, names)) & set(matched)]
-            raise rule_errors.pattern_comes_too_late("split", pattern, before)
+            raise group_errors.pattern_comes_too_late("split", pattern, before)
         left = [name for name in left if name not in matched]
 
 

@@ -1,0 +1,5 @@
+"""Parameter groups by what the parameters are in their modules, and whether they hold the whole model."""
+
+from steprule.groups.auditing import Audit as Audit
+from steprule.groups.auditing import audit as audit
+from steprule.groups.splitting import split as split
