@@ -39,6 +39,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Average": {"start": 3},
     "Lookahead": {"every": 3, "step_back": 0.4},
     "Cautious": {"floor": 0.5},
+    "OuterNesterov": {"every": 3},
+    "RadialBrake": {"growth": 0.3},
+    "ToStart": {"strength": 0.5},
 }
 # SAM and ASAM need the loss twice: tests/test_sam.py.
 MODIFIERS = {x.__name__: x for x in steprule.modifier_catalogue().values() if not hasattr(x, "climb")}
@@ -107,11 +110,15 @@ def trained(
         optimizer.step()
         for modifier in wanted:
             gs = modifier.gradients(thetas, gs)
-        ended = [paper.step(x, g, s, t, **fixed) for x, g, s in zip(thetas, gs, states, strict=True)]
-        us = [new - old for new, old in zip(ended, thetas, strict=True)]
+        moved = thetas
+        for modifier in wanted:
+            moved = modifier.parameters(moved, lr)
+        seen = moved if rule.decays_first else thetas
+        ended = [paper.step(x, g, s, t, **fixed) for x, g, s in zip(seen, gs, states, strict=True)]
+        us = [new - old for new, old in zip(ended, seen, strict=True)]
         for modifier in wanted:
             us = modifier.changes(thetas, gs, us, lr)
-        news = [x + u for x, u in zip(thetas, us, strict=True)]
+        news = [x + u for x, u in zip(moved, us, strict=True)]
         for modifier in wanted:
             news = modifier.applied(thetas, news, lr)
         thetas = news
@@ -155,6 +162,9 @@ TOGETHER = [
     "Average",
     "Lookahead",
     "Hyperball",
+    "OuterNesterov",
+    "RadialBrake",
+    "ToStart",
 ]
 
 
@@ -276,6 +286,7 @@ def test_modes_of_decay_are_named() -> None:
 
 
 EVERYTHING = ["GlobalNormClip", "Cautious", "EMA"]
+WEIGHTS = ["ToStart", "RadialBrake", "OuterNesterov"]
 GRADIENTS = ["ValueClip", "OrthoGrad", "NormClip", "GrokFast", "Grams"]
 
 
@@ -297,7 +308,8 @@ def advance(optimizer: Any, steps: int, first: int = 0) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "given", [EVERYTHING, ["UpdateClip", "Lookahead"], ["TrustRatio", "Average"], ["Hyperball"], GRADIENTS]
+    "given",
+    [EVERYTHING, ["UpdateClip", "Lookahead"], ["TrustRatio", "Average"], ["Hyperball"], GRADIENTS, WEIGHTS],
 )
 def test_every_runner_comes_to_the_same(given: list[str], dtype: torch.dtype) -> None:
     ends: dict[str, Any] = {}
@@ -450,6 +462,14 @@ def test_hyper_parameters_of_modifiers_follow_the_group() -> None:
     [
         ([3], TypeError, "3 is not a modifier"),
         ([steprule.Grams(), steprule.Cautious()], ValueError, "Cautious does not go with Grams"),
+        ([steprule.OuterNesterov(), steprule.Lookahead()], ValueError, "both decide where the weights"),
+        ([steprule.ScheduleFree(), steprule.OuterNesterov()], ValueError, "both decide where the weights"),
+        (
+            [steprule.Hyperball(), steprule.OuterNesterov()],
+            ValueError,
+            "OuterNesterov does not go with Hyperball",
+        ),
+        ([steprule.Hyperball(), steprule.RadialBrake()], ValueError, "RadialBrake does not go with Hyperball"),
         ([steprule.EMA(), steprule.EMA()], ValueError, "EMA is listed twice"),
         ([steprule.EMA(), steprule.Average()], ValueError, "Average does not go with EMA"),
         ([steprule.Hyperball(), steprule.TrustRatio()], ValueError, "both decide how long"),
@@ -473,6 +493,10 @@ class OwnLamb(steprule.LAMB):
         (OwnLamb, steprule.TrustRatio, "TrustRatio does not go with LAMB"),
         (steprule.LARS, steprule.TrustRatio, "TrustRatio does not go with LARS"),
         (steprule.Adafactor, steprule.UpdateClip, "UpdateClip does not go with Adafactor"),
+        (steprule.ScheduleFreeAdamW, steprule.Lookahead, "Lookahead does not go with ScheduleFreeAdamW"),
+        (steprule.ScheduleFreeSGD, steprule.Hyperball, "Hyperball does not go with ScheduleFreeSGD"),
+        (steprule.ScheduleFreeRAdam, steprule.RadialBrake, "RadialBrake does not go with ScheduleFreeRAdam"),
+        (steprule.ScheduleFreeSGD, steprule.OuterNesterov, "OuterNesterov does not go with ScheduleFreeSGD"),
         (steprule.StableAdamW, steprule.UpdateClip, "UpdateClip does not go with StableAdamW"),
         *((steprule.SparseAdam, x, "does not go with SparseAdam.*whole tensors") for x in MODIFIERS.values()),
     ],

@@ -77,9 +77,12 @@ from steprule.modifiers.grok_fast import GrokFast as GrokFast
 from steprule.modifiers.hyperball import Hyperball as Hyperball
 from steprule.modifiers.metrics import Metrics as Metrics
 from steprule.modifiers.ortho_grad import OrthoGrad as OrthoGrad
+from steprule.modifiers.outer_nesterov import OuterNesterov as OuterNesterov
+from steprule.modifiers.radial_brake import RadialBrake as RadialBrake
 from steprule.modifiers.sam import ASAM as ASAM
 from steprule.modifiers.sam import SAM as SAM
 from steprule.modifiers.schedule_free import ScheduleFree as ScheduleFree
+from steprule.modifiers.to_start import ToStart as ToStart
 from steprule.modifiers.trust_ratio import TrustRatio as TrustRatio
 from steprule.template import GenericAdaptiveOptimizer as GenericAdaptiveOptimizer
 from steprule.template import WeightDecay as WeightDecay

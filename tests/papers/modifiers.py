@@ -1,7 +1,8 @@
 """What every modifier does, to lists with one array per tensor.
 
-A modifier changes the gradients, then the changes that the rule makes of them, then the new parameters; what it
-leaves alone, it returns as it got it. `evaluated` is what the weights are evaluated with.
+A modifier changes the gradients, then the parameters before the rule sees them, then the changes that the rule
+makes of them, then the new parameters; what it leaves alone, it returns as it got it. `evaluated` is what the
+weights are evaluated with.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ Arrays = list[np.ndarray]
 class Modifier:
     def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
         return gs
+
+    def parameters(self, thetas: Arrays, lr: float) -> Arrays:
+        return thetas
 
     def changes(self, thetas: Arrays, gs: Arrays, us: Arrays, lr: float) -> Arrays:
         return us
@@ -171,6 +175,54 @@ class Lookahead(Modifier):
             return news
         self.slow = [a + self.alpha * (x - a) for a, x in zip(self.slow, news, strict=True)]
         return self.slow
+
+
+class OuterNesterov(Modifier):
+    """Kallusky et al. 2025: Nesterov momentum on what k steps have changed."""
+
+    def __init__(self, every: int = 30, outer_lr: float = 0.7, momentum: float = 0.5):
+        self.every, self.eta, self.mu = every, outer_lr, momentum
+        self.steps = 0
+        self.slow: Arrays | None = None
+        self.b: Arrays = []
+
+    def applied(self, olds: Arrays, news: Arrays, lr: float) -> Arrays:
+        if self.slow is None:
+            self.slow, self.b = olds, [np.zeros_like(x) for x in olds]
+        self.steps += 1
+        if self.steps % self.every:
+            return news
+        ds = [w - x for w, x in zip(self.slow, news, strict=True)]
+        self.b = [self.mu * b + d for b, d in zip(self.b, ds, strict=True)]
+        self.slow = [w - self.eta * (self.mu * b + d) for w, b, d in zip(self.slow, self.b, ds, strict=True)]
+        return self.slow
+
+
+class RadialBrake(Modifier):
+    """The norm grows by s times what it would."""
+
+    def __init__(self, growth: float = 0.5):
+        self.s = growth
+
+    def applied(self, olds: Arrays, news: Arrays, lr: float) -> Arrays:
+        applied: Arrays = []
+        for old, new in zip(olds, news, strict=True):
+            before, after = np.linalg.norm(old), np.linalg.norm(new)
+            wanted = before + self.s * (after - before) if after > before else after
+            applied.append(new / after * wanted if after else new)
+        return applied
+
+
+class ToStart(Modifier):
+    """θ ← θ - lr·λ·(θ - θ0)."""
+
+    def __init__(self, strength: float = 0.01):
+        self.lamb = strength
+        self.start: Arrays | None = None
+
+    def parameters(self, thetas: Arrays, lr: float) -> Arrays:
+        self.start = thetas if self.start is None else self.start
+        return [x - lr * self.lamb * (x - x0) for x, x0 in zip(thetas, self.start, strict=True)]
 
 
 class Hyperball(Modifier):

@@ -80,7 +80,10 @@ class Lookahead(Modifier):
     """
 
     not_with: ClassVar[dict[str, str]] = {
-        "ScheduleFree": "both decide where the weights go on from.",
+        **dict.fromkeys(
+            ("ScheduleFree", "ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"),
+            "both decide where the weights go on from.",
+        ),
         "Hyperball": "between two points of the ball, the weights are inside of it.",
     }
 

@@ -24,7 +24,10 @@ class Hyperball(Modifier):
         "weight_decay": "the norm of every tensor stays as it is. Set weight_decay=0.",
         "TrustRatio": "both decide how long the change is.",
         "Lookahead": "between two points of the ball, the weights are inside of it.",
-        "ScheduleFree": "averages of points on a ball are inside of it.",
+        **dict.fromkeys(
+            ("ScheduleFree", "ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"),
+            "averages of points on a ball are inside of it.",
+        ),
     }
 
     radius = scalar_slot("radius")

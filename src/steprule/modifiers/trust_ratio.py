@@ -16,6 +16,7 @@ class TrustRatio(Modifier):
         u ← u · ‖θ‖ / ‖u/lr‖          unchanged where either norm is 0
 
     State: none.
+    Differs: NVIDIA's RelativeUpdate is the same, but leaves a tensor of zeros at zero.
     Source: You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
     algorithm 2, https://arxiv.org/abs/1904.00962
     """

@@ -1,0 +1,52 @@
+"""OuterNesterov."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from steprule.declare import Modifier, hyper, parameter, scalar_slot, slot
+from steprule.words import Number, where
+
+
+class OuterNesterov(Modifier):
+    """Every k steps, take the way of these steps as one gradient and step with Nesterov momentum on it.
+
+    When: pre-training of language models with AdamW or Muon; it costs no time and two copies of the weights.
+    With momentum=0 it is Lookahead.
+
+        after every k-th step:
+            d = a - θ                   a starts as the parameter
+            b ← μ·b + d
+            a ← a - η·(d + μ·b)
+            θ ← a
+
+    State: 2 values per parameter (slow, momentum_buffer), 1 per tensor (steps).
+    Source: Kallusky, Rao, Nandavanam, Shi 2025, "SNOO: Step-K Nesterov Outer Optimizer",
+    https://arxiv.org/abs/2510.15830; DiLoCo and MuLoCo do the same over several workers.
+    """
+
+    not_with: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(
+            ("ScheduleFree", "ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam", "Lookahead"),
+            "both decide where the weights go on from.",
+        ),
+        "Hyperball": "a step from one point of the ball along another step leaves it.",
+    }
+
+    every: int = hyper(default=30, at_least=1, meaning="k, the number of steps that make one gradient")
+    outer_lr: float = hyper(default=0.7, at_least=0, meaning="η, the step size of the outer step")
+    momentum: float = hyper(default=0.5, at_least=0, below=1, meaning="μ, decay of b")
+
+    slow = slot("slow", starts=parameter)
+    b = slot("momentum_buffer")
+    steps = scalar_slot("steps")
+
+    @staticmethod
+    def apply(h: Any, p: Number, new: Number, s: Any, t: Any) -> Number:
+        s.steps = s.steps + 1
+        now = s.steps % h.every == 0
+        d = s.slow - new
+        b = h.momentum * s.b + d
+        s.slow = where(now, s.slow - h.outer_lr * (d + h.momentum * b), s.slow)
+        s.b = where(now, b, s.b)
+        return where(now, s.slow, new)
