@@ -21,6 +21,7 @@ from steprule.engine import storage
 from steprule.engine.runners.kernels import fused
 from steprule.engine.runners.kernels.gpu import counters as gpu_counters
 from steprule.engine.runners.kernels.gpu import launch as gpu_launch
+from steprule.engine.runners.kernels.runner import CpuKernels, GpuKernels
 
 pytest.importorskip("triton", reason="Triton makes the GPU kernels, and is not installed")
 
@@ -48,6 +49,12 @@ def small_chunks(chunk: int = CHUNK, block: int = BLOCK) -> Iterator[None]:
             patch.setattr(interpreter.InterpreterBuilder, "create_fma", _fused_multiply_add)
             patch.setattr(interpreter, "_patch_lang", partial(_patch_once, interpreter._patch_lang))
         yield
+
+
+def pretend_a_gpu(patch: pytest.MonkeyPatch) -> None:
+    """Tensors in the memory of the host are stepped as those on a GPU are."""
+    patch.setattr(CpuKernels, "on", lambda self, device: False)
+    patch.setattr(GpuKernels, "on", lambda self, device: True)
 
 
 def _patch_once(patch_language: Any, function: Any) -> Any:

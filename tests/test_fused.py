@@ -402,7 +402,7 @@ def test_the_number_of_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.skip("no OpenMP library shared with torch")
 
     def parallel(kernel: int, job: int, number: int, flags: int) -> None:
-        place = 8 * cpu_threads.JOB.index("shares")
+        place = cpu_threads.Job.shares.offset
         asked.append((number, ctypes.c_int64.from_address(job + place).value))
         library.parallel(kernel, job, number, flags)
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import INTERPRETED, NoLooking, give, parameters
+from gpu import INTERPRETED, NoLooking, give, parameters, pretend_a_gpu
 from rules import assert_same, flat
 from torch import Tensor
 
 import steprule
-from steprule.engine.runners import choice as runners
 from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
@@ -23,7 +22,7 @@ SHAPES = ((), (5,), (0,), (70,))
 
 @pytest.fixture(autouse=True)
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runners, "kernel_for", lambda device: "gpu_kernel")
+    pretend_a_gpu(monkeypatch)
     monkeypatch.setattr(gpu_launch, "CHUNK", 64)
     monkeypatch.setattr(gpu_launch, "BLOCK", 16)
 

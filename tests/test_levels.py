@@ -16,7 +16,6 @@ from torch import nn
 
 from steprule import Elementwise, decay, hyper, slot
 from steprule.declare import parameter
-from steprule.engine.runners import choice as runners
 from steprule.words import ema, larger, largest, mean, norm, smaller, sqrt, total, where
 
 SHAPES = [[(3, 4), (50, 7)], [(17,), ()]]
@@ -191,9 +190,9 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     if torch.cuda.is_available() or os.environ.setdefault("TRITON_INTERPRET", "1") != "1":
         pytest.skip("needs TRITON_INTERPRET=1")
     pytest.importorskip("triton")
-    from gpu import small_chunks
+    from gpu import pretend_a_gpu, small_chunks
 
-    monkeypatch.setattr(runners, "kernel_for", lambda device: "gpu_kernel")
+    pretend_a_gpu(monkeypatch)
     with small_chunks():
         yield {}
 

@@ -248,6 +248,11 @@ def scalar_dtype() -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
+def counts_on_device(group: Mapping[str, Any]) -> bool:
+    """Whether step counts are on the device, where steps that are captured or may be skipped can count."""
+    return bool(group.get("capturable") or group.get("fused"))
+
+
 def make_step_counter(device: torch.device | str = "cpu") -> torch.Tensor:
     """A step count of zero; on the CPU, as in torch.optim, unless it has to be where the parameter is."""
     if str(device) == "cpu":

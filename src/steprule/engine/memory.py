@@ -166,12 +166,12 @@ def _torch_size(slots: dict[str, Slot], key: str, kept: Tensor, param: Tensor) -
 def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Tensor]) -> int:
     """The most bytes of temporaries at any time, for the runner that will be used."""
     runner = choice.choose(optimizer.rule_of(group), group).runner
-    if runner.endswith("kernel") or not params:
+    if runner.plans or not params:
         return 0
     largest = max(p.numel() * compute_dtype(p).itemsize for p in params)
     if not optimizer.rule_of(group).traced:
         return 4 * largest
-    if runner == "foreach":
+    if runner.name == "foreach":
         program = optimizer.program(group)
         half = any(p.dtype in storage.HALF for p in params)
         alive = foreach.most_alive(program, program.inputs if half else ())

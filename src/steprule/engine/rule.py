@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from types import FunctionType
 from typing import Any, ClassVar, Literal, cast
 
@@ -29,18 +28,16 @@ from steprule.engine import (
 )
 from steprule.engine.checkpoint import restored
 from steprule.engine.composition import PEAK_LR, Composition, Update, composed
-from steprule.engine.fields import FLAGS, OPTIONS, make_step_counter
+from steprule.engine.fields import FLAGS, OPTIONS, counts_on_device, make_step_counter
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.parts import Parts
-from steprule.engine.program import phases
 from steprule.engine.program.phases import Part
-from steprule.engine.program.trace import Program, static_key, trace
-from steprule.engine.runners import choice, foreach, reference, sparse
+from steprule.engine.program.trace import Program, trace
+from steprule.engine.runners import choice, one_by_one, reference
 from steprule.engine.runners.kernels import forms
 from steprule.engine.runners.reference import Work
 from steprule.engine.settled import Settled
 
-_own_noise = cast(Any, torch.random).fork_rng
 ABSENT = (None, False, "ignore")
 # What the constructor says about these goes for groups with another rule, too.
 OF_ANY_RULE = ("maximize", "nonfinite")
@@ -276,7 +273,7 @@ class RuleOptimizer(CheckedOptimizer):
         own = self.composition(group)
         if "step" not in there and own.counts(group):
             # torch counts SparseAdam's steps in a plain int, and cannot continue from a tensor bit for bit.
-            device = param.device if choice.counts_on_device(group) else "cpu"
+            device = param.device if counts_on_device(group) else "cpu"
             new["step"] = 0 if own.rule.gradients == "rows only" else make_step_counter(device)
         for slot in own.slots.values():
             if not storage.holds(there, slot.key) and slot.exists(group):
@@ -314,20 +311,10 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
         settled = self._settle(group)
-        left: list[Tensor] = group["params"]
-        parts: list[Part] = []
         if settled.composition.shares_all:
             self._check_common(group)
-        if settled.program is not None and settled.runner.endswith("_kernel"):
-            from steprule.engine.runners.kernels import fused  # what its kernels need is optional
-
-            parts, left = fused.prepare(self, group, settled.program, after)
-            if left and group.get("fused"):
-                name, reason = next(iter(fused.reasons(self, group).items()))
-                raise errors.runner_unavailable(self.who(group), "fused=True", f"{name}: {reason}")
-        elif settled.runner == "foreach":
-            parts, left = self._prepare_lists(left, group, after)
-        return [*parts, self._prepare_alone(left, group, after)] if left else parts
+        parts, left = settled.runner.prepare(self, group, settled.program, after)
+        return [*parts, one_by_one.prepare_some(self, left, group, after)] if left else parts
 
     def _settle(self, group: dict[str, Any]) -> Settled:
         """What the group's options decide, found again only if they have changed."""
@@ -336,8 +323,7 @@ class RuleOptimizer(CheckedOptimizer):
         if known is None or not known.holds(group):
             own = self.composition(group)
             runner = choice.choose(own.rule, group).runner
-            lasting = own.traced and runner.endswith("_kernel")
-            known = Settled(group, own, runner, self.program(group) if lasting else None)
+            known = Settled(group, own, runner, self.program(group) if runner.plans else None)
             own_plans.settle(known, group, self.param_groups)
         return known
 
@@ -357,6 +343,8 @@ class RuleOptimizer(CheckedOptimizer):
             raise errors.step_in_evaluation(type(self).__name__)
         return super()._may_step(count)
 
+    # What whole-matrix rules ask for, by what decides it; see `runners.one_by_one`.
+    rehearsed: Mapping[Any, list[Any]] = {}
     # The parameters that are uphill, each with its weights.
     uphill: Sequence[tuple[Tensor, Tensor]] = ()
 
@@ -447,69 +435,7 @@ class RuleOptimizer(CheckedOptimizer):
         """Whether `step` itself unscales gradients and skips steps; gradient scalers look for this name."""
         groups = self.param_groups
         asked = bool(groups) and all(group.get("fused") for group in groups)
-        return asked and all(choice.choose(self.rule_of(x), x).runner == "gpu_kernel" for x in groups)
-
-    def _prepare_alone(self, params: list[Tensor], group: dict[str, Any], after: dict[str, float]) -> Part:
-        """A step of these parameters by the reference, one after the other."""
-        work, own = self.checked(params, group), self.composition(group)
-        # Errors must come before anything moves.
-        if own.traced:
-            foreach.check_scalars(self.program(group), group, work)
-            keys = [[phases.key_in(group, x) for x in self.program(group).calls]] * len(work)
-        else:
-            keys = self._rehearse(work, group)
-        asked = {id(param): own_keys for (param, _, _), own_keys in zip(work, keys, strict=True)}
-
-        def one(entry: Work, known: Mapping[Any, float]) -> None:
-            param, gradient, state = entry
-            if gradient.is_sparse:
-                sparse.run(own, group, param, gradient, state)
-                return
-            shared, t = reference.Shared(asked[id(param)], known), reference.next_step(state)
-            after.update(reference.run(own, group, param, gradient, state, t, shared))
-            reference.count(state)
-
-        def start() -> phases.Going | None:
-            if any(keys):
-                return reference.in_turns(work, one)
-            for entry in work:
-                one(entry, {})
-            return None
-
-        return Part(start, frozenset(chain.from_iterable(keys)))
-
-    _rehearsed: Mapping[Any, list[Any]] = {}
-
-    def _rehearse(self, work: list[Work], group: dict[str, Any]) -> list[list[Any]]:
-        """Compute a step for every new kind of parameter, so that errors of the rule are raised now.
-
-        Returns the keys of the sums over several tensors that each parameter asks for.
-        """
-        own = self.composition(group)
-        types: list[Any] = [type(cast(object, group.get(name))) for name in own.fields]
-        options = (id(group), own, static_key(own.fields, group), *types)
-        keys: list[list[Any]] = []
-        for param, gradient, state in work:
-            tensors = [x for x in (param, gradient, *state.values()) if isinstance(x, Tensor)]
-            kind = (options, param.shape, *((x.dtype, x.device) for x in tensors))
-            if kind not in self._rehearsed:
-                with _own_noise([param.device] if param.is_cuda else []):
-                    t, asking = reference.next_step(state), reference.Asking(group)
-                    reference.compute(own, group, param, gradient, state, t, asking)
-                self._rehearsed = {**self._rehearsed, kind: asking.keys}
-            keys.append(self._rehearsed[kind])
-        return keys
-
-    def _prepare_lists(
-        self, params: list[Tensor], group: dict[str, Any], after: dict[str, float]
-    ) -> tuple[list[Part], list[Tensor]]:
-        """A step by foreach, and the parameters whose gradients or storage it cannot take."""
-        work: list[Work] = []
-        left: list[Work] = []
-        for entry in self.checked(params, group):
-            (work if foreach.takes(entry) else left).append(entry)
-        parts = foreach.prepare(self.program(group), group, work, after)
-        return parts, [param for param, _, _ in left]
+        return asked and all(choice.choose(self.rule_of(x), x).runner.unscales for x in groups)
 
     def check_storage(self, group: dict[str, Any]) -> None:
         """Refuse storage that was requested between steps and is not possible."""
@@ -537,15 +463,11 @@ class RuleOptimizer(CheckedOptimizer):
         options = [f"{own.decay.mode} weight decay"] if own.decay else []
         options += ["maximize"] if own.maximize else []
         chosen = choice.choose(own.rule, group)
-        lines = [f"runner: {chosen.runner}; options: {', '.join(options) or 'none'}"]
+        lines = [f"runner: {chosen.runner.name}; options: {', '.join(options) or 'none'}"]
         lines += filter(None, [own.places(group)])
         lines += [f"not {runner}: {reason}" for runner, reason in chosen.passed_over.items()]
         lines += effects.without_effect(self, group)
-        if chosen.runner.endswith("_kernel"):
-            from steprule.engine.runners.kernels import fused
-
-            lines += fused.explain(self, group)
-        return lines
+        return lines + chosen.runner.explain(self, group)
 
 
 def _without_absent(rule: Any, defaults: dict[str, Any]) -> dict[str, Any]:

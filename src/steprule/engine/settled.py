@@ -13,12 +13,15 @@ from torch import Tensor
 
 from steprule.engine.composition import Composition
 from steprule.engine.program.trace import Program
+from steprule.engine.runners.runner import Runner
 
 
 class Settled:
     """What was found for a group, and for which options."""
 
-    def __init__(self, group: dict[str, Any], composition: Composition, runner: str, program: Program | None):
+    def __init__(
+        self, group: dict[str, Any], composition: Composition, runner: Runner, program: Program | None
+    ):
         self.composition = composition
         self.runner = runner
         self.program = program

@@ -90,7 +90,7 @@ def runner_of(optimizer: Optimizer) -> str:
     """Which runner steps the optimizer's first group."""
     if not isinstance(optimizer, RuleOptimizer):
         return "its own"
-    return choice.choose(type(optimizer), optimizer.param_groups[0]).runner
+    return choice.choose(type(optimizer), optimizer.param_groups[0]).runner.name
 
 
 def rehearse(rule: Rule, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from steprule.engine import plans, storage
-from steprule.engine.fields import Field
+from steprule.engine.fields import Field, counts_on_device
 from steprule.engine.program import phases, sums
 from steprule.engine.program.phases import Going, Part
 from steprule.engine.program.sums import Partial
 from steprule.engine.program.trace import Program
-from steprule.engine.runners import choice
+from steprule.engine.runners.kernels import printing
 from steprule.engine.runners.kernels.cache import NoKernel
-from steprule.engine.runners.kernels.counters import KINDS, Counters, Keys, keys_of
-from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
-from steprule.engine.runners.kernels.cpu import launch as cpu_launch
+from steprule.engine.runners.kernels.counters import KINDS, Counters, keys_of
 from steprule.engine.runners.kernels.forms import Forms
+from steprule.engine.runners.kernels.runner import Kernels
+from steprule.engine.runners.runner import Prepared
 
 _OWN_DISPATCH = cast(Any, Tensor).__torch_dispatch__
 PLAIN = {Tensor, torch.nn.Parameter}
@@ -42,11 +42,12 @@ _numel: Callable[[Tensor], int] = Tensor.numel
 
 
 def prepare(
-    optimizer: Any, group: dict[str, Any], program: Program, after: dict[str, float]
-) -> tuple[list[Part], list[Tensor]]:
+    optimizer: Any, group: dict[str, Any], program: Program, after: dict[str, float], kernels: Kernels
+) -> Prepared:
     """Prepare a step of every parameter of the group that the kernel can take; what it returns runs it.
 
     program: the group's. after: gets the new values of slots that parameters share, when the step is taken.
+    kernels: for the device that the parameters are on.
 
     Returns what runs it, and the other parameters that have gradients, which the reference runner steps.
     Nothing changes before that runs. Raises whatever the gradients or the hyper-parameters raise.
@@ -62,7 +63,7 @@ def prepare(
         gradients = list(map(_resolved, gradients))
         found = plan and plan.look(optimizer.state, group, program, gradients)
     if plan is None or found is None:
-        plan = Plan(optimizer, group, program, gradients)
+        plan = Plan(optimizer, group, program, gradients, kernels)
         own.keep(plan, group, optimizer.param_groups)
         found = plan.look(optimizer.state, group, program, gradients)
         if found is None:
@@ -189,11 +190,11 @@ def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str
             return f"{name} has another memory layout than the parameter"
         if tensor.numel() and not tensor.data_ptr():
             return f"{name} has no memory of its own"
-    if any(x.dtype in cpu_kernel.CODED for x in slots.values()) and not param.is_contiguous():
+    if any(x.dtype in printing.CODED for x in slots.values()) and not param.is_contiguous():
         return "the neighbours that share a scale are not neighbours in memory"
     if not _dense(param):
         return "the parameter's elements have gaps between them in memory"
-    return cpu_kernel.why_not({name: tensor.dtype for name, tensor in tensors.items()})
+    return printing.why_not({name: tensor.dtype for name, tensor in tensors.items()})
 
 
 def _no_count(keys: Sequence[str], state: Mapping[str, Any]) -> str | None:
@@ -226,7 +227,7 @@ def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
 def _counts_on_device(program: Program, group: dict[str, Any]) -> bool:
     """Whether what is kept once per tensor is on the device: if asked for, or if it is made of sums there."""
     own = {letter for letter, slot in program.scalar_slots.items() if slot.per_tensor}
-    return choice.counts_on_device(group) or any(own & set(stage.slots) for stage in program.scalars[1:])
+    return counts_on_device(group) or any(own & set(stage.slots) for stage in program.scalars[1:])
 
 
 def _wrapped(tensor: Tensor) -> bool:
@@ -257,6 +258,7 @@ class Plan:
         group: dict[str, Any],
         program: Program,
         gradients: Sequence[Tensor | None],
+        kernels: Kernels,
     ):
         params: list[Tensor] = group["params"]
         self.program = program
@@ -290,7 +292,7 @@ class Plan:
         for places in together.values():
             states = [optimizer.state[params[place]] for place in places]
             try:
-                self.batches.append(Batch(program, places, group, gradients, states))
+                self.batches.append(Batch(program, places, group, gradients, states, kernels))
             except NoKernel as missing:
                 self.refused += [(place, str(missing)) for place in places]
         self._rows = self._rows_of()
@@ -441,12 +443,12 @@ class Batch:
         group: dict[str, Any],
         gradients: Sequence[Tensor | None],
         states: Sequence[dict[str, Any]],
+        kernels: Kernels,
     ):
         self.program = program
         self.places = places
         params: list[Tensor] = [group["params"][i] for i in places]
         own = cast(list[Tensor], [gradients[i] for i in places])
-        self.device = params[0].device
         slots = program.slots.items()
         self.keys = {letter: storage.entry_of(states[0], slot.key) for letter, slot in slots}
         self.keys |= _beside(program, states[0])
@@ -454,10 +456,9 @@ class Batch:
         dtypes = {letter: states[0][key].dtype for letter, key in self.keys.items()}
         dtypes |= {"p": params[0].dtype, "g": own[0].dtype}
         self.lengths = list(map(_numel, params))
-        self.launch: Any
-        self.counters: Any
-        self.rounding: Any
-        self._on_device(program, dtypes, group, states)
+        there = _counts_on_device(program, group)
+        ready = kernels.ready(program, dtypes, states, self.lengths, params[0].device, there)
+        self.launch, self.counters, self.rounding = ready
         self.scalars: Any = None
         self.on_host = isinstance(self.counters, Counters)
         self.sizes = list(map(len, states))
@@ -468,34 +469,6 @@ class Batch:
         self.addresses = {letter: list(map(_address, column)) for letter, column in columns.items()}
         for letter in ("p", *self.keys):
             self.launch.place(letter, self.addresses[letter])
-
-    def _on_device(
-        self,
-        program: Program,
-        dtypes: Mapping[str, torch.dtype],
-        group: dict[str, Any],
-        states: Sequence[dict[str, Any]],
-    ) -> None:
-        """The launch on the device of these tensors, and where their counts and keys are kept."""
-        counts = [[state[key] for state in states] for key in self.counted]
-        given = program, len(states), self.counted, counts
-        if choice.kernel_for(self.device) == "cpu_kernel":
-            self.launch = cpu_launch.Launch(program, dtypes, self.lengths)
-            keys = [key for key in storage.KEYS if key in states[0]]
-            self.rounding = Keys([[state[key] for state in states] for key in keys])
-            self.counters = Counters(*given)
-            return
-        from steprule.engine.runners.kernels.gpu import counters as gpu_counters
-        from steprule.engine.runners.kernels.gpu import launch as gpu_launch
-
-        self.launch = gpu_launch.Launch(program, dtypes, self.lengths, self.device)
-        self.rounding = gpu_counters.DeviceKeys(states, self.device)
-        if _counts_on_device(program, group):
-            self.counters = gpu_counters.DeviceCounters(program, states, self.device, self.launch.dtype)
-        elif len(program.scalars) > 1:
-            self.counters = gpu_counters.SentCounters(*given, self.device)
-        else:
-            self.counters = Counters(*given)
 
     def _columns(self, params: list[Tensor], states: Sequence[dict[str, Any]]) -> dict[str, list[Tensor]]:
         """The tensors of each slot, of what is stored next to it, and of each count, by letter or key."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 import llvmlite.binding as llvm
 
 from steprule.engine import storage
-from steprule.engine.runners.kernels.cpu.threads import JOB
+from steprule.engine.runners.kernels.cpu.threads import Job
 
 ENTRY = "steprule_kernel"
 
@@ -38,7 +38,7 @@ def surroundings() -> str:
     files = (here, here.with_name("words.py"), Path(storage.__file__))
     texts = b"".join(file.read_bytes() for file in files)
     parts = (
-        *JOB,
+        *Job.__annotations__,
         metadata.version("numba"),
         metadata.version("llvmlite"),
         llvm.get_default_triple(),

@@ -8,21 +8,12 @@ float32, or in float64 if the arrays have that dtype, and rounded once when they
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 
 from steprule.engine import storage
 from steprule.engine.program.trace import Instruction, Operand, Pass, Program, Register
-
-DTYPES = {
-    torch.float64: "float64",
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
-# The dtypes of codes, and of what is stored next to values.
-STORAGE = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int64: "int64"}
+from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, Source, arrays_of, noisy
 
 # What each word becomes; the operands' texts are filled in. The roundings are those of torch's CPU operations.
 WORDS = {
@@ -79,41 +70,6 @@ REDUCTIONS = {
     "norm": ("0.0", "sum_with({0}, float64({1}) * float64({1}))"),
     "largest": ("number(-inf)", "larger({0}, {1})"),
 }
-
-
-class Source(NamedTuple):
-    """The text of one pass of a program, and a name for its files."""
-
-    name: str
-    text: str
-
-
-CODED = (torch.int8, torch.uint8)
-
-
-def arrays_of(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[str]:
-    """The names of a kernel's arrays, in the order in which it gets their addresses."""
-    return [*program.inputs, *(name for name in dtypes if name not in program.inputs)]
-
-
-def noisy(program: Program, sweep: Pass, dtypes: Mapping[str, torch.dtype]) -> dict[str, tuple[str, int]]:
-    """What the pass rounds at random: where the key is, and the salt that makes the noise different."""
-    rounded = [x for x in program.slots if dtypes[x] in (*CODED, torch.bfloat16)]
-    rounded = sorted(rounded, key=lambda x: program.slots[x].key) if storage.SLOT_KEY in dtypes else []
-    found = {x: (storage.SLOT_KEY, storage.salt_of(place)) for place, x in enumerate(rounded)}
-    if "rounding_key" in dtypes:
-        found["p"] = ("rounding_key", 0)
-    return {x: noise for x, noise in found.items() if x in sweep.outputs}
-
-
-def why_not(dtypes: Mapping[str, torch.dtype]) -> str | None:
-    """Why arrays of these dtypes cannot be used together, or None."""
-    for name, dtype in dtypes.items():
-        if dtype not in DTYPES and dtype not in CODED:
-            return f"{name} is {dtype}, which no CPU kernel is written for"
-    if torch.float64 in dtypes.values() and len(set(dtypes.values())) > 1:
-        return "float64 is mixed with another precision"
-    return None
 
 
 def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]:

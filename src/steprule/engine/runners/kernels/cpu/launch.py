@@ -5,6 +5,7 @@ What depends only on the tensors' sizes is made once; their addresses are passed
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from steprule.engine.program.trace import Program
 from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 from steprule.engine.runners.kernels.cpu import threads as cpu_threads
+from steprule.engine.runners.kernels.printing import CODED, arrays_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # slow to import
@@ -34,7 +36,7 @@ class Launch:
     """
 
     def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], lengths: Sequence[int]):
-        self._inputs = cpu_kernel.arrays_of(program, dtypes)
+        self._inputs = arrays_of(program, dtypes)
         self._texts = cpu_kernel.sources(program, dtypes)
         self._kernels = [cpu_threads.Kernel(kernel_cache.address_of(*text)) for text in self._texts]
         self._reductions = [list(sweep.reductions) for sweep in program.passes]
@@ -43,7 +45,7 @@ class Launch:
         self._lengths = np.array(lengths, dtype=np.int64)
         self._chunks = _chunks(self._lengths)
         self._pointers = np.zeros((len(self._inputs), len(lengths)), dtype=np.int64)
-        self._codes = sum(dtype in cpu_kernel.CODED for dtype in dtypes.values())
+        self._codes = sum(dtype in CODED for dtype in dtypes.values())
         self._scratch = np.zeros(0, dtype=np.float32)
         self._rows = np.zeros(len(lengths), dtype=np.int64)
         self._given_rows: Sequence[int] = ()
@@ -51,14 +53,13 @@ class Launch:
         self._partials = np.zeros(len(self._chunks) * widest)
         self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._job = np.zeros(len(cpu_threads.JOB), dtype=np.int64)
-        self._job_address: int = self._job.ctypes.data
+        self._job = cpu_threads.Job(tensors=len(lengths))
+        self._job_address = ctypes.addressof(self._job)
         self._scalars = np.zeros((0, program.scalar_count))
         self._fill("chunks", self._chunks)
         self._fill("pointers", self._pointers)
         self._fill("rows", self._rows)
         self._fill("partials", self._partials)
-        self._job[cpu_threads.JOB.index("tensors")] = len(lengths)
 
     def explain(self) -> list[str]:
         """Where the kernels can be read, and why they do not use torch's threads if they do not."""
@@ -103,7 +104,7 @@ class Launch:
         return np.sqrt(shares) if word == "norm" else shares
 
     def _fill(self, name: str, table: NDArray[Any]) -> None:
-        self._job[cpu_threads.JOB.index(name)] = table.ctypes.data
+        setattr(self._job, name, table.ctypes.data)
 
     def _share(self, number: int) -> None:
         """Split the chunks into one share per thread, each of about the same work.
@@ -122,12 +123,12 @@ class Launch:
         self._order = np.concatenate([np.sort(order[first:last]) for first, last in parts])
         self._fill("order", self._order)
         self._fill("bounds", self._bounds)
-        self._job[cpu_threads.JOB.index("shares")] = number
+        self._job.shares = number
         self._scratch = _aligned(number * self._codes * storage.BLOCK)
         self._fill("scratch", self._scratch)
         openmp = cpu_threads.openmp() if number > 1 else None
         for name in ("thread_number", "thread_count"):
-            self._job[cpu_threads.JOB.index(name)] = getattr(openmp, name, 0)
+            setattr(self._job, name, getattr(openmp, name, 0))
 
     def _combine(self, word: str, partials: NDArray[np.float64]) -> NDArray[np.float64]:
         """What a reduction came to over each tensor, before it is finished, from its chunks in order."""

@@ -17,24 +17,28 @@ from typing import Any, NamedTuple
 
 import torch
 
-# What a kernel receives: the address of an array with one 64-bit integer for each of these, in this order.
-JOB = (
-    "thread_number",  # address of omp_get_thread_num, or 0
-    "thread_count",  # address of omp_get_num_threads, or 0
-    "shares",  # the number of shares that the chunks are split into
-    "bounds",  # address of shares + 1 positions in `order`, where each share begins and ends
-    "order",  # address of chunk numbers, share after share
-    "chunks",  # address of (tensor, first element, number of elements) per chunk
-    "tensors",  # the number of tensors
-    "pointers",  # address of one address per array and tensor
-    "scalars",  # address of the doubles computed on the host
-    "rows",  # address of one index per tensor: where its scalars begin
-    "partials",  # address of one double per reduction and chunk: the result for that chunk
-    "scratch",  # address of one block of floats per share and array of 8-bit codes
-)
-
 # Below this many bytes it is not worth waking other threads; torch's own limit is 32,768 elements.
 SMALL = 1 << 18
+
+
+class Job(ctypes.Structure):
+    """What a kernel receives: the address of this."""
+
+    thread_number: int  # address of omp_get_thread_num, or 0
+    thread_count: int  # address of omp_get_num_threads, or 0
+    shares: int  # the number of shares that the chunks are split into
+    bounds: int  # address of shares + 1 positions in `order`, where each share begins and ends
+    order: int  # address of chunk numbers, share after share
+    chunks: int  # address of (tensor, first element, number of elements) per chunk
+    tensors: int  # the number of tensors
+    pointers: int  # address of one address per array and tensor
+    scalars: int  # address of the doubles computed on the host
+    rows: int  # address of one index per tensor: where its scalars begin
+    partials: int  # address of one double per reduction and chunk: the result for that chunk
+    scratch: int  # address of one block of floats per share and array of 8-bit codes
+
+
+Job._fields_ = [(name, ctypes.c_int64) for name in Job.__annotations__]
 
 
 class OpenMP(NamedTuple):

@@ -1,7 +1,7 @@
 """The words that a generated CPU kernel is written in, as numba sees them.
 
-Arithmetic words round as torch's own CPU operations do. The others read the fields of a kernel's job (listed
-in `cpu_threads.JOB`) and convert values between memory and the precision that they are computed in. Importing
+Arithmetic words round as torch's own CPU operations do. The others read the fields of a kernel's job (see
+`threads.Job`) and convert values between memory and the precision that they are computed in. Importing
 this module imports numba, so only the compiler does it.
 """
 # numba has no type annotations, and the body of a word sees only its compiler's objects.
@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from steprule.engine import storage
-from steprule.engine.runners.kernels.cpu.threads import JOB
+from steprule.engine.runners.kernels.cpu.threads import Job
 
 INT16, INT32, INT64 = (ir.IntType(bits) for bits in (16, 32, 64))
 
@@ -185,7 +185,7 @@ sum_with = binary(lambda builder, total, x: builder.fadd(total, x, flags=("reass
 
 
 def _field(builder, job, name):
-    address = builder.add(job, ir.Constant(INT64, 8 * JOB.index(name)))
+    address = builder.add(job, ir.Constant(INT64, getattr(Job, name).offset))
     return builder.load(builder.inttoptr(address, INT64.as_pointer()))
 
 

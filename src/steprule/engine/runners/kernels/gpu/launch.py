@@ -26,8 +26,8 @@ from steprule import errors
 from steprule.engine.program.trace import Program
 from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cache import NoKernel
-from steprule.engine.runners.kernels.cpu.kernel import arrays_of
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
+from steprule.engine.runners.kernels.printing import arrays_of
 
 # How many elements one program of the launch processes, and how many it holds in registers at a time.
 CHUNK = 1 << 13

@@ -1,0 +1,38 @@
+"""The runner on lists of tensors: which groups and tensors it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steprule.engine.program.trace import Program
+from steprule.engine.runners import foreach
+from steprule.engine.runners.reference import Work
+from steprule.engine.runners.runner import Prepared, Runner, only_the_reference
+
+
+class Lists(Runner):
+    """`torch._foreach_*` on lists of tensors."""
+
+    name = "foreach"
+    switch = "foreach"
+
+    def why_not(self, rule: Any, group: dict[str, Any]) -> str | None:
+        """Why torch's lists cannot run this rule in this group, or None."""
+        reason = only_the_reference(rule, group)
+        kept = str(group.get("state_dtype"))
+        if reason is None and (
+            group.get("low_precision") not in (None, "none") or "int8" in kept or "bf16" in kept
+        ):
+            return "torch's lists of tensors cannot round at random or keep 8-bit codes"
+        return reason
+
+    def prepare(
+        self, optimizer: Any, group: dict[str, Any], program: Program | None, after: dict[str, float]
+    ) -> Prepared:
+        """Prepare a step of the parameters whose gradients and storage torch's lists can take."""
+        work: list[Work] = []
+        left: list[Work] = []
+        for entry in optimizer.checked(group["params"], group):
+            (work if foreach.takes(entry) else left).append(entry)
+        parts = foreach.prepare(optimizer.program(group), group, work, after)
+        return parts, [param for param, _, _ in left]
