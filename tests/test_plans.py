@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import multiprocessing
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import steprule
 from steprule.engine import plans
+from steprule.engine.runners.kernels import addresses
 from steprule.engine.runners.kernels.forms import Forms
 
 pytest.importorskip("numba", reason="the kernels are compiled by it")
@@ -153,6 +156,42 @@ def test_the_form_of_a_tensor_is_compared_with_and_without_torchs_guard(
         assert Forms([tensor, tensor]).hold([tensor, tensor])
         with torch.autocast("cpu", torch.bfloat16):
             assert forms.hold([torch.ones(4, 4), torch.zeros(3)])
+
+
+@pytest.mark.parametrize("count", [3, 40])
+@pytest.mark.parametrize("looped", [True, False])
+def test_addresses_asked_one_by_one_or_in_a_loop(
+    count: int, looped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if looped and addresses._loop() is None:
+        pytest.skip("needs llvmlite")
+    if not looped:
+        monkeypatch.setattr(addresses, "_loop", lambda: None)
+    tensors = [torch.zeros(2, 2) for _ in range(count)]
+    found = addresses.Addresses(tensors)
+    assert list(found.known) == list(found.of(tensors)) == [x.data_ptr() for x in tensors]
+    assert found.hold(tensors)
+    assert not found.hold([*tensors[:-1], torch.zeros(2, 2)])
+    assert found.hold([x.view(4) for x in tensors])
+
+
+def test_wrapped_gradients_of_many_tensors_are_refused() -> None:
+    """They have no address, and to ask in a loop would end the process."""
+    optimizer = steprule.SGD([nn.Parameter(torch.zeros(3)) for _ in range(40)])
+    give = partial(torch.full_like, fill_value=1.0)
+    for param in flat(optimizer):
+        param.grad = give(param)
+    optimizer.step()
+
+    def inside(x: Tensor) -> Tensor:
+        for param in flat(optimizer):
+            param.grad = None
+            param.grad = give(param) * x
+        with contextlib.suppress(RuntimeError):
+            optimizer.step()
+        return x
+
+    torch.func.grad(inside)(torch.tensor(1.0))
 
 
 # Options switched between steps

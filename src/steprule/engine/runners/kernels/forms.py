@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_keys: Any = torch._C._dispatch_keys  # pyright: ignore
+
 
 def form_of(tensor: Tensor) -> tuple[Any, ...]:
-    """Type, layout, dtype, device, shape, strides and lazy signs."""
+    """Type, layout, dtype, device, shape, strides, and what torch goes by, such as lazy signs and wrappers."""
     strides = tensor.stride() if tensor.layout == torch.strided else None
-    signs = tensor.is_neg(), tensor.is_conj()
-    return type(tensor), tensor.layout, tensor.dtype, tensor.device, tensor.shape, strides, signs
+    keys = _keys(tensor).raw_repr()
+    return type(tensor), tensor.layout, tensor.dtype, tensor.device, tensor.shape, strides, keys
 
 
 def has_elements(tensor: Any) -> bool:

@@ -25,6 +25,7 @@ from steprule.engine.program.phases import Going, Part
 from steprule.engine.program.sums import Partial
 from steprule.engine.program.trace import Program
 from steprule.engine.runners.kernels import printing
+from steprule.engine.runners.kernels.addresses import Addresses
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.counters import KINDS, Counters, keys_of
 from steprule.engine.runners.kernels.forms import Forms
@@ -37,7 +38,6 @@ PLAIN = {Tensor, torch.nn.Parameter}
 # Options of a group that no program knows and no state shows, yet a plan depends on.
 OPTIONS = ("state_dtype", "low_precision", "capturable", "fused")
 
-_address: Callable[[Tensor], int] = Tensor.data_ptr
 _numel: Callable[[Tensor], int] = Tensor.numel
 
 
@@ -466,9 +466,10 @@ class Batch:
         columns = self._columns(params, states)
         self.forms = {letter: Forms(column) for letter, column in columns.items()}
         self.forms["g"] = Forms(own)
-        self.addresses = {letter: list(map(_address, column)) for letter, column in columns.items()}
+        self.addresses = {letter: Addresses(column) for letter, column in columns.items()}
+        self.addresses["g"] = Addresses(own)
         for letter in ("p", *self.keys):
-            self.launch.place(letter, self.addresses[letter])
+            self.launch.place(letter, self.addresses[letter].known)
 
     def _columns(self, params: list[Tensor], states: Sequence[dict[str, Any]]) -> dict[str, list[Tensor]]:
         """The tensors of each slot, of what is stored next to it, and of each count, by letter or key."""
@@ -494,11 +495,11 @@ class Batch:
             return None
         # The form first: not every tensor has an address.
         for letter, column in columns.items():
-            if not self.forms[letter].hold(column) or list(map(_address, column)) != self.addresses[letter]:
+            if not self.forms[letter].hold(column) or not self.addresses[letter].hold(column):
                 return None
         if not self.forms["g"].hold(gradients):
             return None
-        addresses = list(map(_address, gradients))
+        addresses = self.addresses["g"].of(gradients)
         if 0 in addresses and any(n and not a for n, a in zip(self.lengths, addresses, strict=True)):
             return None
         self.launch.place("g", addresses)

@@ -80,9 +80,21 @@ define void @{ENTRY}(i64 %job) {{
 """
 
 
+def link_text(text: str, name: str) -> tuple[int, Any]:
+    """The address of a function in LLVM's own language, and the engine that owns its memory."""
+    module: Any = llvm.parse_assembly(text)
+    module.verify()
+    code: bytes = machine().emit_object(module)
+    return _linked(code, name)
+
+
 def link(code: bytes) -> tuple[int, Any]:
     """The entry's address, and the engine that owns its memory."""
+    return _linked(code, ENTRY)
+
+
+def _linked(code: bytes, name: str) -> tuple[int, Any]:
     engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    return engine.get_function_address(ENTRY), engine
+    return engine.get_function_address(name), engine
