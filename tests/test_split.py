@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from models import GPT, Mixture, ResNet, VisionTransformer
 from rules import assert_same, flat, numbers
 from torch import nn
 
@@ -146,7 +148,11 @@ def test_patterns_decide_in_order() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"where": {"block.*": "rest"}}, ValueError, r"no parameter matches 'block\.\*'. There are: tokens"),
+        (
+            {"where": {"block.*": "rest"}},
+            ValueError,
+            r"no parameter matches 'block\.\*'\. Did you mean 'blocks\.\*' or .*\? There are: tokens",
+        ),
         ({"where": {"blocks.*": "muon"}}, ValueError, r"where\['blocks\.\*'\] = 'muon', must be 'matrix' or"),
         (
             {"where": {"blocks.*": "rest", "blocks.1.*": "matrix"}},
@@ -235,3 +241,81 @@ def test_modifiers_of_both_parts() -> None:
         count = len(optimizer.param_groups[0]["params"])
         assert_same([p.detach() for p in flat(optimizer)[:count]], before[:count])
     assert_same([p.detach() for p in flat(optimizer)], before)
+
+
+def reasons(model: nn.Module, capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, tuple[str, str]]:
+    """The rule and the reason of each parameter, as printed."""
+    split(model, verbose=True, **options)
+    lines = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
+    return {name: (rule, reason) for name, _, rule, reason in lines}
+
+
+def test_the_reasons_of_a_residual_network(capsys: pytest.CaptureFixture[str]) -> None:
+    message = r"only 0 of [\d,]+ weights are known to be hidden matrices.*: conv1\.weight, layer1\.0\.conv1"
+    with pytest.raises(ValueError, match=message):
+        split(ResNet())
+    # What Muon does not take is for the user to decide; another rule takes it.
+    where = {"conv1.weight": "rest", "layer2.*.conv1.weight": "rest"}
+    found = reasons(ResNet((1, 3)), capsys, where=where)
+    assert found["layer1.0.conv1.weight"] == ("AdamW", "a convolution: Muon takes matrices only")
+    found = reasons(ResNet(), capsys, matrix=(Lion, {}))
+    assert found["conv1.weight"] == ("Lion", "a convolution")
+    assert found["layer1.0.downsample.0.weight"] == ("Lion", "a convolution")
+    assert found["layer1.0.conv2.weight"] == ("AdamW", "a depthwise convolution")
+    assert found["layer1.0.bn2.weight"] == ("AdamW", "of a normalization")
+    assert found["layer1.0.downsample.0.bias"] == ("AdamW", "a bias")
+    assert found["fc.weight"] == ("AdamW", "the output layer: the last Linear of the model")
+
+
+def test_the_reasons_of_a_vision_transformer(capsys: pytest.CaptureFixture[str]) -> None:
+    found = reasons(VisionTransformer(), capsys)
+    same = "pos_embed of VisionTransformer, the same for every example: its first dimension is 1"
+    assert found["pos_embed"] == ("AdamW", same)
+    assert found["cls_token"] == ("AdamW", "cls_token of VisionTransformer, a vector")
+    assert found["patch_embed.proj.weight"] == ("AdamW", "a convolution: Muon takes matrices only")
+    assert found["blocks.0.ls1"] == ("AdamW", "a vector")
+    assert found["blocks.2.attn.in_proj_weight"] == ("Muon", "a projection of attention")
+    assert found["blocks.2.mlp.fc2.weight"] == ("Muon", "the weight of a Linear layer")
+    assert found["head.weight"] == ("AdamW", "the output layer: the last Linear of the model")
+    # Without an output layer, the last Linear is a hidden one.
+    model = VisionTransformer()
+    model.head = nn.Identity()
+    assert reasons(model, capsys)["blocks.2.mlp.fc2.weight"] == ("Muon", "the weight of a Linear layer")
+
+
+def test_the_reasons_of_a_language_model_and_a_mixture_of_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    found = reasons(GPT(), capsys)
+    assert found["transformer.wte.weight"] == ("AdamW", "an embedding, shared with another layer")
+    assert found["transformer.h.1.mlp.fc2.weight"] == ("Muon", "the weight of a Linear layer")
+    found = reasons(Mixture(), capsys)
+    assert found["layers.1.moe.gate.weight"] == ("AdamW", "a router: one row for each of 5 experts")
+    assert found["layers.1.moe.experts.4.fc1.weight"] == ("Muon", "the weight of a Linear layer")
+    assert found["head.weight"] == ("AdamW", "the output layer: the last Linear of the model")
+
+
+class RawExperts(nn.Module):
+    """All experts in one tensor, and a router with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Module()
+        self.router.weight = nn.Parameter(torch.ones(3, 8))
+        self.router.bias = nn.Parameter(torch.ones(3))
+        self.experts = nn.Module()
+        self.experts.up = nn.Parameter(torch.ones(3, 8, 2))
+        self.experts.down_bias = nn.Parameter(torch.ones(3, 8))
+
+
+def test_experts_in_one_tensor(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Embedding(9, 8), Block(8), RawExperts(), nn.Linear(8, 9))
+    found = reasons(model, capsys)
+    assert found["2.router.weight"] == ("AdamW", "a router: one row for each of 3 experts")
+    assert found["2.experts.up"] == ("AdamW", "up of Module, not known")
+    assert found["3.weight"] == ("AdamW", "the output layer: the last Linear of the model")
+
+
+def test_grouped_convolutions_are_several_matrices(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Conv1d(4, 4, 3, groups=2), nn.Conv1d(4, 8, 3), nn.Linear(8, 64), nn.Linear(64, 8))
+    found = reasons(model, capsys, matrix=(Lion, {}))
+    assert found["0.weight"] == ("AdamW", "a grouped convolution")
+    assert found["1.weight"] == ("Lion", "a convolution")

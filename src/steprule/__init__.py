@@ -1,5 +1,6 @@
 """steprule: write an optimizer's step rule once; run it everywhere with the same numbers."""
 
+from steprule import groups as groups
 from steprule import schedules as schedules
 from steprule.catalogue import Description as Description
 from steprule.catalogue import catalogue as catalogue

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 
 from steprule import errors
 
-# Splitting a model
+# Groups from a model
 
 
 def split_without_module(kind: str):
@@ -17,17 +18,55 @@ def split_without_module(kind: str):
     )
 
 
-def split_without_rule(choice: str, given: object):
+def not_a_rule(who: str, what: str, given: object):
     """Something else than a rule and its hyper-parameters."""
     return TypeError(
-        f"split: {choice} = {given!r}, must be a rule and a dict of its hyper-parameters, as in "
-        f"{choice}=(steprule.AdamW, {{'lr': 1e-3}}). Rules that call the loss again need their own optimizer."
+        f"{who}: {what} = {given!r}, must be a rule and a dict of its hyper-parameters, as in "
+        "(steprule.AdamW, {'lr': 1e-3}). Rules that call the loss again need their own optimizer."
     )
 
 
-def split_decides(choice: str, key: str):
+def decided_elsewhere(who: str, what: str, key: str):
     """`params` or `rule` among the hyper-parameters."""
-    return ValueError(f"split: {choice} has '{key}', which split decides. Leave it out, or use where={{…}}.")
+    return ValueError(
+        f"{who}: {what} has '{key}', which {who} decides. Leave it out, or write another pattern."
+    )
+
+
+def split_misses_most(names: list[str], taken: int, weights: int):
+    """A model most of whose weights would not get the rule for matrices."""
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return ValueError(
+        f"split: only {taken:,} of {weights:,} weights are known to be hidden matrices. Say with "
+        f"where={{pattern: 'matrix' or 'rest'}} what these are: {shown}."
+    )
+
+
+def build_without_module(kind: str):
+    """Tensors where only a module can say what they are for."""
+    return TypeError(
+        f"groups.build: got {kind}, must be an nn.Module: tensors alone do not say what they are for. Pass the "
+        "model, or write the groups yourself, as in [{'params': ..., 'weight_decay': 0.0}, ...]."
+    )
+
+
+def no_lr_to_multiply():
+    """A factor for a learning rate that is not known."""
+    return ValueError(
+        "groups.build: lr_mult and layer_decay need the lr that they multiply. Give lr=, here and not only to "
+        "the optimizer."
+    )
+
+
+def no_blocks(model: str):
+    """Layer-wise learning rates for a model without layers."""
+    return ValueError(
+        f"groups.build: layer_decay needs a ModuleList or Sequential of blocks of one type, and {model} has "
+        "none. Give lr_mult={pattern: factor} instead."
+    )
+
+
+# Patterns
 
 
 def pattern_comes_too_late(who: str, pattern: str, before: list[str]):
@@ -39,19 +78,24 @@ def pattern_comes_too_late(who: str, pattern: str, before: list[str]):
     )
 
 
-def pattern_matches_nothing(who: str, pattern: str, names: list[str]):
+def pattern_matches_nothing(who: str, pattern: str, names: Sequence[str]):
     """A pattern that is probably misspelt."""
+    near = difflib.get_close_matches(pattern, _patterns_for(names), 2)
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return ValueError(f"{who}: no parameter matches '{pattern}'. There are: {shown}.")
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return ValueError(f"{who}: no parameter matches '{pattern}'. {hint}There are: {shown}.")
 
 
-def split_misses_most(names: list[str], taken: int, weights: int):
-    """A model most of whose weights would not get the rule for matrices."""
-    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return ValueError(
-        f"split: only {taken:,} of {weights:,} weights are known to be hidden matrices. Say with "
-        f"where={{pattern: 'matrix' or 'rest'}} what these are: {shown}."
-    )
+def _patterns_for(names: Iterable[str]) -> list[str]:
+    """The patterns that one would write for these names, and the names."""
+    found: dict[str, None] = dict.fromkeys(names)
+    for name in list(found):
+        parts = ["*" if part.isdecimal() else part for part in name.split(".")]
+        found[".".join(parts)] = None
+        for i, part in enumerate(parts):
+            if part != "*":
+                found |= dict.fromkeys([".".join(["*", *parts[i:]]), ".".join([*parts[: i + 1], "*"])])
+    return list(found)
 
 
 # Whether an optimizer has the parameters of a model
