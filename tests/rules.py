@@ -62,6 +62,7 @@ SHAPES: dict[str, Shapes] = {"Muon": ((4, 3), (3, 5), (2, 2)), "SparseAdam": ((6
 NEED_A_CLOSURE: dict[str, dict[str, Any]] = {"LBFGS": {"max_iter": 2}}
 # These begin with steps that are too small to be seen in the tests.
 VISIBLE: dict[str, dict[str, Any]] = {
+    "DAdaptAdam": {"d0": 0.1},
     "DoG": {"reps_rel": 0.1},
     "DoWG": {"reps_rel": 0.1},
     "LDoG": {"reps_rel": 0.1},

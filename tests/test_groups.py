@@ -103,6 +103,8 @@ def test_a_group_added_in_the_middle_starts_from_its_beginning(case: Case) -> No
     assert_same(optimizer.state_dict()["state"], kept[1]["state"])
     assert set(optimizer.param_groups[1]) == set(optimizer.param_groups[0])
     case.advance(optimizer, 2, first=2)
+    if case.name == "DAdaptAdam":
+        return  # d, which all parameters share, has grown by now; Prodigy's has not
     for number in (2, 3):
         copy_gradients(case, optimizer, alone, number)
         case.step(alone)
@@ -126,8 +128,12 @@ def test_the_group_is_read_at_every_step(case: Case) -> None:
     optimizer.param_groups[0]["lr"] = 0.0 if not case.closure else 1e-12
     if case.name == "ASGD":  # its step size is set one step ahead
         case.advance(optimizer)
-    # MADGRAD still moves, to where its sums point.
-    what = (lambda p: optimizer.state[p]["grad_sum"]) if case.name == "MADGRAD" else (lambda p: p.detach())
+    # These still move, to where their sums point.
+    still = {
+        "MADGRAD": lambda p: optimizer.state[p]["grad_sum"],
+        "DAdaptAdam": lambda p: (optimizer.state[p]["s"] / optimizer.state[p]["s"].norm()).round(decimals=5),
+    }
+    what = still.get(case.name, lambda p: p.detach())
     before = [what(p).clone() for p in flat(optimizer)]
     case.advance(optimizer, 2, first=1)
     for param, old in zip(flat(optimizer), before, strict=True):

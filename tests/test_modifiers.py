@@ -139,7 +139,7 @@ def test_on_every_rule_it_does_what_its_paper_says(name: str, modifier: str, run
     # What is kept once per tensor, such as the radius of a ball, is kept in single precision.
     tolerance = max(TOLERANCE.get(name, 1e-9), 1e-6 if modifier in ("Hyperball", "ScheduleFree") else 0.0)
     # These divide by how far the weights have moved, which is next to nothing at first.
-    tolerance *= 100 if name in ("DoG", "LDoG", "DoWG", "Prodigy") else 1
+    tolerance *= 100 if name in ("DAdaptAdam", "DoG", "LDoG", "DoWG", "Prodigy") else 1
     assert_close(optimizer, wanted, tolerance)
     before = [p.detach().clone() for p in flat(optimizer)]
     optimizer.eval()

@@ -1,4 +1,4 @@
-"""Prodigy and DoG over several tensors and groups: what they share, and when it stays as it is."""
+"""Prodigy, DAdaptAdam and DoG over several tensors and groups: what they share, and when it stays as it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import test_levels
 import torch
-from papers import dog, dowg, prodigy
+from papers import dadaptadam, dog, dowg, prodigy
 from rules import assert_same, assert_same_run, flat, numbers, snapshot
 from torch import nn
 
@@ -20,6 +20,7 @@ RUNNERS = {"loop": {"foreach": False, "fused": False}, "lists": {"foreach": True
 # The paper, what it is for one long vector of, and options with which it soon moves.
 RULES: dict[Any, tuple[Any, str, dict[str, Any]]] = {
     steprule.Prodigy: (prodigy, "all", {"d0": 0.05, "weight_decay": 0.1}),
+    steprule.DAdaptAdam: (dadaptadam, "all", {"d0": 0.05, "betas": (0.5, 0.9), "weight_decay": 0.1}),
     steprule.DoG: (dog, "group", {"reps_rel": 0.01, "weight_decay": 0.1}),
     steprule.LDoG: (dog, "tensor", {"reps_rel": 0.01}),
     steprule.DoWG: (dowg, "group", {"reps_rel": 0.05}),

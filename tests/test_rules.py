@@ -42,6 +42,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "Adagrad": [{"lr_decay": 0.1, "initial_accumulator_value": 0.2}],
     "ADOPT": [{"clip_exp": 0.1, "betas": (0.5, 0.9)}],
     "ASGD": [{"lambd": 0.1, "t0": 10}],
+    "DAdaptAdam": [
+        {"d0": 0.1},
+        {"d0": 0.1, "growth_rate": 1.02},
+        {"d0": 0.1, "use_bias_correction": True, "weight_decay": 0.1, "betas": (0.8, 0.9)},
+    ],
     "DoG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
     "DoWG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
     "LARS": [{"nesterov": True, "lr": 20.0}],

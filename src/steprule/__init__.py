@@ -29,6 +29,7 @@ from steprule.elementwise.adan import Adan as Adan
 from steprule.elementwise.ademamix import AdEMAMix as AdEMAMix
 from steprule.elementwise.adopt import ADOPT as ADOPT
 from steprule.elementwise.asgd import ASGD as ASGD
+from steprule.elementwise.dadaptadam import DAdaptAdam as DAdaptAdam
 from steprule.elementwise.dog import DoG as DoG
 from steprule.elementwise.dog import LDoG as LDoG
 from steprule.elementwise.dowg import DoWG as DoWG
