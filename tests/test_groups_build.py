@@ -441,6 +441,13 @@ def test_the_blocks_are_those_of_the_longest_list_that_holds_most_weights() -> N
     }
 
 
+def test_an_encoder_and_a_decoder_follow_one_another() -> None:
+    found = layers(nn.Transformer(8, 2, 3, 2, 16, batch_first=True))
+    assert [found[f"encoder.layers.{i}.linear1.weight"] for i in range(3)] == [0, 1, 2]
+    assert [found[f"decoder.layers.{i}.linear1.weight"] for i in range(2)] == [3, 4]
+    assert (found["encoder.norm.weight"], found["decoder.norm.bias"]) == (2, 5)
+
+
 def test_embeddings_and_the_output_layer_have_their_layers_wherever_they_stand() -> None:
     class Late(nn.Module):
         def __init__(self) -> None:

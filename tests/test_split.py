@@ -293,15 +293,20 @@ def test_the_reasons_of_a_language_model_and_a_mixture_of_experts(capsys: pytest
     assert found["head.weight"] == ("AdamW", "the output layer: the last Linear of the model")
 
 
+class Own(nn.Module):
+    """A module of the user's."""
+
+
 class RawExperts(nn.Module):
     """All experts in one tensor, and a router with a weight of its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.router = nn.Module()
+        self.router = Own()
         self.router.weight = nn.Parameter(torch.ones(3, 8))
         self.router.bias = nn.Parameter(torch.ones(3))
-        self.experts = nn.Module()
+        self.experts = Own()
+        self.experts.activation = nn.ReLU()
         self.experts.up = nn.Parameter(torch.ones(3, 8, 2))
         self.experts.down_bias = nn.Parameter(torch.ones(3, 8))
 
@@ -310,12 +315,21 @@ def test_experts_in_one_tensor(capsys: pytest.CaptureFixture[str]) -> None:
     model = nn.Sequential(nn.Embedding(9, 8), Block(8), RawExperts(), nn.Linear(8, 9))
     found = reasons(model, capsys)
     assert found["2.router.weight"] == ("AdamW", "a router: one row for each of 3 experts")
-    assert found["2.experts.up"] == ("AdamW", "up of Module, not known")
+    assert found["2.experts.up"] == ("AdamW", "the matrices of 3 experts: Muon takes matrices only")
+    assert found["2.experts.down_bias"] == ("AdamW", "a bias")
+    assert reasons(model, capsys, matrix=(Lion, {}))["2.experts.up"] == ("Lion", "the matrices of 3 experts")
+    model[2].experts.up = nn.Parameter(torch.ones(3, 8, 99))
+    with pytest.raises(ValueError, match=r"only 768 of 3,\d+ weights .*: 2\.experts\.up\."):
+        split(model)
     assert found["3.weight"] == ("AdamW", "the output layer: the last Linear of the model")
 
 
 def test_grouped_convolutions_are_several_matrices(capsys: pytest.CaptureFixture[str]) -> None:
     model = nn.Sequential(nn.Conv1d(4, 4, 3, groups=2), nn.Conv1d(4, 8, 3), nn.Linear(8, 64), nn.Linear(64, 8))
     found = reasons(model, capsys, matrix=(Lion, {}))
+    # A filter for each channel beside a Linear layer with as many outputs is no expert.
+    assert found["3.weight"] == ("AdamW", "the output layer: the last Linear of the model")
+    mixer = nn.ModuleDict({"conv": nn.Conv1d(6, 6, 3, groups=6), "dt": nn.Linear(2, 6)})
+    assert reasons(nn.Sequential(mixer, nn.Linear(6, 2)), capsys)["0.dt.weight"][0] == "Muon"
     assert found["0.weight"] == ("AdamW", "a grouped convolution")
     assert found["1.weight"] == ("Lion", "a convolution")

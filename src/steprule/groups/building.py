@@ -8,10 +8,14 @@ tables and class tokens of vision models; and what the model names, with `no_wei
 Embeddings and tables decay in nanoGPT, torchtitan, timm (unless the model names them) and Hugging Face:
 no_decay="vectors" makes the groups of these, except that Hugging Face decays vectors that are neither biases
 nor of a LayerNorm.
+
+Layers, for layer_decay, are counted through the model in the order in which it was built: first an encoder and
+then a decoder, and likewise two towers side by side, where lr_mult may say it better.
 """
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -213,7 +217,7 @@ def _named_by_the_model(model: nn.Module) -> dict[int, str]:
     for module in model.modules():
         names, words = _said(module, "no_weight_decay"), _said(module, "no_weight_decay_keywords")
         for name, param in module.named_parameters() if names or words else ():
-            if name in names or any(word in name for word in words):
+            if any(fnmatch.fnmatchcase(name, x) for x in names) or any(word in name for word in words):
                 found.setdefault(id(param), f"no_weight_decay of {type(module).__name__}")
     return found
 

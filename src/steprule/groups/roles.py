@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -11,7 +11,17 @@ from torch.nn.parameter import is_lazy
 from steprule.groups import structure
 
 Kind = Literal[
-    "linear", "convolution", "filters", "output", "router", "embedding", "norm", "vector", "table", "unknown"
+    "linear",
+    "convolution",
+    "experts",
+    "filters",
+    "output",
+    "router",
+    "embedding",
+    "norm",
+    "vector",
+    "table",
+    "unknown",
 ]
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)  # pyright: ignore[reportPrivateUsage]
 CONVOLUTIONS = nn.modules.conv._ConvNd  # pyright: ignore[reportPrivateUsage]
@@ -41,17 +51,22 @@ def known(model: nn.Module) -> list[Known]:
     names: dict[int, list[str]] = {}
     for name, param in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(param), []).append(name)
-    head, routers = structure.output_layer(model), structure.routers(model)
+    head = structure.output_layer(model)
+    routers, experts = structure.routers_and_experts(model)
     found: list[Known] = []
     for param in model.parameters():
-        kind, reason = _judged(param, owners[id(param)], head, routers)
+        kind, reason = _judged(param, owners[id(param)], head, routers, experts)
         shared = ", shared with another layer" if len(owners[id(param)]) > 1 else ""
         found.append(Known(tuple(names[id(param)]), param, kind, reason + shared))
     return found
 
 
 def _judged(
-    param: Tensor, owners: Sequence[tuple[nn.Module, str]], head: nn.Module | None, routers: dict[int, int]
+    param: Tensor,
+    owners: Sequence[tuple[nn.Module, str]],
+    head: nn.Module | None,
+    routers: Mapping[int, int],
+    experts: Mapping[int, int],
 ) -> tuple[Kind, str]:
     """What a parameter is, by the modules that it belongs to."""
     modules = [module for module, _ in owners]
@@ -59,7 +74,7 @@ def _judged(
         return "embedding", "an embedding"
     if any(isinstance(x, NORMS) for x in modules):
         return "norm", "of a normalization"
-    if all(key == "bias" for _, key in owners):
+    if all(key == "bias" or key.endswith("_bias") for _, key in owners):
         return "vector", "a bias"
     if not is_lazy(param) and param.ndim < 2:
         return "vector", "a vector"
@@ -67,6 +82,8 @@ def _judged(
         return "output", "the output layer: the last Linear of the model"
     if id(param) in routers:
         return "router", f"a router: one row for each of {routers[id(param)]} experts"
+    if id(param) in experts:
+        return "experts", f"the matrices of {experts[id(param)]} experts"
     for module, key in owners:
         if isinstance(module, nn.Linear) and key == "weight":
             return "linear", "the weight of a Linear layer"

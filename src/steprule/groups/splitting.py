@@ -42,8 +42,9 @@ def split(
         optimizer = steprule.split(model, matrix=(Muon, {"lr": 0.02}), rest=(AdamW, {"lr": 3e-4}))
 
     A hidden matrix is the weight of a Linear layer or a projection of attention, other than the output layer,
-    the routers of experts, and one that shares its weight with an embedding; and of a convolution, if the rule
-    for matrices takes it. The table that is printed says for each parameter which rule it gets and why.
+    the routers of experts, and one that shares its weight with an embedding; and of a convolution or of experts
+    in one tensor, if the rule for matrices takes it. The table that is printed says for each parameter which
+    rule it gets and why.
 
     model: an nn.Module; tensors alone do not say what they are for. matrix, rest: a rule and its
     hyper-parameters, modifiers among them. where: patterns of names, such as {"*.router.weight": "rest"}, each
@@ -92,16 +93,16 @@ def _placed(model: nn.Module, rule: Any, where: dict[str, Choice]) -> list[Place
             continue
         if pattern is not None:
             placed.append(Placed(each.name, each.param, where[pattern], f"matches '{pattern}'"))
-        elif each.kind == "convolution":
-            placed.append(_convolution(each, rule))
+        elif each.kind in ("convolution", "experts"):
+            placed.append(_if_taken(each, rule))
         else:
             choice: Choice = "matrix" if each.kind == "linear" else "rest"
             placed.append(Placed(each.name, each.param, choice, each.reason, each.kind == "unknown"))
     return placed
 
 
-def _convolution(each: Known, rule: Any) -> Placed:
-    """A convolution is a matrix if the rule takes it as one."""
+def _if_taken(each: Known, rule: Any) -> Placed:
+    """Tensors of more dimensions are matrices if the rule takes them as such."""
     why_not = "no shape yet"
     if not is_lazy(each.param):
         try:

@@ -21,7 +21,8 @@ WITH_THE_LAYER_BEFORE = 99999
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks of the longest list of equal ones, and all others of their type that are in lists.
 
-    Types that hold few of the weights do not count, nor do experts, which work side by side.
+    Types that hold few of the weights do not count, nor do experts, which work side by side. Other types that
+    hold as many count, too, unless they are parts of these or these of them: encoders and decoders, not stages.
     """
     parallel = {id(experts) for _, experts in _with_experts(model)}
     lists = [x for x in model.modules() if isinstance(x, LISTS) and id(x) not in parallel]
@@ -34,18 +35,27 @@ def blocks(model: nn.Module) -> list[nn.Module]:
             members.setdefault(kind, []).extend(found)
     weights = {kind: sum(map(_weights, members[kind])) for kind in members if longest[kind] > 1}
     large = [kind for kind in weights if 2 * weights[kind] >= max(weights.values())]
-    if not large:
-        return []
-    chosen = max(large, key=lambda kind: (kind not in LISTS, longest[kind], weights[kind]))
-    return members[chosen]
+    chosen: dict[int, nn.Module] = {}
+    for kind in sorted(large, key=lambda x: (x not in LISTS, longest[x], weights[x]), reverse=True):
+        if not _overlap(members[kind], list(chosen.values())):
+            chosen |= {id(x): x for x in members[kind]}
+    return [x for x in model.modules() if id(x) in chosen]
+
+
+def _overlap(some: list[nn.Module], others: list[nn.Module]) -> bool:
+    """Whether one of these is in one of the others, or the other way round."""
+    inside = [{id(part) for x in each for part in x.modules()} for each in (some, others)]
+    return any(id(x) in inside[1] for x in some) or any(id(x) in inside[0] for x in others)
 
 
 def _is_block(module: nn.Module) -> bool:
     """Whether it holds parameters, and is more than one layer of torch."""
-    of_torch = type(module).__module__.startswith("torch.nn.modules") and not any(
-        True for _ in module.children()
-    )
-    return not of_torch and any(True for _ in module.parameters())
+    leaf = _of_torch(module) and not any(True for _ in module.children())
+    return not leaf and any(True for _ in module.parameters())
+
+
+def _of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def _weights(module: nn.Module) -> int:
@@ -72,7 +82,7 @@ def _experts_in(module: nn.Module) -> int:
     if isinstance(module, nn.ModuleList):
         kinds = set(map(type, module))
         return len(module) if len(kinds) == 1 and len(module) > 1 else 0
-    if any(True for _ in module.children()):
+    if _of_torch(module) or any(True for child in module.children() for _ in child.parameters()):
         return 0
     shapes = [x.shape for x in module.parameters(recurse=False) if not is_lazy(x) and x.ndim > 1]
     counts = {shape[0] for shape in shapes}
@@ -88,13 +98,15 @@ def _routers_beside(module: nn.Module, experts: nn.Module, count: int) -> Iterat
                     yield param
 
 
-def routers(model: nn.Module) -> dict[int, int]:
-    """The weights of routers by id, with the number of experts."""
-    found: dict[int, int] = {}
+def routers_and_experts(model: nn.Module) -> tuple[dict[int, int], dict[int, int]]:
+    """The weights of routers, and of experts in one tensor, by id, with the number of experts."""
+    routers: dict[int, int] = {}
+    in_one: dict[int, int] = {}
     for module, experts in _with_experts(model):
         count = _experts_in(experts)
-        found |= {id(param): count for param in _routers_beside(module, experts, count)}
-    return found
+        routers |= {id(param): count for param in _routers_beside(module, experts, count)}
+        in_one |= {id(param): count for param in experts.parameters(recurse=False) if param.ndim == 3}
+    return routers, in_one
 
 
 def output_layer(model: nn.Module) -> nn.Module | None:
