@@ -190,6 +190,18 @@ def test_an_optimizer_of_torch_and_one_of_ours_take_the_same_groups() -> None:
     assert (of_head["name"], of_head["lr"]) == ("layer_4_lr_x10_decay", 0.1)
 
 
+# One vector of everything, and matrices only.
+OTHERS = ("LBFGS", "Muon")
+
+
+@pytest.mark.parametrize("name", [x for x in steprule.catalogue() if x not in OTHERS])
+def test_every_rule_takes_them(name: str) -> None:
+    model = GPT()
+    optimizer = steprule.create(name, build(model, lr=0.1, lr_mult={"*.h.1.*": 0.5}))
+    assert steprule.audit(model, optimizer).ok
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1, 0.05}
+
+
 def test_what_is_not_said_is_left_to_the_optimizer() -> None:
     groups = build(GPT())
     assert [(x["name"], x.get("lr"), x.get("weight_decay")) for x in groups] == [
