@@ -22,6 +22,7 @@ from steprule.lab import (
     bench_machine,
     bench_measure,
     bench_models,
+    bench_modified,
     bench_report,
     picture,
 )
@@ -132,6 +133,18 @@ def test_the_floor_reads_and_writes_as_much_as_the_step(rule: Any) -> None:
             moved += 4 * (2 * sizes[0] + sum(sizes[1:]))  # its first operand is read and written
     assert moved == move.bytes
     assert move.floor([3.0]) == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("modifiers", "bytes_per_number"),
+    # GlobalNormClip reads the gradient once more, Cautious all but the parameter.
+    [([], 28), ([steprule.GlobalNormClip()], 32), ([steprule.Cautious()], 40), ([steprule.EMA()], 36)],
+    ids=str,
+)
+def test_bytes_count_every_sweep(modifiers: list[steprule.Modifier], bytes_per_number: int) -> None:
+    optimizer = steprule.AdamW(make_params((16, 16)), modifiers=modifiers)
+    optimizer.step()
+    assert bench_measure.bytes_moved(optimizer) == 256 * bytes_per_number
 
 
 # Who takes part
@@ -316,6 +329,37 @@ def test_what_a_run_leaves(small_and_quick: Path, capsys: pytest.CaptureFixture[
     assert adamw["first_step"] == {"cold": 70.0, "warm": 70.0}
     for part in ("own-shapes, 3 tensors, 73 elements", "AdamW", "Lion", "GB/s", "results/one.json"):
         assert part in answer.out, answer.out
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_a_rule_with_modifiers_is_compared_with_the_rule_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "adamw+global_norm_clip,adamw+cautious,sgd+EMA"
+    answer = run(capsys, *BENCH, "--optimizers", asked, "--out", "one.json")
+    assert answer.code == 0, answer
+    rules = json.loads(Path("one.json").read_text())["rules"]
+    assert [rule["rule"] for rule in rules] == ["AdamW+global_norm_clip", "AdamW+cautious", "SGD+ema"]
+    for rule in rules:
+        assert rule["step"][bench_measure.WITHOUT]["times_steprule"] > 0
+        assert 0 < rule["step"][OURS]["cold_ms"]["low"] <= rule["step"][OURS]["cold_ms"]["median"]
+        assert ("torch fused" in rule["step"]) == (rule["rule"] != "AdamW+cautious")
+    assert rules[1]["absent"]["torch fused"] == "torch has no cautious"
+    assert "With modifiers" in answer.out
+    assert "A step after other work" in answer.out
+
+
+def test_what_users_of_torch_add_does_what_the_modifiers_do() -> None:
+    kinds = [steprule.GlobalNormClip, steprule.EMA]
+    modified = bench_modified.Modified(steprule.AdamW, kinds)
+    mine, theirs = make_params((3, 4), (5,)), make_params((3, 4), (5,))
+    for a, b in zip(mine, theirs, strict=True):
+        b.data.copy_(a.data)
+        b.grad = 10 * a.grad
+        a.grad = 10 * a.grad
+    for optimizer in (modified(mine), modified.by_hand(theirs)):
+        for _ in range(3):
+            optimizer.step()
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.usefixtures("no_processes")

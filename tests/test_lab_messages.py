@@ -259,7 +259,6 @@ def test_sophia_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
         (("train", "--optimizer", "adamw+ema", "--set", "ema.decay=2"), "EMA: decay = 2, must be"),
         (("train", "--optimizer", "adamw+ema", "--set", "ema.decy=0.9"), "Did you mean 'decay'?"),
         (("train", "--optimizer", "adamw", "--set", "modifiers=ema"), "as in --optimizer adamw+ema."),
-        (("bench", "--optimizers", "adamw+ema"), "bench measures rules without modifiers."),
         (("show", "adm"), "no optimizer 'adm'. Did you mean 'Adam'?"),
         (("show",), "Missing argument 'rule'"),
         (("tran",), "No such command 'tran'"),

@@ -17,17 +17,18 @@ from rich.console import Console
 from torch import nn
 
 import steprule
-from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.rule import RuleOptimizer
 from steprule.lab import bench_machine, bench_report
 from steprule.lab.bench_chart import draw_chart
-from steprule.lab.bench_estimate import candidates, estimate
+from steprule.lab.bench_estimate import candidates, estimate, slots_of
 from steprule.lab.bench_measure import (
     OURS,
     STATES,
     Mover,
+    Rule,
     Timing,
     bytes_moved,
+    cold_samples,
     entrants,
     iterations,
     peak_bytes,
@@ -37,9 +38,10 @@ from steprule.lab.bench_measure import (
     samples_of,
 )
 from steprule.lab.bench_models import BenchModel, load_model
+from steprule.lab.bench_modified import Modified
 from steprule.lab.devices import find_device
 from steprule.lab.errors import LabError, Stopped, did_you_mean
-from steprule.lab.optimizer_classes import find_rule
+from steprule.lab.optimizer_classes import find_rule, optimizer_modifiers, optimizer_name
 from steprule.lab.report import open_console
 
 __all__ = ["Asked", "bench"]
@@ -69,7 +71,7 @@ class Plan:
     """What is going to be measured."""
 
     model: BenchModel
-    rules: list[type[CheckedOptimizer]]
+    rules: list[Rule]
     dtype: torch.dtype
     device: torch.device
     repeats: int
@@ -157,18 +159,21 @@ def _plan(asked: Asked) -> Plan:
     return plan
 
 
-def _rules(names: str) -> list[type[CheckedOptimizer]]:
-    """The rules with these names; `all` are those that treat every element on its own."""
+def _rules(names: str) -> list[Rule]:
+    """The rules with these names, with modifiers or without; `all` are those on single elements, without."""
     if names.strip().lower() == "all":
         return [
             rule
             for rule in steprule.catalogue().values()
             if issubclass(rule, RuleOptimizer) and rule.traced and rule.gradients != "rows only"
         ]
-    parts = [name.strip() for name in names.split(",")]
-    if any("+" in name for name in parts):
-        raise LabError("bench measures rules without modifiers. Give the names of rules alone.")
-    return list(dict.fromkeys(find_rule(name) for name in parts))
+    found: dict[str, Rule] = {}
+    for name in names.split(","):
+        first, plus, _ = name.partition("+")
+        rule = find_rule(first.strip())
+        subject: Rule = Modified(rule, optimizer_modifiers(optimizer_name(name.strip()))) if plus else rule
+        found.setdefault(subject.__name__, subject)
+    return list(found.values())
 
 
 def _check_memory(plan: Plan) -> None:
@@ -176,7 +181,7 @@ def _check_memory(plan: Plan) -> None:
     available = bench_machine.available_bytes(plan.device)
     size = plan.model.numbers * plan.dtype.itemsize
     for rule in plan.rules:
-        slots = steprule.describe(rule).numbers_per_parameter
+        slots = slots_of(rule)
         # Parameters and gradients; the slots of each way to step; the floor's buffers; temporaries.
         needed = round(size * (2 + candidates(rule) * slots + (2 + slots) + 3))
         if available is not None and needed > available:
@@ -223,7 +228,7 @@ def _make_params(plan: Plan) -> list[nn.Parameter]:
 
 def _measure(
     plan: Plan,
-    rule: type[CheckedOptimizer],
+    rule: Rule,
     params: list[nn.Parameter],
     imports: list[dict[str, float]],
     advance: Advance,
@@ -257,9 +262,7 @@ def _fill(params: list[nn.Parameter]) -> None:
                 tensor.normal_()
 
 
-def _measure_steps(
-    plan: Plan, rule: type[CheckedOptimizer], params: list[nn.Parameter], advance: Advance
-) -> dict[str, Any]:
+def _measure_steps(plan: Plan, rule: Rule, params: list[nn.Parameter], advance: Advance) -> dict[str, Any]:
     who = rule.__name__
     found = entrants(rule, params)
     own = found.optimizers[OURS]
@@ -268,6 +271,7 @@ def _measure_steps(
     actions |= {name: optimizer.step for name, optimizer in found.optimizers.items()}
     samples = samples_of(actions, plan.repeats, plan.device, partial(advance, f"{who}: steps"))
     floor = move.floor(samples.pop("floor"))
+    cold = cold_samples(found.optimizers, plan.repeats) if plan.device.type == "cpu" else {}
     steps: dict[str, dict[str, Any]] = {}
     for name, optimizer in found.optimizers.items():
         # State in fewer bits has a lower floor.
@@ -278,6 +282,8 @@ def _measure_steps(
             "times_steprule": _rounded(ratio(samples[name], samples[OURS])),
             "transient_bytes": peak_bytes(optimizer.step, plan.device),
         }
+        if name in cold:
+            steps[name]["cold_ms"] = _timing(cold[name])
     advance(f"{who}: memory")
     times = [_timing(floor), *(step["ms"] for name, step in steps.items() if name == OURS or "torch" in name)]
     return {
@@ -291,7 +297,7 @@ def _measure_steps(
     }
 
 
-def _measure_iterations(plan: Plan, rule: type[CheckedOptimizer], advance: Advance) -> dict[str, Any]:
+def _measure_iterations(plan: Plan, rule: Rule, advance: Advance) -> dict[str, Any]:
     actions = iterations(rule, plan.dtype, plan.device)
     after_round = partial(advance, f"{rule.__name__}: iterations")
     samples = samples_of(actions, plan.repeats, plan.device, after_round)

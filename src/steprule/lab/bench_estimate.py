@@ -11,18 +11,27 @@ import torch
 from torch import nn
 
 import steprule
-from steprule.engine.optimizer import CheckedOptimizer
 from steprule.lab import bench_machine, bench_measure
+from steprule.lab.bench_measure import Rule
+from steprule.lab.bench_modified import Modified
 
-__all__ = ["candidates", "estimate"]
+__all__ = ["candidates", "estimate", "slots_of"]
 
 
-def candidates(rule: type[CheckedOptimizer]) -> int:
+def candidates(rule: Rule) -> int:
     """The largest number of optimizers, each with its own state, that take part for a rule."""
+    if isinstance(rule, Modified):
+        return 7
     return 7 if hasattr(torch.optim, rule.__name__) else 4
 
 
-def estimate(rules: Sequence[type[CheckedOptimizer]], params: list[nn.Parameter], repeats: int) -> float:
+def slots_of(rule: Rule) -> float:
+    """How many elements of state a rule and its modifiers keep for each element of a parameter."""
+    kinds = [rule.rule, *rule.modifiers] if isinstance(rule, Modified) else [rule]
+    return sum(steprule.describe(kind).numbers_per_parameter for kind in kinds)  # type: ignore[arg-type]
+
+
+def estimate(rules: Sequence[Rule], params: list[nn.Parameter], repeats: int) -> float:
     """How many seconds it will take to measure these rules.
 
     Every part is tried once with the first rule; the time for the others is scaled by the bytes they move.
@@ -42,8 +51,8 @@ def estimate(rules: Sequence[type[CheckedOptimizer]], params: list[nn.Parameter]
     return sum((once + (repeats + 1) * sample) * share + 2 * fresh for share in shares)
 
 
-def _work(rule: type[CheckedOptimizer]) -> float:
-    return candidates(rule) * (3 + 2 * steprule.describe(rule).numbers_per_parameter)
+def _work(rule: Rule) -> float:
+    return candidates(rule) * (3 + 2 * slots_of(rule))
 
 
 def _seconds(action: Callable[[], object]) -> float:

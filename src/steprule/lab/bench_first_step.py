@@ -7,8 +7,6 @@ The imports are inside the function, where they are measured.
 
 from __future__ import annotations
 
-from typing import Any
-
 
 def main() -> None:
     """Print the milliseconds as JSON."""
@@ -27,8 +25,7 @@ def main() -> None:
     parameter = torch.nn.Parameter(torch.ones(64, 64, dtype=getattr(torch, dtype), device=device))
     parameter.grad = torch.ones_like(parameter)
     before = time.perf_counter()
-    make: Any = steprule.catalogue()[rule]
-    make([parameter]).step()
+    steprule.create(rule, [parameter]).step()
     if device != "cpu":
         torch.cuda.synchronize()
     after = time.perf_counter()

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,19 @@ from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.runners import choice
 from steprule.lab.bench_models import mlp
+from steprule.lab.bench_modified import Modified
 from steprule.lab.errors import LabError
 
 __all__ = [
     "OURS",
     "STATES",
+    "WITHOUT",
     "Entrants",
     "Mover",
+    "Rule",
     "Timing",
     "bytes_moved",
+    "cold_samples",
     "entrants",
     "iterations",
     "peak_bytes",
@@ -48,12 +52,34 @@ __all__ = [
 OURS = "steprule"
 # The default again, with its state in fewer bits.
 STATES = {f"{OURS} {kind} state": kind for kind in ("bf16", "int8")}
+# Beside a rule with modifiers.
+WITHOUT = f"{OURS} without"
 SAMPLE_SECONDS = 0.02
+# More than the caches hold, as forward and backward passes touch between two steps; and how many steps after
+# that make a sample.
+ELSEWHERE_BYTES = 80 * 10**6
+COLD_STEPS = 5
 BATCH = 32
 
 Action = Callable[[], object]
-# Any rule of the catalogue; the arguments of their constructors differ.
-Rule = Callable[..., CheckedOptimizer]
+
+
+class Rule(Protocol):
+    """A rule of the catalogue, or one with modifiers."""
+
+    __name__: str
+
+    def __call__(self, *arguments: Any, **options: Any) -> CheckedOptimizer:
+        """The optimizer, from parameters and hyper-parameters."""
+        ...
+
+
+class Steps(Protocol):
+    """What can be measured."""
+
+    def step(self) -> object:
+        """Take a step."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +108,7 @@ def ratio(samples: Sequence[float], to: Sequence[float]) -> float:
 class Entrants:
     """The optimizers that could be built and stepped, and why the others could not."""
 
-    optimizers: dict[str, Optimizer]
+    optimizers: dict[str, Any]
     absent: dict[str, str]
 
 
@@ -125,6 +151,11 @@ def entrants(rule: Rule, params: list[nn.Parameter]) -> Entrants:
             found.absent[name] = "keeps no state per element"
         else:
             _enter(found, name, lambda kind=kind: rule(params, state_dtype=kind))
+    if isinstance(rule, Modified):
+        plain: Any = rule.rule
+        _enter(found, WITHOUT, lambda: plain(params))
+        _enter(found, "torch fused", lambda: rule.by_hand(params))
+        return found
     theirs: Any = getattr(torch.optim, rule.__name__, None)
     variants = {"for-loop": _off(theirs), "foreach": {"foreach": True}, "fused": {"fused": True}}
     for name, given in variants.items():
@@ -147,7 +178,7 @@ def _off(theirs: Any) -> dict[str, bool]:
     return {name: False for name in ("foreach", "fused") if name in known}
 
 
-def _enter(found: Entrants, name: str, make: Callable[[], Optimizer]) -> None:
+def _enter(found: Entrants, name: str, make: Callable[[], Steps]) -> None:
     """Build an optimizer and step it once. If that fails, it is absent, unless it is steprule's default."""
     try:
         optimizer = make()
@@ -225,6 +256,29 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def cold_samples(optimizers: Mapping[str, Any], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of a step after other work on the CPU, a sample per round, of the defaults and torch's.
+
+    Nothing for tensors that the caches could not hold anyway.
+    """
+    own = optimizers[OURS]
+    names = [name for name in optimizers if name in (OURS, WITHOUT) or name.startswith("torch")]
+    if bytes_moved(own) > ELSEWHERE_BYTES:
+        return {}
+    elsewhere, cpu = torch.zeros(ELSEWHERE_BYTES // 4), torch.device("cpu")
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    order = random.Random(0)
+    for _ in range(repeats):
+        order.shuffle(names)
+        for name in names:
+            seconds = 0.0
+            for _ in range(COLD_STEPS):
+                elsewhere.add_(1.0)
+                seconds += _seconds(optimizers[name].step, 1, cpu)
+            samples[name].append(seconds / COLD_STEPS * 1000)
+    return samples
+
+
 # The floor
 
 
@@ -265,22 +319,26 @@ def _traffic(optimizer: Optimizer) -> tuple[int, int, int]:
         read, written = _columns(optimizer, group)
         for param in group["params"]:
             sizes = _sizes(optimizer, param)
-            read_here, written_here = (_with_what_is_beside(x, sizes) for x in (read, written))
-            total += sum(sizes[x] for x in read_here) + sum(sizes[x] for x in written_here)
-            in_place += sum(sizes[x] for x in written_here)
-            alone += sum(sizes[x] for x in read_here - written_here)
+            read_here = [sum(sizes[x] for x in _with_what_is_beside(sweep, sizes)) for sweep in read]
+            written_here = sum(sizes[x] for x in _with_what_is_beside(written, sizes))
+            total += sum(read_here) + written_here
+            in_place += written_here
+            alone += max(0, sum(read_here) - written_here)
     return total, in_place, alone
 
 
-def _columns(optimizer: Optimizer, group: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """What a step reads and writes: 'p', 'g', and the keys of slots; all of them if the rule is not traced."""
+def _columns(optimizer: Optimizer, group: dict[str, Any]) -> tuple[list[set[str]], set[str]]:
+    """What each sweep reads, and what a step writes: 'p', 'g', and the keys of slots.
+
+    A rule that is not traced reads and writes all of them, once.
+    """
     if isinstance(optimizer, RuleOptimizer) and optimizer.traced:
         program = optimizer.program(group)
         keys = {letter: slot.key for letter, slot in program.slots.items()} | {"p": "p", "g": "g"}
-        read = {keys[letter] for sweep in program.passes for letter in sweep.inputs}
+        read = [{keys[letter] for letter in sweep.inputs} for sweep in program.passes]
         return read, {keys[letter] for letter in program.outputs}
     everything = set(_sizes(optimizer, group["params"][0]))
-    return everything, everything - {"g"}
+    return [everything], everything - {"g"}
 
 
 def _with_what_is_beside(keys: set[str], sizes: Mapping[str, int]) -> set[str]:

@@ -18,6 +18,8 @@ __all__ = ["number", "print_estimate", "print_header", "print_tables", "progress
 LINE_SECONDS = 3.0
 STEPS = ("steprule", "steprule foreach", "steprule reference", "torch for-loop", "torch foreach", "torch fused")
 STATES = ("bf16", "int8")
+WITHOUT = "steprule without"
+COLD = ("steprule", "torch for-loop", "torch foreach", "torch fused")
 ITERATIONS = ("steprule", "torch default", "torch fused")
 
 ROOMY = 100
@@ -107,6 +109,18 @@ def print_tables(console: Console, result: Result) -> None:
     )
     _print(
         console,
+        "With modifiers, compared with the rule alone, and with torch's fused rule and what users add to it",
+        ["steprule", "without", "× without", "torch and more", "torch\u00a0÷ steprule"],
+        {_name(x): _modified(x) for x in rules if WITHOUT in x["step"]},
+    )
+    _print(
+        console,
+        "A step after other work, which has taken its memory out of the caches",
+        [*COLD, "µs per tensor", "torch\u00a0÷ steprule"],
+        {_name(x): _cold(x, result["tensors"]) for x in rules if "cold_ms" in x["step"]["steprule"]},
+    )
+    _print(
+        console,
         "Temporary memory of a step",
         ["runner", *STEPS],
         {_name(x): [x["runner"], *_over(STEPS, x["step"], _memory)] for x in rules},
@@ -163,6 +177,22 @@ def _states(rule: Result) -> list[Cell]:
         faster = number(min(theirs) / own["times_steprule"]) if own and theirs else "–"
         cells += [_spread(own["ms"]), number(own["times_floor"]), faster] if own else ["–"] * 3
     return cells
+
+
+def _modified(rule: Result) -> list[Cell]:
+    steps: Result = rule["step"]
+    theirs = steps.get("torch fused")
+    own, without = steps["steprule"], steps[WITHOUT]
+    by_hand = [_spread(theirs["ms"]), number(theirs["times_steprule"])] if theirs else ["–", "–"]
+    return [_spread(own["ms"]), _spread(without["ms"]), number(1 / without["times_steprule"]), *by_hand]
+
+
+def _cold(rule: Result, tensors: int) -> list[Cell]:
+    steps: Result = {name: step for name, step in rule["step"].items() if "cold_ms" in step}
+    own = steps["steprule"]["cold_ms"]["median"]
+    theirs = [step["cold_ms"]["median"] for name, step in steps.items() if name.startswith("torch")]
+    cells = _over(COLD, steps, lambda x: _spread(x["cold_ms"]))
+    return [*cells, number(1000 * own / tensors), number(min(theirs) / own) if theirs else "–"]
 
 
 def _others(rule: Result) -> list[Cell]:

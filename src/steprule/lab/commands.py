@@ -211,7 +211,7 @@ def bench(
         _option(
             "--optimizers",
             "NAMES",
-            "rules of `steprule list`, separated by commas, or all (default: adamw,adabelief,lion,sgd)",
+            "rules, with modifiers as in adamw+ema, separated by commas, or all (default: adamw,adabelief,lion,sgd)",
         ),
     ] = "adamw,adabelief,lion,sgd",
     dtype: Annotated[str, _option("--dtype", "NAME", "fp32, fp64, bf16 or fp16 (default: fp32)")] = "fp32",
