@@ -1,17 +1,20 @@
-"""Rules and modifiers by name: `create`, `find`, and what modifiers say about themselves."""
+"""Rules, presets and modifiers by name: `create`, `find`, and what modifiers say about themselves."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from papers import ranger
 from rules import flat
 from torch import nn
 
 import steprule
 from steprule import Modifier, create, find, hyper
+from steprule.catalogue import PRESETS
 
 MODIFIERS = steprule.modifier_catalogue()
 
@@ -84,6 +87,11 @@ def test_every_rule_is_created_with_every_modifier(name: str) -> None:
         ("adamw++ema", {}, ValueError, r"^a \+ has nothing after it\."),
         ("adamw+emma", {}, ValueError, r"^there is no modifier 'emma'\. Did you mean 'ema'\?$"),
         ("adamw+zzz", {}, ValueError, r"^there is no modifier 'zzz'\. Allowed are: asam, average, "),
+        ("adamw+ranger", {}, ValueError, r"^'ranger' is a rule\. A name has one rule, which comes first"),
+        ("rangr", {}, ValueError, r"^there is no rule 'rangr'\. Did you mean 'ranger'\?"),
+        ("ranger+", {}, ValueError, r"^a \+ has nothing after it\."),
+        ("ranger+lookahead", {}, ValueError, "Lookahead is listed twice"),
+        ("ranger", {"ema.decay": 0.9}, ValueError, r"ema, which 'ranger' does not have\. Write 'ranger\+ema'"),
         ("adamw+sgd", {}, ValueError, r"^'sgd' is a rule\. A name has one rule, which comes first"),
         ("adamw+ema+ema", {}, ValueError, "EMA is listed twice"),
         ("adamw+ema+average", {}, ValueError, "Average does not go with EMA"),
@@ -118,7 +126,8 @@ def test_what_is_created_steps() -> None:
 
 
 def test_find_takes_patterns() -> None:
-    assert set(find()) == {*map(str.lower, steprule.catalogue()), *MODIFIERS}
+    assert set(find()) == {*map(str.lower, steprule.catalogue()), *PRESETS, *MODIFIERS}
+    assert find("ra*") == ("radam", "ranger", "radial_brake")
     assert "adamax" in find("ADAMA*")
     assert find("*clip*") == ("global_norm_clip", "norm_clip", "update_clip", "value_clip")
     assert find("em?") == ("ema",)
@@ -127,6 +136,51 @@ def test_find_takes_patterns() -> None:
         assert name in MODIFIERS or isinstance(
             create(name, [nn.Parameter(torch.ones(2, 2))]), torch.optim.Optimizer
         )
+
+
+# Presets
+
+
+def test_a_preset_is_its_rule_with_modifiers_and_values() -> None:
+    mine = create("Ranger + cautious", model(), lr=0.1, **{"lookahead.every": 4, "cautious.floor": 0.5})
+    values = {"betas": (0.95, 0.999), "eps": 1e-5, "decoupled_weight_decay": True}
+    modifiers = [steprule.Lookahead(4, 0.5), steprule.Cautious(0.5)]
+    wanted = steprule.RAdam(model(), lr=0.1, modifiers=modifiers, **values)
+    (one,), (other,) = mine.param_groups, wanted.param_groups
+    assert type(mine) is steprule.RAdam
+    assert {k: v for k, v in one.items() if k != "params"} == {k: v for k, v in other.items() if k != "params"}
+    assert create("ranger", model(), eps=0.1).param_groups[0]["eps"] == 0.1
+    assert create("ranger", model()).param_groups[0]["eps"] == 1e-5
+
+
+@pytest.mark.parametrize("flags", [{"fused": False, "foreach": False}, {"foreach": True}, {"fused": True}])
+def test_ranger_does_what_its_author_published(flags: dict[str, bool]) -> None:
+    random = np.random.default_rng(5)
+    theta = random.standard_normal((7, 5))
+    param = nn.Parameter(torch.from_numpy(theta.copy()))
+    optimizer = create("ranger", [param], lr=0.1, weight_decay=0.1, **flags)
+    state = ranger.init(theta)
+    for t in range(1, 21):
+        g = random.standard_normal(theta.shape)
+        param.grad = torch.from_numpy(g.copy())
+        optimizer.step()
+        theta = ranger.step(theta, g, state, t, lr=0.1, weight_decay=0.1)
+    np.testing.assert_allclose(param.detach().numpy(), theta, rtol=1e-11, atol=1e-11)
+
+
+def test_a_preset_is_described() -> None:
+    said = steprule.describe(" Ranger ")
+    assert said.name == "ranger"
+    assert said.formula.startswith("radam+lookahead, betas=(0.95, 0.999), eps=1e-05")
+    for text in (said.summary, said.when, said.state, said.differs, said.source):
+        assert text.strip()
+    (group,) = create("ranger", model()).param_groups
+    defaults = {h.name: h.default for h in said.hyperparameters}
+    assert {key: group[key] for key in defaults if key in group and key != "modifiers"} == {
+        key: value for key, value in defaults.items() if key in group and key != "modifiers"
+    }
+    assert said.slots == ("exp_avg", "exp_avg_sq", "lookahead.slow", "lookahead.steps")
+    assert said.numbers_per_parameter == 3
 
 
 # What modifiers say about themselves

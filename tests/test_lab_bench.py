@@ -386,6 +386,11 @@ def test_all_are_the_rules_that_look_at_one_number() -> None:
     names = [rule.__name__ for rule in bench._rules("all")]
     assert {"AdamW", "SGD", "Adagrad", "Lion", "Rprop"} < set(names)
     assert not {"SparseAdam", "Muon", "Adafactor", "LBFGS"} & set(names)
+    assert [rule.__name__ for rule in bench._rules("ranger, sgd+ema,sgd")] == [
+        "RAdam+lookahead",
+        "SGD+ema",
+        "SGD",
+    ]
     params = make_params((4, 4), (4,))
     for name in names:
         assert OURS in entrants(steprule.catalogue()[name], params).optimizers

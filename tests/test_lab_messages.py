@@ -246,7 +246,7 @@ def test_sophia_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("list", "zzz"), "no rule or modifier matches 'zzz'"),
+        (("list", "zzz"), "no rule, preset or modifier matches 'zzz'"),
         (("train", "--optimizer", "adamw+emma"), "there is no modifier 'emma'. Did you mean 'ema'?"),
         (("train", "--optimizer", "adamw+"), "a + has nothing after it."),
         (("train", "--optimizer", "ema"), "no optimizer 'ema'."),
@@ -259,6 +259,7 @@ def test_sophia_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
         (("train", "--optimizer", "adamw+ema", "--set", "ema.decay=2"), "EMA: decay = 2, must be"),
         (("train", "--optimizer", "adamw+ema", "--set", "ema.decy=0.9"), "Did you mean 'decay'?"),
         (("train", "--optimizer", "adamw", "--set", "modifiers=ema"), "as in --optimizer adamw+ema."),
+        (("show", "rangr"), "Did you mean 'ranger'?"),
         (("show", "adm"), "no optimizer 'adm'. Did you mean 'Adam'?"),
         (("show",), "Missing argument 'rule'"),
         (("tran",), "No such command 'tran'"),

@@ -87,6 +87,13 @@ def config_in(folder: Path) -> dict[str, Any]:
             "AdamW+ema+cautious, lr 0.001",
             "own-task-adamw+ema+cautious-1",
         ),
+        (
+            "Ranger+ema",
+            "RAdam+lookahead+ema",
+            "RAdam+lookahead+ema, lr 0.001, betas (0.95, 0.999), eps 1e-05, decoupled_weight_decay True, "
+            "lookahead.every 6",
+            "own-task-radam+lookahead+ema-1",
+        ),
         ("rules.py:Slow+ema", "{folder}/rules.py:Slow+ema", "Slow+ema, lr 0.01", "own-task-slow+ema-1"),
     ],
 )
@@ -121,6 +128,7 @@ def resumed_halfway(capsys: pytest.CaptureFixture[str], *arguments: str) -> tupl
         "--optimizer torch:LBFGS --set max_iter=2",
         "--optimizer torch:SGD --set momentum=0.9 --set nesterov=true --clip-norm 0.5",
         "--optimizer adam --clip-norm 0.1",
+        "--optimizer ranger --set lookahead.every=2",
         "--optimizer adamw+global_norm_clip+ema --set ema.decay=0.5 --set global_norm_clip.max_norm=0.1",
         "--optimizer rules.py:Slow+lookahead --set lookahead.every=3",
     ],

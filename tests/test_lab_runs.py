@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 import steprule
+from steprule.catalogue import PRESETS
 from steprule.lab.progress import clock, progress_on
 from steprule.lab.randomness import seed_everything
 from steprule.lab.run_folder import RunConfig
@@ -222,7 +223,11 @@ def test_times_are_shown_as_on_a_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
-KNOWN: dict[str, Any] = {**steprule.catalogue(), **steprule.modifier_catalogue()}
+KNOWN: dict[str, Any] = {
+    **steprule.catalogue(),
+    **dict(zip(PRESETS, PRESETS, strict=True)),
+    **steprule.modifier_catalogue(),
+}
 
 
 def test_list_names_every_rule_and_modifier_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import fnmatch
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import steprule
@@ -44,6 +44,43 @@ class Description:
     numbers_per_parameter: float
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A rule with modifiers and values that is known under a name of its own.
+
+    rule, modifiers: by name. options: what `create` would be given. text: as the docstring of a rule.
+    """
+
+    rule: str
+    modifiers: tuple[str, ...]
+    options: Mapping[str, Any]
+    text: str
+
+
+PRESETS = {
+    "ranger": Preset(
+        rule="radam",
+        modifiers=("lookahead",),
+        options={
+            "betas": (0.95, 0.999),
+            "eps": 1e-5,
+            "decoupled_weight_decay": True,
+            "lookahead.every": 6,
+            "lookahead.step_back": 0.5,
+        },
+        text="""RAdam that after every six steps goes back half of the way.
+
+        When: image models without a warm-up. The lr stays as it is for most of the training, then falls to 0.
+
+        State: 3 values per parameter (exp_avg, exp_avg_sq, lookahead.slow), 1 per tensor (lookahead.steps).
+        Differs: this is the first Ranger, 9.3.19, as in pytorch-ranger. Ranger2020 also centralizes the
+        gradients, and Ranger21 is another rule.
+        Source: Wright 2019, https://github.com/lessw2020/Ranger-Deep-Learning-Optimizer
+        """,
+    )
+}
+
+
 def catalogue() -> dict[str, type[CheckedOptimizer]]:
     """All rules by class name, in alphabetical order.
 
@@ -70,12 +107,12 @@ def modifier_catalogue() -> dict[str, type[Modifier]]:
 
 
 def find(pattern: str = "*") -> tuple[str, ...]:
-    """The names of the rules and modifiers that match a pattern with * and ?, as `create` takes them.
+    """The names of the rules, presets and modifiers that match a pattern with * and ?, as `create` takes them.
 
     >>> find("*sgd*")
     ('asgd', 'schedulefreesgd', 'sgd')
     """
-    names = [*map(str.lower, catalogue()), *modifier_catalogue()]
+    names = [*map(str.lower, catalogue()), *PRESETS, *modifier_catalogue()]
     return tuple(fnmatch.filter(names, pattern.lower()))
 
 
@@ -84,8 +121,9 @@ def create(name: str, params: Any, **options: Any) -> CheckedOptimizer:
 
         create("adamw+global_norm_clip+cautious+ema", model, lr=3e-4, **{"ema.decay": 0.999})
 
-    name: in upper or lower case. params: the model, or its parameters. options: hyper-parameters of the rule,
-    and those of the modifiers under their names and a point.
+    name: in upper or lower case; "ranger" stands for a rule, modifiers and values, to which more can be added.
+    params: the model, or its parameters. options: hyper-parameters of the rule, and those of the modifiers
+    under their names and a point.
 
     Raises: ValueError for an unknown name or an option of a modifier that is not in it, and what the rule
     raises.
@@ -93,6 +131,8 @@ def create(name: str, params: Any, **options: Any) -> CheckedOptimizer:
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise rule_errors.create_without_name(name)
     first, *more = (part.strip() for part in name.split("+"))
+    first, more, values = written_out(first, more)
+    options = values | options
     rule: Any = _rule_of(first)
     kinds = modifiers_named(more)
     if kinds and "modifiers" not in rule.fields:
@@ -100,6 +140,14 @@ def create(name: str, params: Any, **options: Any) -> CheckedOptimizer:
     added, own = with_values(kinds, options, name)
     added += own.pop("modifiers", None) or ()
     return rule(params, **own, **({"modifiers": added} if added else {}))
+
+
+def written_out(first: str, more: Sequence[str]) -> tuple[str, list[str], dict[str, Any]]:
+    """The rule, the modifiers and the values that a name stands for; its first part may be a preset."""
+    preset = PRESETS.get(first.strip().lower())
+    if preset is None:
+        return first, list(more), {}
+    return preset.rule, [*preset.modifiers, *more], dict(preset.options)
 
 
 def modifiers_named(names: Sequence[str]) -> list[type[Modifier]]:
@@ -113,7 +161,7 @@ def modifiers_named(names: Sequence[str]) -> list[type[Modifier]]:
         if not name.strip():
             raise rule_errors.empty_part_of_name()
         if _letters(name) not in alike:
-            is_rule = any(_letters(name) == rule.lower() for rule in catalogue())
+            is_rule = any(_letters(name) == rule.lower() for rule in (*catalogue(), *PRESETS))
             raise rule_errors.no_such_modifier(name, list(known), is_rule)
     return [alike[_letters(name)] for name in names]
 
@@ -146,7 +194,7 @@ def with_values(
 def describe(
     rule: type[CheckedOptimizer] | CheckedOptimizer | type[Modifier] | Modifier | str,
 ) -> Description:
-    """What a rule or a modifier is: its formula, hyper-parameters with ranges, state and source.
+    """What a rule, a preset or a modifier is: its formula, hyper-parameters with ranges, state and source.
 
     rule: its class, an optimizer or a modifier, or its name in upper or lower case.
 
@@ -157,8 +205,28 @@ def describe(
     >>> describe("ema").slots
     ('ema.average', 'ema.steps')
     """
+    if isinstance(rule, str) and rule.strip().lower() in PRESETS:
+        return _of_preset(rule.strip().lower())
     kind = _modifier_of(rule)
     return _of_rule(_rule_of(rule)) if kind is None else _of_modifier(kind)
+
+
+def _of_preset(name: str) -> Description:
+    preset = PRESETS[name]
+    names = (preset.rule, *preset.modifiers)
+    parts = [describe(part) for part in names]
+    known = {hyper.name: hyper for hyper in parts[0].hyperparameters}
+    for key, about in zip(preset.modifiers, parts[1:], strict=True):
+        known |= {f"{key}.{x.name}": replace(x, name=f"{key}.{x.name}") for x in about.hyperparameters}
+    known |= {key: replace(known[key], default=value) for key, value in preset.options.items()}
+    values = [f"{key}={value}" for key, value in preset.options.items()]
+    return Description(
+        name=name,
+        **_parts_of(inspect.cleandoc(preset.text)) | {"formula": ", ".join(["+".join(names), *values])},
+        hyperparameters=tuple(known.values()),
+        slots=tuple(slot for about in parts for slot in about.slots),
+        numbers_per_parameter=sum(about.numbers_per_parameter for about in parts),
+    )
 
 
 def _of_modifier(modifier: type[Modifier]) -> Description:
@@ -207,8 +275,9 @@ def _rule_of(given: object) -> type[CheckedOptimizer]:
         if modifier is not None:
             raise rule_errors.modifier_comes_first(modifier.name)
         if given.strip().lower() not in by_name:
-            near = errors.close(given.strip().lower(), by_name)
-            raise errors.no_such_rule(given, by_name[near].__name__ if near else None, list(catalogue()))
+            names = {name: rule.__name__ for name, rule in by_name.items()} | {name: name for name in PRESETS}
+            near = errors.close(given.strip().lower(), names)
+            raise errors.no_such_rule(given, names[near] if near else None, list(names.values()))
         return by_name[given.strip().lower()]
     rule = given if inspect.isclass(given) else type(given)
     if not issubclass(rule, CheckedOptimizer):

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 import steprule
+from steprule.catalogue import written_out
 from steprule.engine.rule import RuleOptimizer
 from steprule.lab import bench_machine, bench_report
 from steprule.lab.bench_chart import draw_chart
@@ -169,9 +170,11 @@ def _rules(names: str) -> list[Rule]:
         ]
     found: dict[str, Rule] = {}
     for name in names.split(","):
-        first, plus, _ = name.partition("+")
-        rule = find_rule(first.strip())
-        subject: Rule = Modified(rule, optimizer_modifiers(optimizer_name(name.strip()))) if plus else rule
+        first, *more = (part.strip() for part in name.split("+"))
+        first, more, _ = written_out(first, more)
+        rule = find_rule(first)
+        full = "+".join([first, *more])
+        subject: Rule = Modified(rule, optimizer_modifiers(optimizer_name(full))) if more else rule
         found.setdefault(subject.__name__, subject)
     return list(found.values())
 

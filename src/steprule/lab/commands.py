@@ -167,11 +167,11 @@ def train(
     (go_on if resume else start)(asked, out)
 
 
-@app.command("list", cls=_Command, short_help="List the rules and modifiers.")
+@app.command("list", cls=_Command, short_help="List the rules, presets and modifiers.")
 def list_rules(
     pattern: Annotated[str, typer.Argument(hidden=True)] = "",
 ) -> None:
-    """List the rules and the modifiers, with a sentence about each.
+    """List the rules, presets and modifiers, with a sentence about each.
 
     PATTERN is part of a name, or a pattern such as 'ada*'; without it, all are listed.
     """
@@ -187,7 +187,7 @@ def show(
         typer.Argument(hidden=True),
     ],
 ) -> None:
-    """Show a rule or a modifier: when to use it, its formula, hyper-parameters, state and source.
+    """Show a rule, a preset or a modifier: when to use it, its formula, hyper-parameters, state and source.
 
     RULE is a name from `steprule list`, or FILE.py:CLASS for a rule of your own.
     """
@@ -211,7 +211,8 @@ def bench(
         _option(
             "--optimizers",
             "NAMES",
-            "rules, with modifiers as in adamw+ema, separated by commas, or all (default: adamw,adabelief,lion,sgd)",
+            "rules, with modifiers as in adamw+ema, separated by commas, or all (default: "
+            "adamw,adabelief,lion,sgd)",
         ),
     ] = "adamw,adabelief,lion,sgd",
     dtype: Annotated[str, _option("--dtype", "NAME", "fp32, fp64, bf16 or fp16 (default: fp32)")] = "fp32",

@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 import steprule
-from steprule.catalogue import modifiers_named
+from steprule.catalogue import PRESETS, modifiers_named, written_out
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.lab.errors import LabError, did_you_mean
 from steprule.lab.tasks import import_file
@@ -27,6 +27,7 @@ __all__ = [
     "optimizer_label",
     "optimizer_modifiers",
     "optimizer_name",
+    "preset_settings",
     "usual_settings",
 ]
 
@@ -40,7 +41,7 @@ def find_rule(name: str) -> type[CheckedOptimizer]:
     for known, rule in rules.items():
         if known.lower() == name.lower():
             return rule
-    raise LabError(f"no optimizer '{name}'. {did_you_mean(name, rules)}")
+    raise LabError(f"no optimizer '{name}'. {did_you_mean(name, [*rules, *PRESETS])}")
 
 
 def optimizer_name(given: str) -> str:
@@ -48,7 +49,7 @@ def optimizer_name(given: str) -> str:
 
     Raises `LabError` if there is no such rule, class of torch or modifier; files are not opened.
     """
-    given, added = _divided(given)
+    given, added, _ = written_out(*_divided(given))
     return "+".join([_base_name(given), *(modifier.name for modifier in _modifiers(added))])
 
 
@@ -69,6 +70,11 @@ def _modifiers(names: Sequence[str]) -> list[type[steprule.Modifier]]:
 def optimizer_modifiers(name: str) -> list[type[steprule.Modifier]]:
     """The modifiers in an `optimizer_name`."""
     return _modifiers(_divided(name)[1])
+
+
+def preset_settings(given: str) -> dict[str, Any]:
+    """The hyper-parameters that a preset sets; none for other names."""
+    return written_out(*_divided(given))[2]
 
 
 def usual_settings(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 import steprule
-from steprule.catalogue import Description, HyperParameter, modifiers_named
+from steprule.catalogue import PRESETS, Description, HyperParameter, modifiers_named
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.rule import FLAGS, OPTIONS
 from steprule.lab.errors import LabError, did_you_mean
@@ -32,18 +32,18 @@ BREAKS = (r"(?<=[,;→]) ", r" (?=[-+·/] )", " ")
 
 
 def print_list(pattern: str) -> None:
-    """Print a sentence about every rule and modifier whose name contains the pattern or matches it.
+    """Print a sentence about every rule, preset and modifier whose name contains the pattern or matches it.
 
     Raises `LabError` if there is none.
     """
     rules, modifiers = steprule.catalogue(), steprule.modifier_catalogue()
-    every: dict[str, Mapping[str, Any]] = {"rule": rules, "modifier": modifiers}
+    presets = dict(zip(PRESETS, PRESETS, strict=True))
+    every: dict[str, Mapping[str, Any]] = {"rule": rules, "preset": presets, "modifier": modifiers}
     found = {what: _matching(pattern, known) for what, known in every.items()}
     shown = {what: names for what, names in found.items() if names}
     if not shown:
-        raise LabError(
-            f"no rule or modifier matches '{pattern}'. {did_you_mean(pattern, [*rules, *modifiers])}"
-        )
+        near = did_you_mean(pattern, [*rules, *presets, *modifiers])
+        raise LabError(f"no rule, preset or modifier matches '{pattern}'. {near}")
     console = open_console()
     longest = max(len(name) for what, names in shown.items() for name in (what, *names))
     margin = " " * (longest + 9) if _width(console) >= ROOMY else INDENT
@@ -53,6 +53,7 @@ def print_list(pattern: str) -> None:
             about = steprule.describe(every[what][name])
             _print_entry(console, f"{name:{longest}}  {about.numbers_per_parameter:5g}", about.summary, margin)
     notes = ["state: values kept per parameter. More about one: steprule show NAME."]
+    notes += ["A preset is a rule with modifiers and values of its own."] if "preset" in shown else []
     notes += ["A modifier is added to a rule with +, as in adamw+ema."] if "modifier" in shown else []
     _print_lines(console, ["", *_wrapped(" ".join(notes), _width(console))], "dim")
 
@@ -63,9 +64,9 @@ def _matching(pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def print_rule(name: str) -> None:
-    """Print everything that a rule or a modifier says about itself. Raises `LabError` if there is none."""
-    modifier = _modifier(name)
-    about = steprule.describe(_find(name) if modifier is None else modifier)
+    """Print everything that a rule, preset or modifier says about itself. Raises `LabError` for other names."""
+    modifier, preset = _modifier(name), name.strip().lower() in PRESETS
+    about = steprule.describe(name if preset else _find(name) if modifier is None else modifier)
     console = open_console()
     width = min(_width(console), READABLE)
     own = [hyper for hyper in about.hyperparameters if hyper.name not in (*FLAGS, *OPTIONS)]
@@ -75,7 +76,7 @@ def print_rule(name: str) -> None:
         "formula": [part for line in about.formula.splitlines() for part in _folded(line, _width(console))],
         "hyper-parameters": [line for hyper in own for line in _paragraph(hyper, width)],
         "shared options": _wrapped(_shared(about), width, INDENT),
-        "how to use": _wrapped("" if modifier is None else _use(modifier), width, INDENT),
+        "how to use": _wrapped(_use(about.name, modifier, preset), width, INDENT),
         "state": _wrapped(about.state, width, INDENT),
         "differs": _wrapped(about.differs, width, INDENT),
         "source": _wrapped(about.source, width, INDENT),
@@ -94,8 +95,12 @@ def _modifier(name: str) -> type[steprule.Modifier] | None:
     return found
 
 
-def _use(modifier: type[steprule.Modifier]) -> str:
-    """How a modifier is added, in Python and on the command line."""
+def _use(name: str, modifier: type[steprule.Modifier] | None, preset: bool) -> str:
+    """How a modifier is added or a preset is made, in Python and on the command line."""
+    if preset:
+        return f'In Python: steprule.create("{name}", model). On the command line: --optimizer {name}.'
+    if modifier is None:
+        return ""
     shown = "".join(f" --set {modifier.name}.{x.name}={x.default}" for x in modifier.fields.values())
     return (
         f"In Python: AdamW(model, modifiers=[steprule.{modifier.__name__}()]). In a name: "

@@ -16,7 +16,7 @@ import steprule
 from steprule.lab.curves import draw_curves
 from steprule.lab.devices import device_facts, find_device
 from steprule.lab.errors import Diverged, LabError, Stopped, did_you_mean, failing
-from steprule.lab.optimizer_classes import optimizer_class, optimizer_facts, optimizer_name
+from steprule.lab.optimizer_classes import optimizer_class, optimizer_facts, optimizer_name, preset_settings
 from steprule.lab.optimizers import SCHEDULES, parse_settings
 from steprule.lab.progress import progress_on
 from steprule.lab.randomness import seed_everything
@@ -83,13 +83,14 @@ def full_name(task: str) -> str:
 
 def start(asked: Asked, out: Path | None) -> None:
     """Begin a new run. Nothing is written before everything has been tried once."""
-    optimizer = optimizer_name("adabelief" if asked.optimizer is None else asked.optimizer)
+    given = "adabelief" if asked.optimizer is None else asked.optimizer
+    optimizer = optimizer_name(given)
     optimizer_class(optimizer)
     device = find_device("cpu" if asked.device is None else asked.device)
     schedule = "none" if asked.schedule is None else asked.schedule
     if schedule not in SCHEDULES:
         raise LabError(f"no schedule '{schedule}'. {did_you_mean(schedule, SCHEDULES)}")
-    settings = parse_settings(asked.lr, asked.settings)
+    settings = preset_settings(given) | parse_settings(asked.lr, asked.settings)
     seed = asked.seed or 0
     name = BUILT_IN[0] if asked.task is None else asked.task
     seed_everything(seed)
