@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import steprule
 from steprule import Adam, AdamW, SparseAdam
+from steprule.engine import nonfinite
 
 NAN, INF = float("nan"), float("inf")
 
@@ -349,3 +350,67 @@ def test_a_differentiable_step_keeps_its_tape() -> None:
     param.sum().backward()
     assert lr.grad is not None
     torch.testing.assert_close(lr.grad, -gradient.sum())
+
+
+# Together with a norm that the step takes anyway
+
+
+@pytest.mark.parametrize("runner", [{}, {"foreach": True}, {"foreach": False, "fused": False}], ids=str)
+@pytest.mark.parametrize("kind", ["skip", "raise"])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_norm_for_clipping_shows_it_without_a_further_read(
+    kind: str, runner: dict[str, Any], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> Any:
+        params = [nn.Parameter(numbers((5, 3), torch.float32, i)) for i in range(3)]
+        groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.1}]
+        return AdamW(groups, nonfinite=kind, modifiers=[steprule.GlobalNormClip(), steprule.EMA()], **runner)
+
+    def give(optimizer: Any, step: int) -> None:
+        for place, param in enumerate(flat(optimizer)):
+            param.grad = numbers((5, 3), torch.float32, 10 * step + place)
+
+    asked: list[Any] = []
+    real = nonfinite.all_finite
+    monkeypatch.setattr(nonfinite, "all_finite", lambda x: asked.append(x) or real(x))
+    given, wanted = made(), made()
+    for step in range(4):
+        bad = step == (0 if first else 2)
+        for optimizer in (given, wanted)[: 1 if bad else 2]:
+            give(optimizer, step)
+        asked.clear()
+        if not bad:
+            given.step()
+            wanted.step()
+            assert not asked
+            continue
+        spoil(given, place=2, number=INF)
+        if kind == "raise":
+            with pytest.raises(RuntimeError, match="parameter 2") as caught:
+                given.step()
+            assert not getattr(caught.value, "__notes__", [])
+        else:
+            given.step()
+            assert [group["skipped_steps"] for group in given.param_groups] == [1, 1]
+            for group in given.param_groups:
+                group["skipped_steps"] = 0
+        assert asked
+        assert len(given.state) == (0 if first else 3)
+    assert_same_run(given, wanted)
+
+
+def test_a_norm_that_only_overflows_stops_nothing() -> None:
+    param = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = AdamW([param], nonfinite="raise", modifiers=[steprule.GlobalNormClip()])
+    param.grad = torch.full_like(param, 1e200)
+    optimizer.step()
+    assert optimizer.state[param]["step"] == 1
+
+
+def test_a_limited_gradient_does_not_hide_it() -> None:
+    param = nn.Parameter(torch.zeros(3))
+    optimizer = AdamW([param], nonfinite="skip", modifiers=[steprule.ValueClip(), steprule.GlobalNormClip()])
+    param.grad = torch.full_like(param, INF)
+    optimizer.step()
+    assert optimizer.param_groups[0]["skipped_steps"] == 1
+    assert not optimizer.state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +13,52 @@ from torch.nn.utils import get_total_norm
 from steprule import errors
 from steprule.engine.checkpoint.matching import Place, own_places
 from steprule.engine.fields import SKIPPED_STEPS
+from steprule.engine.program.phases import Part
+
+
+class Gate:
+    """A check that waits for the norm of all gradients, where the step takes it anyway: then it costs nothing.
+
+    key: of that norm among the sums of the step.
+    """
+
+    def __init__(self, optimizer: Any, key: Any):
+        self._optimizer = optimizer
+        self._key = key
+        self._error: RuntimeError | None = None
+
+    def sees(self, parts: Iterable[Part]) -> bool:
+        """Whether all parts of a step wait for the norm, so that none moves before it is known."""
+        return all(self._key in part.keys for part in parts)
+
+    def closes(self, known: Mapping[Any, float]) -> bool:
+        """Whether a step must not go on, judging by the sums that are known now."""
+        if math.isfinite(known.get(self._key, 0.0)):
+            return False
+        try:
+            return not allow_step(self._optimizer)
+        except RuntimeError as error:
+            self._error = error
+            return True
+
+    def complain(self) -> None:
+        """Raise what closed the gate, unless the step is to be skipped."""
+        if self._error is not None:
+            raise self._error
+
+
+def gate(optimizer: Any) -> Gate | None:
+    """The check that can wait for a sum of the step, if one is asked for and can wait."""
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    if all(group.get("nonfinite", "ignore") == "ignore" for group in groups):
+        return None
+    found: set[Any] = set()
+    for group in groups:
+        traced = getattr(optimizer.composition(group), "traced", False)
+        norm = optimizer.program(group).gradient_norm if traced else None
+        found.add(norm and norm.key)
+    key = found.pop() if len(found) == 1 else None
+    return None if key is None else Gate(optimizer, key)
 
 
 def allow_step(optimizer: Any, count: bool = True) -> bool:

@@ -250,14 +250,15 @@ class CheckedOptimizer(torch.optim.Optimizer):
             if self._state_is_away:
                 self.reload_state()
             self._check_new_keys()
-            if self._may_step():
-                self._step_groups()
+            gate = nonfinite.gate(self)
+            if self._may_step(checked_later=gate is not None):
+                self._step_groups(gate)
         return loss
 
     def _take_gradients_uphill(self, closure: Callable[[], Any] | None) -> None:
         """Where a modifier asks for it, take the gradients again at another point."""
 
-    def _step_groups(self) -> None:
+    def _step_groups(self, gate: nonfinite.Gate | None) -> None:
         """Prepare every group, then step them all: what can be checked raises before anything has moved."""
         before = len(self.state)
         steps: list[tuple[dict[str, Any], list[Part]]] = []
@@ -266,28 +267,40 @@ class CheckedOptimizer(torch.optim.Optimizer):
             for group, new in zip(self.param_groups, after, strict=True):
                 with torch.set_grad_enabled(bool(group.get("differentiable"))):
                     steps.append((group, self._prepare_group(group, new)))
+            parts = [part for _, own in steps for part in own]
+            if gate is not None and not gate.sees(parts) and not nonfinite.allow_step(self):
+                self._forget_states(before)
+                return
         except BaseException:
-            for param in list(self.state)[before:]:
-                del self.state[param]
+            self._forget_states(before)
             raise
         try:
-            self._run(steps)
+            went = self._run(steps, gate)
         except Exception as error:
             error.add_note(errors.in_the_middle_of_a_step(type(self).__name__))
             raise
-        if any(after):
+        if gate is not None and not went:
+            self._forget_states(before)
+            gate.complain()
+        elif any(after):
             self._share(after)
 
-    def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]]) -> None:
-        """Run what was prepared."""
+    def _forget_states(self, before: int) -> None:
+        """Drop the states that were made for a step that is not taken."""
+        for param in list(self.state)[before:]:
+            del self.state[param]
+
+    def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]], gate: nonfinite.Gate | None) -> bool:
+        """Run what was prepared, and return whether it was run."""
         if any(part.keys for _, parts in steps for part in parts):
             with torch.no_grad():
-                phases.run(part for _, parts in steps for part in parts)
-            return
+                parts = [part for _, parts in steps for part in parts]
+                return phases.run(parts, gate.closes) if gate else phases.run(parts)
         for group, parts in steps:
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 for part in parts:
                     part.start()
+        return True
 
     def _share(self, after: list[dict[str, float]]) -> None:
         """Put the new values of slots that parameters share into the groups."""
@@ -309,10 +322,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
                 group_keys.check(self.who(group), group, self.known_keys(group), index)
             self._keys_checked = keys
 
-    def _may_step(self, count: bool = True) -> bool:
+    def _may_step(self, count: bool = True, checked_later: bool = False) -> bool:
         """Whether the gradients are finite in the groups that ask for it; otherwise count a skipped step."""
         asked = any("nonfinite" in group for group in self.param_groups)
-        return not asked or nonfinite.allow_step(self, count)
+        return not asked or checked_later or nonfinite.allow_step(self, count)
 
     def nonfinite_parameters(self) -> list[str]:
         """The parameters whose gradients are NaN or infinite now, by name or by position."""

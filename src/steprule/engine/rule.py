@@ -21,6 +21,7 @@ from steprule.engine import (
     gradients,
     group_keys,
     measured,
+    nonfinite,
     plans,
     storage,
     usable,
@@ -338,10 +339,10 @@ class RuleOptimizer(CheckedOptimizer):
         own = self.composition(group)
         return own.traced and name in self.program(group).common
 
-    def _may_step(self, count: bool = True) -> bool:
+    def _may_step(self, count: bool = True, checked_later: bool = False) -> bool:
         if evaluation.is_on(self):
             raise errors.step_in_evaluation(type(self).__name__)
-        return super()._may_step(count)
+        return super()._may_step(count, checked_later)
 
     # What whole-matrix rules ask for, by what decides it; see `runners.one_by_one`.
     rehearsed: Mapping[Any, list[Any]] = {}
@@ -415,13 +416,13 @@ class RuleOptimizer(CheckedOptimizer):
                 return group["global_norm_clip.norm"]
         raise errors.no_gradient_norm(type(self).__name__)
 
-    def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]]) -> None:
+    def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]], gate: nonfinite.Gate | None) -> bool:
         if self._watched_rounding:
-            super()._run(steps)
-            return
+            return super()._run(steps, gate)
         # A first step warns if it shows that most updates or state round away.
         watches = [first_step.Watch(group) for group, _ in steps]
-        super()._run(steps)
+        if not super()._run(steps, gate):
+            return False
         self._watched_rounding = True
         for watch in watches:
             messages = watch.messages(self)
@@ -429,6 +430,7 @@ class RuleOptimizer(CheckedOptimizer):
                 warnings.warn(message, stacklevel=6)
             if messages:
                 break
+        return True
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

@@ -29,8 +29,12 @@ class _Waiting(NamedTuple):
     asked: Asked
 
 
-def run(parts: Iterable[Part]) -> None:
-    """Run all parts to their end."""
+def run(parts: Iterable[Part], stop: Callable[[Mapping[Any, float]], bool] = lambda known: False) -> bool:
+    """Run all parts to their end, and return whether they were.
+
+    stop: is told every sum when it is known, and says whether to give up; before the first one nothing that
+    waits for a sum has moved.
+    """
     parts = list(parts)
     members = {key: sum(key in part.keys for part in parts) for part in parts for key in part.keys}
     shares: dict[Any, list[Partial]] = {}
@@ -54,8 +58,15 @@ def run(parts: Iterable[Part]) -> None:
         if not ready:
             raise RuntimeError("the sums of these rules wait for each other; put them into two optimizers")
         waiting = [x for x in waiting if x not in ready]
+        asked = {key: word for x in ready for key, (word, _) in x.asked.items()}
+        known = {key: sums.finished(word, shares[key]) for key, word in asked.items()}
+        if stop(known):
+            for x in (*ready, *waiting):
+                x.part.close()
+            return False
         for x in ready:
-            go(x.part, {key: sums.finished(word, shares[key]) for key, (word, _) in x.asked.items()})
+            go(x.part, {key: known[key] for key in x.asked})
+    return True
 
 
 def key_in(group: dict[str, Any], reduction: Reduction) -> Any:

@@ -151,6 +151,16 @@ class Program:
         return any(x.over != "tensor" for x in self.reductions)
 
     @cached_property
+    def gradient_norm(self) -> Reduction | None:
+        """The norm of all gradients, if the first sweep takes it: it is finite only if all of them are."""
+        gradient = self.inputs["g"]
+        negated = [x.out for x in self.instructions if x.word == "neg" and x.operands == (gradient,)]
+        for x in self.passes[0].reductions:
+            if x.word == "norm" and x.over == "all" and x.operand in (gradient, *negated):
+                return x
+        return None
+
+    @cached_property
     def passes(self) -> tuple[Pass, ...]:
         """The sweeps over memory, in order; only the last one stores. One, if nothing is reduced."""
         stage = self._stages()
