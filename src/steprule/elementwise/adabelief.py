@@ -13,11 +13,11 @@ class AdaBelief(Elementwise):
     When: Adam generalizes worse than SGD, or there is little data and few epochs.
 
         m ← β1·m + (1-β1)·g         s ← β2·s + (1-β2)·(g - m)²
-        θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ) · r · m / (√(s + ε) + ε)
-        optimized_update=False:  θ ← θ - lr/(1-β1ᵗ) · r · m / (√(s + ε)/√(1-β2ᵗ) + ε)
+        ρₜ ≥ 5:  θ ← θ - lr·rₜ·√(1-β2ᵗ)/(1-β1ᵗ) · m / (√(s + ε) + ε)         with RAdam's ρₜ and rₜ
+        else:    θ ← θ - lr/(1-β1ᵗ) · m, or no change with degenerate_to_sgd=False
+        rectify=False: always the first, with rₜ = 1
+        optimized_update=False: θ ← θ - lr·rₜ/(1-β1ᵗ) · m / (√(s + ε)/√(1-β2ᵗ) + ε)
         eps_in_state: s ← β2·s + (1-β2)·(g - m)² + ε, and √s for √(s + ε) (the paper)
-        rectify: r = RAdam's rₜ once ρₜ ≥ 5; before that θ ← θ - lr/(1-β1ᵗ)·m, or no change with
-        degenerate_to_sgd=False.      rectify=False: r = 1
         amsgrad: uses the largest s so far in place of s
 
     State: 2 values per parameter (exp_avg, exp_avg_var); 3 with amsgrad (max_exp_avg_var).
@@ -44,18 +44,29 @@ class AdaBelief(Elementwise):
     def update(h: AdaBelief, p: Number, g: Number, s: AdaBelief, t: float) -> Number:
         beta1, beta2 = h.betas
         s.m = ema(s.m, g, beta1)
-        belief = ema_sq(s.s, g - s.m, beta2)
-        s.s = belief = belief + h.eps if h.eps_in_state else belief
-        if h.amsgrad:
-            s.s_max = belief = larger(s.s_max, belief)
-        root = sqrt(belief) if h.eps_in_state else sqrt(belief + h.eps)
-        rho, r = rectification(beta2, t) if h.rectify else (5.0, 1.0)
-        step = h.lr * r / (1 - beta1**t)
-        if h.optimized_update:
-            adaptive = -(step * sqrt(1 - beta2**t)) * s.m / (root + h.eps)
-        else:
-            adaptive = -step * s.m / (root / sqrt(1 - beta2**t) + h.eps)
+        root = sqrt(spread(h, g, s))
         if not h.rectify:
-            return adaptive
-        young = s.m * -(h.lr / (1 - beta1**t)) if h.degenerate_to_sgd else 0.0
+            return step(h, h.lr, s.m, root, t)
+        rho, r = rectification(beta2, t)
+        adaptive = step(h, h.lr * r, s.m, root, t)
+        young = -(h.lr / (1 - beta1**t)) * s.m if h.degenerate_to_sgd else 0.0
         return where(rho >= 5, adaptive, young)
+
+
+def spread(h: AdaBelief, g: Number, s: AdaBelief) -> Number:
+    """s + ε, where s may be the largest so far, and may keep the ε."""
+    _, beta2 = h.betas
+    belief = ema_sq(s.s, g - s.m, beta2)
+    s.s = belief = belief + h.eps if h.eps_in_state else belief
+    if h.amsgrad:
+        s.s_max = belief = larger(s.s_max, belief)
+    return belief if h.eps_in_state else belief + h.eps
+
+
+def step(h: AdaBelief, lr: float, m: Number, root: Number, t: float) -> Number:
+    """Adam's step, with ε added before or after the bias of s is corrected."""
+    beta1, beta2 = h.betas
+    size, correction = lr / (1 - beta1**t), sqrt(1 - beta2**t)
+    if h.optimized_update:
+        return -(size * correction) * m / (root + h.eps)
+    return -size * m / (root / correction + h.eps)
