@@ -11,6 +11,7 @@ from rules import assert_same, flat, numbers
 from torch import nn
 
 import steprule
+from steprule.engine import climbing
 
 RUNNERS = {
     "loop": {"foreach": False, "fused": False},
@@ -171,3 +172,29 @@ def test_parameters_without_gradients_stay() -> None:
 
     optimizer.step(closure)
     assert_same(resting.detach(), before)
+
+
+def test_the_climb_finds_its_plan_again_and_follows_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    real = climbing.rule_of
+    monkeypatch.setattr(climbing, "rule_of", lambda x: made.append(x) or real(x))
+    params = [nn.Parameter(torch.ones(3)) for _ in range(3)]
+    optimizer = steprule.SGD(params[:2], lr=0.1, modifiers=[steprule.SAM(rho=0.1)])
+    for param in params:
+        param.grad = torch.ones(3)
+
+    def height() -> float:
+        optimizer.climb()
+        found = float((flat(optimizer)[0].detach() - 1).norm())
+        climbing.descend(optimizer)
+        return found
+
+    heights = [height(), height()]
+    optimizer.param_groups[0]["sam.rho"] = 0.2
+    heights.append(height())
+    assert len(made) == 1
+    optimizer.add_param_group({"params": params[2:]})
+    height()
+    assert len(made) == 2
+    assert heights[2] == pytest.approx(2 * heights[0])
+    assert heights[0] == heights[1] == pytest.approx(0.1 / 2**0.5)

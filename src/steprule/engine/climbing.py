@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
+from operator import is_
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -41,10 +43,36 @@ def climb(optimizer: Any) -> None:
             optimizer.uphill += [(p, p.detach().clone(memory_format=torch.preserve_format)) for p in moving]
     try:
         for modifier, groups in by_modifier.items():
-            rule_of(modifier)(groups, {}).step()
+            _climber(optimizer, modifier, groups).step()
     except BaseException:
         descend(optimizer)
         raise
+
+
+# For each optimizer, what climbs for its modifiers: kept, so that it finds its plans again.
+_climbers: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+
+
+def _climber(optimizer: Any, modifier: Any, groups: list[dict[str, Any]]) -> Any:
+    """The optimizer whose step is the climb of these groups."""
+    kept = _climbers.setdefault(optimizer, {})
+    known = kept.get(modifier)
+    if known is None or not _fits(known.param_groups, groups):
+        known = kept[modifier] = rule_of(modifier)(groups, {})
+    for own, group in zip(known.param_groups, groups, strict=True):
+        own.update({name: value for name, value in group.items() if name != "params"})
+    return known
+
+
+def _fits(own: list[dict[str, Any]], groups: list[dict[str, Any]]) -> bool:
+    """Whether these groups have the same parameters and say the same things."""
+    if len(own) != len(groups):
+        return False
+    for kept, group in zip(own, groups, strict=True):
+        params, given = kept["params"], group["params"]
+        if not kept.keys() >= group.keys() or len(params) != len(given) or not all(map(is_, params, given)):
+            return False
+    return True
 
 
 def descend(optimizer: Any) -> None:
