@@ -114,9 +114,9 @@ class Kernels:
         for name, key in fused._beside(self.program, self.states[0]).items():
             self.columns[name] = [state[key] for state in self.states]
         dtypes = {name: column[0].dtype for name, column in self.columns.items()}
-        lengths = [p.numel() for p in self.params]
-        self.launch = gpu_launch.Launch(self.program, dtypes, lengths, DEVICE)
-        arguments = (self.program, self.states, DEVICE, self.launch.dtype)
+        self.shapes = [p.shape for p in self.params]
+        self.launch = gpu_launch.Launch(self.program, dtypes, self.shapes, DEVICE)
+        arguments = (self.program, self.states, DEVICE, self.launch.dtype, self.shapes)
         self.counters: Any = gpu_counters.DeviceCounters(*arguments) if counts == "device" else None
 
     def step(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
@@ -141,7 +141,7 @@ class Kernels:
         counted = fused.keys_of(self.program, self.states[0])
         counts = [[state[key] for state in self.states] for key in counted]
         if len(self.program.scalars) > 1:
-            self.counters = gpu_counters.SentCounters(self.program, len(self.states), counted, counts, DEVICE)
+            self.counters = gpu_counters.SentCounters(self.program, self.shapes, counted, counts, DEVICE)
             self.counters.next(self.group)
             self._sweeps(None)
             self.counters.count()

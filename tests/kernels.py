@@ -15,7 +15,7 @@ from rules import Case, assert_same, flat
 from torch import Tensor
 
 from steprule import Elementwise, hyper, slot
-from steprule.engine.runners import reference
+from steprule.engine.runners import eager
 from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 from steprule.engine.runners.kernels.cpu import launch as cpu_launch
 from steprule.words import atan2, becomes, larger, largest, mean, norm
@@ -76,7 +76,7 @@ def exact_roots() -> Iterator[None]:
     With them, a kernel must equal the reference to the last bit.
     """
     with pytest.MonkeyPatch.context() as patch, exact_powers():
-        patch.setitem(reference.WORDS, "sqrt", root)
+        patch.setitem(eager.WORDS, "sqrt", root)
         yield
 
 
@@ -84,8 +84,8 @@ def exact_roots() -> Iterator[None]:
 def exact_powers() -> Iterator[None]:
     """Powers and angles alone. ATen's in the middle of a tensor round differently from those at its end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(reference.WORDS, "power", power)
-        patch.setitem(reference.WORDS, "atan2", angle)
+        patch.setitem(eager.WORDS, "power", power)
+        patch.setitem(eager.WORDS, "atan2", angle)
         yield
 
 

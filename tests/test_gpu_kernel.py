@@ -242,7 +242,7 @@ def test_no_kernel_takes_whole_numbers() -> None:
     optimizer = steprule.SGD(parameters(SHAPES, torch.float32))
     program = optimizer.program(optimizer.param_groups[0])
     with pytest.raises(NoKernel, match=r"'g' in torch\.int32"):
-        gpu_launch.Launch(program, {"p": torch.float32, "g": torch.int32}, [1], DEVICE)
+        gpu_launch.Launch(program, {"p": torch.float32, "g": torch.int32}, [(1,)], DEVICE)
 
 
 def test_a_kernel_that_does_not_compile_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

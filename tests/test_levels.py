@@ -367,9 +367,9 @@ def wrong(body: str, per: str = "all") -> Any:
         ("s.d = t; return g", "group", r"t, the count of a tensor's own steps, is one per tensor"),
         ("s.d = g; return g", "all", r"slot 'd' .*one plain number"),
         (
-            "return g * norm(g, over='row')",
+            "return g * norm(g, over='rows')",
             "all",
-            r"over='row'\): over must be one of 'tensor', 'group', 'all'",
+            r"over='rows'\): over must be one of 'tensor', 'row', 'column', 'group', 'all'",
         ),
         ("return g * total(norm(g), over='all')", "all", r"total\(…\) of a value that is one per tensor"),
         ("return g * total(h.lr, over='all')", "all", r"Drop total"),

@@ -17,8 +17,9 @@ slots, `t` the step count 1, 2, 3, …. It returns the change to add to the para
 are added in order), or `becomes(new_value)`. The gradient and the parameter are never written to.
 
 Sums over the tensor (`mean`, `norm`, `largest`, `total`), over the parameter group (`over="group"`) or over all
-parameters (`over="all"`) are plain numbers, computed in double. A slot can have one value per element, per
-tensor, per group or for all parameters; what it is given must be no finer than that:
+parameters (`over="all"`) are plain numbers, computed in double. `over="row"` and `over="column"` give one value
+of each, in double, too. A slot can have one value per element, row, column, tensor, group or for all
+parameters; what it is given must be no finer than that:
 
     class Distance(Elementwise):
         far = slot("far", per="all")
@@ -29,8 +30,12 @@ tensor, per group or for all parameters; what it is given must be no finer than 
             s.far = larger(s.far, norm(p - s.start, over="all"))
             return -(1e-6 + s.far) / sqrt(t) * g / norm(g, over="all")
 
-A boolean hyper-parameter is decided when the program is built, so `if h.nesterov:` is fine. An `if` on
-anything else is an error: use `where(condition, a, b)`.
+A row is what has the same first index, a column what has the same other indices; with `matrices = "stacked"` in
+the class, they are those of the last two dimensions. A vector is one row. `size(p)`, `rows(p)` and `columns(p)`
+are plain numbers.
+
+A boolean hyper-parameter is decided when the program is built, so `if h.nesterov:` is fine, and so is
+`if is_matrix(p):`. An `if` on anything else is an error: use `where(condition, a, b)`.
 """
 
 from __future__ import annotations
@@ -133,8 +138,9 @@ def decay(
 def slot(
     key: str,
     *,
-    per: Literal["element", "tensor", "group", "all"] = "element",
+    per: Literal["element", "row", "column", "tensor", "group", "all"] = "element",
     when: str | None = None,
+    only: Literal["matrices", "vectors"] | None = None,
     starts: float | str | Parameter = 0.0,
     shape: Shape | None = None,
     never_negative: bool = False,
@@ -144,8 +150,9 @@ def slot(
     """State that the rule keeps: a value per element of the parameter, or a plain number.
 
     key: the name in checkpoints (torch's where torch has the slot). per: what has one value each: every
-    element, every tensor, every parameter group, or all parameters together; the last two are kept in the
-    groups, under their key. when: the option it exists for. starts: its first value, or the name of the
+    element, row, column, tensor or parameter group, or all parameters together; the last two are kept in the
+    groups, under their key. when: the option it exists for. only: which parameters have it, as `is_matrix`
+    tells them apart. starts: its first value, or the name of the
     hyper-parameter that gives it, or `parameter` for a copy of the parameter. shape: for matrix rules, the
     slot's shape as a function of the parameter's; None where the parameter has no such slot.
     never_negative: its codes need no sign, and fp16 is refused, because steps divide by it.
@@ -157,6 +164,7 @@ def slot(
         key,
         per=per,
         when=when,
+        only=only,
         starts=starts,
         shape=shape,
         never_negative=never_negative,
@@ -190,9 +198,7 @@ class _Rule(RuleOptimizer):
         body = dict(vars(cls))
         fields = dict(cls.fields) | _declared_fields(cls, body)
         cls.fields = dict(sorted(fields.items(), key=lambda item: item[0] in (*FLAGS, *OPTIONS)))
-        cls.slots = dict(cls.slots) | {
-            letter: replace(value, letter=letter) for letter, value in body.items() if isinstance(value, Slot)
-        }
+        cls.slots = _declared_slots(cls, body)
         if flags is not None:
             cls.torch_flags = tuple(flags.split())
         statement.check(cls, body)
@@ -229,6 +235,13 @@ def _declared_fields(cls: type, body: dict[str, Any]) -> dict[str, Field]:
             text = "bool"
         fields[name] = value.named(name, text)
     return fields
+
+
+def _declared_slots(cls: Any, body: dict[str, Any]) -> dict[str, Slot]:
+    own = {letter: replace(value, letter=letter) for letter, value in body.items() if isinstance(value, Slot)}
+    stacked = cls.matrices == "stacked"
+    slots: dict[str, Slot] = {**cls.slots, **own}
+    return {letter: replace(slot, stacked=stacked) for letter, slot in slots.items()}
 
 
 def _constructor(cls: type[_Rule], positional: list[str]) -> Callable[..., None]:
@@ -364,9 +377,7 @@ class Modifier(ModifierBase):
         body = dict(vars(cls))
         cls.name = snake_case(cls.__name__)
         cls.fields = dict(cls.fields) | _declared_fields(cls, body)
-        cls.slots = dict(cls.slots) | {
-            letter: replace(value, letter=letter) for letter, value in body.items() if isinstance(value, Slot)
-        }
+        cls.slots = _declared_slots(cls, body)
         statement.check_modifier(cls, body)
         if "__init__" not in body:
             cls.__init__ = _modifier_constructor(cls)  # type: ignore[method-assign]

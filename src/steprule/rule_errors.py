@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from steprule.errors import checkpoint, close, in_group, nearest
+from steprule.levels import ONE_PER
 
 
 def no_such_slot(rule: str, name: str, slots: Iterable[str]):
@@ -20,6 +21,14 @@ def slot_switched_off(rule: str, name: str, switch: str):
     """A slot used although the option it exists for is off."""
     return AttributeError(
         f"{rule}.update: slot '{name}' exists only when {switch} is on; use it inside 'if h.{switch}:'."
+    )
+
+
+def slot_of_others(rule: str, name: str, kind: str):
+    """A slot that only matrices have, used for a vector."""
+    test = "is_matrix(p)" if kind == "matrices" else "not is_matrix(p)"
+    return AttributeError(
+        f"{rule}.update: slot '{name}' exists only for {kind}, as it is declared; use it inside 'if {test}:'."
     )
 
 
@@ -226,11 +235,30 @@ def reduced_plain_number(word: str):
     return TypeError(f"{word}(…) takes a value per element, such as g, not a plain number. Drop {word}.")
 
 
-def reduced_twice(word: str):
-    """`norm(norm(g))` in a rule."""
+def reduced_twice(word: str, level: str, over: str):
+    """`norm(norm(g))` in a rule, or `norm(mean(g, over="row"))`."""
+    other = {"row": "column", "column": "row"}.get(level)
+    if other is not None and over != level:
+        return TypeError(
+            f"{word}(…, over='{over}') of a value that is {ONE_PER[level]}. Write over='{other}', which takes "
+            f"one value of each {level}, or give it a value per element."
+        )
     return TypeError(
-        f"{word}(…) of a value that is one per tensor already, made of reductions. "
+        f"{word}(…) of a value that is {ONE_PER[level]} already, made of reductions. "
         f"Drop {word}, or give it a value per element."
+    )
+
+
+def fact_of_no_parameter(word: str):
+    """`size(3)` in a rule."""
+    return TypeError(f"{word}(…) takes the parameter: write {word}(p).")
+
+
+def sums_by_kind(rule: str):
+    """`if is_matrix(p):` around a sum over all parameters."""
+    return TypeError(
+        f"{rule}.update takes other sums over several parameters for matrices than for vectors, which are in "
+        "the same groups. Take these sums outside of 'if is_matrix(p):', in the same order for both."
     )
 
 
@@ -265,11 +293,16 @@ def no_such_level(word: str, over: Any, levels: Sequence[str]):
 
 def finer_than_slot(rule: str, name: str, slot: str, value: str):
     """A value per tensor, given to a slot that all parameters share."""
-    shared = {"group": "one per parameter group", "all": "one for all parameters", "tensor": "one per tensor"}
+    if slot in ("row", "column"):
+        way_out = f"Make the value with over='{slot}', or declare the slot with per='{value}'."
+    else:
+        way_out = (
+            "t, the count of a tensor's own steps, is one per tensor too. Make the value with "
+            f"over='{slot}', or declare the slot with per='{value}'."
+        )
     return TypeError(
-        f"{rule}.update: slot '{name}' is {shared[slot]} (per='{slot}') and is given a value that is "
-        f"{shared[value]}. t, the count of a tensor's own steps, is one per tensor too. Make the value with "
-        f"over='{slot}', or declare the slot with per='{value}'."
+        f"{rule}.update: slot '{name}' is {ONE_PER[slot]} (per='{slot}') and is given a value that is "
+        f"{ONE_PER[value]}. {way_out}"
     )
 
 

@@ -9,23 +9,31 @@ means the same in every runner, down to the rounding:
 * `ema(old, new, beta)` is `lerp(old, new, 1 - beta)`; `ema_sq(old, x, beta)` scales, then multiply-adds.
 * What is made only of hyper-parameters and `t` is a plain number, computed in double precision.
 * A comparison counts as 1 where it holds and as 0 elsewhere.
-* Every value has a level: an element, a tensor, a parameter group, or all parameters of the optimizer. What is
-  made of two levels has the finer one.
+* Every value has a level: an element, a row or a column, a tensor, a parameter group, or all parameters of the
+  optimizer. What is made of two levels has the finer one; a row with a column makes elements.
 * `total`, `mean`, `norm` and `largest` make one plain number of a whole tensor, of a group (`over="group"`) or
   of all parameters (`over="all"`). It goes wherever a hyper-parameter does.
+* The same words make one value of each row (`over="row"`) or column (`over="column"`), in double precision. It
+  stays so as long as it meets only values like it and plain numbers, and is rounded once where it meets an
+  element. Over the columns of values per row (or the rows of values per column) they make a plain number.
+* A row is what has one first index, and a column is what has the same other indices. A rule that says
+  `matrices = "stacked"` has the rows and columns of the last two dimensions. A vector is one row, and each of
+  its elements is a column.
+* `size(p)`, `rows(p)` and `columns(p)` are plain numbers; an empty tensor has one of each. `is_matrix(p)`, for
+  two dimensions and more, may decide an `if`.
 
 These are the roundings of torch's own operations, so that the results equal torch.optim's.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from numbers import Real
-from typing import Any, Literal, NoReturn, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, overload
 
 from steprule import rule_errors
+from steprule.levels import OVER, reduced
 from steprule.plain import DOUBLE_WORDS, SCALAR_WORDS, Double
+from steprule.values import Becomes, Machine, Number, Symbol, operand, spell_number, symbol_of
 
 __all__ = [
     "Becomes",
@@ -34,347 +42,27 @@ __all__ = [
     "atan2",
     "becomes",
     "clamp",
+    "columns",
     "ema",
     "ema_sq",
     "exp",
+    "is_matrix",
     "larger",
     "largest",
     "lerp",
     "log",
     "mean",
     "norm",
+    "rows",
     "sign",
+    "size",
     "smaller",
     "sqrt",
     "total",
     "where",
 ]
 
-# From the finest to the coarsest.
-LEVELS = ("element", "tensor", "group", "all")
-
-
-def finest(levels: Iterable[str]) -> str:
-    """The level of what is made of values of these levels."""
-    return min(levels, key=LEVELS.index, default="all")
-
-
-class Machine(Protocol):
-    """What carries out words: a runner's table, or the tracer that records them."""
-
-    rule: str
-
-    def emit(self, word: str, *operands: Any) -> Any:
-        """Carry out one word on handles and plain numbers, and return the new handle."""
-        ...
-
-    def reduce(self, word: str, operand: Any, over: str) -> Any:
-        """One plain number, made of all elements of a tensor, a group or the optimizer."""
-        ...
-
-    def plain(self, value: Any) -> Any:
-        """The value as a plain number. Raises: TypeError if it is not one."""
-        ...
-
-
-class Number:
-    """One value per element of a tensor: what `p`, `g` and the slots are inside `update`.
-
-    Products are kept unevaluated until they are used, so that a sum can fuse with the product on its
-    right. `product` is (w, b, c) for `w * b * c`; w or c may be None.
-    """
-
-    __slots__ = ("_handle", "machine", "product")
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, machine: Machine, handle: Any, product: tuple[Any, Any, Any] | None = None):
-        self.machine = machine
-        self._handle = handle
-        self.product = product
-
-    @classmethod
-    def of(cls, value: Number) -> Self:
-        """The same value, of this class."""
-        return cls(value.machine, value._handle, value.product)
-
-    @property
-    def handle(self) -> Any:
-        """The evaluated value, as the machine knows it."""
-        if self._handle is None and self.product is not None:
-            w, b, c = self.product
-            value = b if w is None else self.machine.emit("scale", b, w)
-            self._handle = value if c is None else self.machine.emit("mul", value, c)
-        return self._handle
-
-    def _word(self, word: str, *operands: Any) -> Number:
-        return Number(self.machine, self.machine.emit(word, self.handle, *operands))
-
-    def _with(self, word: str, other: Any) -> Number:
-        return self._word(word, operand(self.machine, other))
-
-    def _compared(self, word: str, other: Any) -> Condition:
-        return Condition(self.machine, self._with(word, other).handle)
-
-    def _plus(self, other: Number, sign: int) -> Number:
-        """`self + other` or `self - other`, fused with the product on the right if there is one."""
-        if other.product is None:
-            return self._word("add" if sign > 0 else "sub", other.handle)
-        w, b, c = other.product
-        w = float(sign) if w is None else (w if sign > 0 else -w)
-        return self._word("add_scaled", b, w) if c is None else self._word("addcmul", b, c, w)
-
-    def __add__(self, other: Number | float) -> Number:
-        return self._plus(other, 1) if isinstance(other, Number) else self._with("shift", other)
-
-    def __radd__(self, other: float) -> Number:
-        return self._with("shift", other)
-
-    def __sub__(self, other: Number | float) -> Number:
-        if isinstance(other, Number):
-            return self._plus(other, -1)
-        return self._word("shift", -operand(self.machine, other))
-
-    def __rsub__(self, other: float) -> Number:
-        return self._word("neg")._with("shift", other)
-
-    def __mul__(self, other: Number | float) -> Number:
-        if not isinstance(other, Number):
-            return self._with("scale", other)
-        if self.product is not None and self.product[2] is None:
-            return Number(self.machine, None, (self.product[0], self.product[1], other.handle))
-        return Number(self.machine, None, (None, self.handle, other.handle))
-
-    def __rmul__(self, other: float) -> Number:
-        return Number(self.machine, None, (operand(self.machine, other), self.handle, None))
-
-    def __truediv__(self, other: Number | float) -> Number:
-        return self._with("div" if isinstance(other, Number) else "divide", other)
-
-    def __rtruediv__(self, other: float) -> Number:
-        return self._word("reciprocal")._with("scale", other)
-
-    def __pow__(self, other: Number | float) -> Number:
-        return self._with("power", other)
-
-    def __rpow__(self, other: float) -> Number:
-        return self._with("exponential", other)
-
-    def __neg__(self) -> Number:
-        return self._word("neg")
-
-    def __abs__(self) -> Number:
-        return self._word("abs")
-
-    def __lt__(self, other: Number | float) -> Number:
-        return self._compared("less", other)
-
-    def __le__(self, other: Number | float) -> Number:
-        return self._compared("less_equal", other)
-
-    def __gt__(self, other: Number | float) -> Number:
-        return self._compared("greater", other)
-
-    def __ge__(self, other: Number | float) -> Number:
-        return self._compared("greater_equal", other)
-
-    def __eq__(self, other: Number | float) -> Number:  # type: ignore[override]
-        return self._compared("equal", other)
-
-    def __ne__(self, other: Number | float) -> Number:  # type: ignore[override]
-        return self._compared("not_equal", other)
-
-    def __bool__(self) -> NoReturn:
-        raise rule_errors.truth_of_a_value(self.machine.rule)
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__") or name in Number.__slots__:
-            raise AttributeError(name)
-        raise rule_errors.no_such_method(self.machine.rule, name, __all__)
-
-
-class Condition(Number):
-    """A comparison: 1 where it holds and 0 elsewhere, which alone is not a change that a rule can return."""
-
-    __slots__ = ()
-
-
-class Parameter(Number):
-    """The parameter, as it is given to `update`; `p - x` and `p -= x` make a new value of it, `Moved`."""
-
-    __slots__ = ()
-
-    def __add__(self, other: Number | float) -> Number:
-        return Moved.of(super().__add__(other))
-
-    def __radd__(self, other: Number | float) -> Number:
-        return Moved.of(other + Number.of(self))
-
-    def __sub__(self, other: Number | float) -> Number:
-        result = super().__sub__(other)
-        # The difference of two values of the parameter is a change.
-        return result if isinstance(other, Parameter) else Moved.of(result)
-
-    def __iadd__(self, other: Number | float) -> Moved:
-        return Moved.of(self + other)
-
-    def __isub__(self, other: Number | float) -> Moved:
-        return Moved.of(self - other)
-
-    def __imul__(self, other: Number | float) -> Moved:
-        return Moved.of(self * other)
-
-    def __itruediv__(self, other: Number | float) -> Moved:
-        return Moved.of(self / other)
-
-
-class Moved(Parameter):
-    """The parameter plus or minus something, which is not a change that a rule can return."""
-
-    __slots__ = ()
-
-
-# What Python calls them in its own messages.
-Condition.__name__ = Parameter.__name__ = Moved.__name__ = "Number"
-
-
-def operand(machine: Machine, value: Any) -> Any:
-    """A Number or a plain number, as a machine takes it."""
-    if isinstance(value, Number):
-        return value.handle
-    return value if type(value) is float else machine.plain(value)
-
-
-class Symbol:
-    """A plain number that is not known yet: a hyper-parameter, `t`, a sum, or what is made of them.
-
-    Only the tracer makes these. `text` is the Python expression that computes the number; all symbols of
-    one trace share `memory`, which gives every distinct expression one name. `truth`: it is a comparison.
-    `level`: what has one such number each. `stage`: how many sweeps over memory must come before it.
-    """
-
-    __slots__ = ("level", "memory", "stage", "text", "truth")
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, memory: Any, text: str, truth: bool = False, level: str = "all", stage: int = 0):
-        self.memory = memory
-        self.text = text
-        self.truth = truth
-        self.level = level
-        self.stage = stage
-
-    def _make(self, form: str, *parts: Any, truth: bool = False) -> Any:
-        if any(isinstance(part, Number) for part in parts):
-            return NotImplemented
-        texts = [spell_number(self.memory, part) for part in parts]
-        return symbol_of(self.memory, form.format(*texts), parts, truth)
-
-    def __add__(self, other: Any) -> Any:
-        return self._make("{} + {}", self, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return self._make("{} + {}", other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return self._make("{} - {}", self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self._make("{} - {}", other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return self._make("{} * {}", self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return self._make("{} * {}", other, self)
-
-    def __truediv__(self, other: Any) -> Any:
-        return self._make("{} / {}", self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return self._make("{} / {}", other, self)
-
-    def __pow__(self, other: Any) -> Any:
-        return self._make(self._power(other), self, other)
-
-    def __rpow__(self, other: Any) -> Any:
-        return self._make(self._power(other), other, self)
-
-    def _power(self, other: Any) -> str:
-        late = self.stage or (isinstance(other, Symbol) and other.stage)
-        return "power({}, {})" if late else "{} ** {}"
-
-    def __mod__(self, other: Any) -> Any:
-        return self._make("{} % {}", self, other)
-
-    def __rmod__(self, other: Any) -> Any:
-        return self._make("{} % {}", other, self)
-
-    def __floordiv__(self, other: Any) -> Any:
-        return self._make("{} // {}", self, other)
-
-    def __rfloordiv__(self, other: Any) -> Any:
-        return self._make("{} // {}", other, self)
-
-    def __neg__(self) -> Any:
-        return self._make("-{}", self)
-
-    def __abs__(self) -> Any:
-        return self._make("abs({})", self)
-
-    def __lt__(self, other: Any) -> Any:
-        return self._make("{} < {}", self, other, truth=True)
-
-    def __le__(self, other: Any) -> Any:
-        return self._make("{} <= {}", self, other, truth=True)
-
-    def __gt__(self, other: Any) -> Any:
-        return self._make("{} > {}", self, other, truth=True)
-
-    def __ge__(self, other: Any) -> Any:
-        return self._make("{} >= {}", self, other, truth=True)
-
-    def __eq__(self, other: object) -> Any:
-        return self._make("{} == {}", self, other, truth=True)
-
-    def __ne__(self, other: object) -> Any:
-        return self._make("{} != {}", self, other, truth=True)
-
-    def __bool__(self) -> NoReturn:
-        raise rule_errors.truth_of_a_symbol(self.memory.rule, self.memory.spelt(self.text))
-
-
-def symbol_of(memory: Any, text: str, parts: Iterable[Any], truth: bool = False) -> Symbol:
-    """The symbol of an expression that is made of these parts."""
-    symbols = [part for part in parts if isinstance(part, Symbol)]
-    level = finest(part.level for part in symbols)
-    return Symbol(memory, memory.name(text), truth, level, max((part.stage for part in symbols), default=0))
-
-
-def spell(value: Any) -> str:
-    """The Python expression for a symbol or a plain number."""
-    if isinstance(value, Symbol):
-        return value.text
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"float('{value}')"
-    return f"({value!r})" if value < 0 else repr(value)
-
-
-def spell_number(memory: Any, value: Any) -> str:
-    """The same as an operand, for which a comparison counts as 1 or 0."""
-    if isinstance(value, Symbol) and value.truth:
-        # A boolean table on a device cannot be subtracted.
-        return memory.name(f"select({value.text}, 1, 0)")
-    return spell(memory.plain(value))
-
-
-class Becomes:
-    """The new value of the parameter, for a rule that does more than add a change to it."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Number | float):
-        self.value = value
-
-
+Number.words = __all__
 Value = TypeVar("Value", Number, float)
 
 
@@ -482,37 +170,81 @@ def ema_sq(old: Any, x: Any, beta: Any) -> Any:
     return old * beta + (1 - beta) * x * x
 
 
-Over: TypeAlias = Literal["tensor", "group", "all"]
+Over: TypeAlias = Literal["tensor", "row", "column", "group", "all"]
 
 
-def _reduce(word: str, x: Any, over: Over) -> float:
-    if over not in LEVELS[1:]:
-        raise rule_errors.no_such_level(word, over, LEVELS[1:])
+def _reduce(word: str, x: Any, over: Over) -> Any:
+    if over not in OVER:
+        raise rule_errors.no_such_level(word, over, OVER)
     if isinstance(x, Double) or (isinstance(x, Symbol) and x.stage):
-        raise rule_errors.reduced_twice(word)
+        raise rule_errors.reduced_twice(word, "tensor", over)
     if not isinstance(x, Number):
         raise rule_errors.reduced_plain_number(word)
+    if reduced(x.level, over) is None:
+        raise rule_errors.reduced_twice(word, x.level, over)
     return x.machine.reduce(word, x.handle, over)
 
 
-def total(x: Number, over: Over = "tensor") -> float:
-    """The sum over the tensor, over all tensors of the group, or over all parameters."""
+@overload
+def total(x: Number, over: Literal["tensor", "group", "all"] = "tensor") -> float: ...
+@overload
+def total(x: Number, over: Literal["row", "column"]) -> Any: ...
+def total(x: Number, over: Over = "tensor") -> Any:
+    """The sum over the tensor, each row, each column, all tensors of the group, or all parameters."""
     return _reduce("total", x, over)
 
 
-def mean(x: Number, over: Over = "tensor") -> float:
-    """The mean over the tensor, over all tensors of the group, or over all parameters."""
+@overload
+def mean(x: Number, over: Literal["tensor", "group", "all"] = "tensor") -> float: ...
+@overload
+def mean(x: Number, over: Literal["row", "column"]) -> Any: ...
+def mean(x: Number, over: Over = "tensor") -> Any:
+    """The mean over the tensor, each row, each column, all tensors of the group, or all parameters."""
     return _reduce("mean", x, over)
 
 
-def norm(x: Number, over: Over = "tensor") -> float:
-    """The Euclidean norm of the tensor, of all tensors of the group, or of all parameters."""
+@overload
+def norm(x: Number, over: Literal["tensor", "group", "all"] = "tensor") -> float: ...
+@overload
+def norm(x: Number, over: Literal["row", "column"]) -> Any: ...
+def norm(x: Number, over: Over = "tensor") -> Any:
+    """The Euclidean norm of the tensor, each row, each column, all tensors of the group, or all parameters."""
     return _reduce("norm", x, over)
 
 
-def largest(x: Number, over: Over = "tensor") -> float:
-    """The largest element of the tensor, of all tensors of the group, or of all parameters."""
+@overload
+def largest(x: Number, over: Literal["tensor", "group", "all"] = "tensor") -> float: ...
+@overload
+def largest(x: Number, over: Literal["row", "column"]) -> Any: ...
+def largest(x: Number, over: Over = "tensor") -> Any:
+    """The largest element of the tensor, each row, each column, all tensors of the group, or all parameters."""
     return _reduce("largest", x, over)
+
+
+def _machine_of(word: str, p: Any) -> Machine:
+    if not isinstance(p, Number):
+        raise rule_errors.fact_of_no_parameter(word)
+    return p.machine
+
+
+def size(p: Number) -> float:
+    """The number of elements of the parameter."""
+    return _machine_of("size", p).fact("size")
+
+
+def rows(p: Number) -> float:
+    """The number of rows of the parameter: 1 for a vector."""
+    return _machine_of("rows", p).fact("rows")
+
+
+def columns(p: Number) -> float:
+    """The number of columns of the parameter: its size for a vector."""
+    return _machine_of("columns", p).fact("columns")
+
+
+def is_matrix(p: Number) -> bool:
+    """Whether the parameter has two dimensions or more, which may decide an `if`."""
+    return _machine_of("is_matrix", p).is_matrix()
 
 
 def becomes(value: Number | float) -> Becomes:

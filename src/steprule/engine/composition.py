@@ -24,7 +24,8 @@ from typing import Any, cast
 from steprule import rule_errors, words
 from steprule.engine.fields import Field, Slot
 from steprule.engine.written import called
-from steprule.words import Becomes, Condition, Machine, Number, Parameter, Symbol, finest
+from steprule.levels import finest
+from steprule.values import Becomes, Condition, Machine, Number, Parameter, Symbol
 
 Update = Callable[[Any, Any, Any, Any, Any], Any]
 # What modifiers call weight decay among the things that they do not go with.
@@ -206,6 +207,8 @@ class Slots:
         slot = self._declared.get(letter)
         if slot is None:
             raise rule_errors.no_such_slot(self._machine.rule, letter, self._declared)
+        if letter not in self.numbers and slot.only is not None:
+            raise rule_errors.slot_of_others(self._machine.rule, letter, slot.only)
         if letter not in self.numbers and slot.shape is not None and self._shape is not None:
             raise rule_errors.slot_without_shape(self._machine.rule, letter, self._shape)
         if letter not in self.numbers:
@@ -218,15 +221,20 @@ class Slots:
 
     def __setattr__(self, letter: str, value: Any) -> None:
         self._check(letter)
+        per = self._declared[letter].per
         if not isinstance(value, Number):
             value = self._machine.plain(value)
-            per = self._declared[letter].per
-            if isinstance(value, Symbol) and finest((per, value.level)) != per:
-                raise rule_errors.finer_than_slot(self._machine.rule, letter, per, value.level)
-        elif letter in self._plain:
-            raise rule_errors.plain_slot_given_a_value(self._machine.rule, letter)
-        elif self._declared[letter].per == "element":
-            value = Number(self._machine, value.handle)
+            level = value.level if isinstance(value, Symbol) else "all"
+        else:
+            level = value.level
+            if letter in self._plain and level == "element":
+                raise rule_errors.plain_slot_given_a_value(self._machine.rule, letter)
+            if letter not in self._plain and per == "tensor":
+                level = per  # on a tape
+            else:
+                value = Number(self._machine, value.handle)
+        if finest((per, level)) != per:
+            raise rule_errors.finer_than_slot(self._machine.rule, letter, per, level)
         self.numbers[letter] = value
         self.written.add(letter)
 
@@ -310,14 +318,14 @@ def weights(whole: Composition, h: Any, p: Number, s: Any, t: Any) -> Number:
 
 def _asked(modifier: Any, place: str, machine: Any, h: Any, s: Any, t: Any, *values: Any) -> Number:
     """What a modifier makes of these values at its place."""
-    method, owner = getattr(modifier, place), machine.rule
+    method, owner = getattr(modifier, place), (machine.rule, machine.stacked)
     own = s if not modifier.name else _SlotsOf(modifier, s)
-    machine.rule = modifier.__name__
+    machine.rule, machine.stacked = modifier.__name__, modifier.matrices == "stacked"
 
     def call() -> Number:
         result = method(_hyper_of(modifier, h), *values, own, t)
         if isinstance(result, Number):
-            return result
+            return _per_element(result, values[0])
         if isinstance(result, Symbol) or type(result) in (int, float):
             return words.where(machine.plain(True), result, values[0])
         raise rule_errors.modifier_returned(modifier.__name__, place, result)
@@ -325,7 +333,12 @@ def _asked(modifier: Any, place: str, machine: Any, h: Any, s: Any, t: Any, *val
     try:
         return called(f"{modifier.__name__}.{place}", method, call)
     finally:
-        machine.rule = owner
+        machine.rule, machine.stacked = owner
+
+
+def _per_element(value: Number, like: Number) -> Number:
+    """A value per row or column as one per element; any other unchanged."""
+    return value if value.level == "element" else words.where(value.machine.plain(True), value, like)
 
 
 def _one_change(whole: Composition, p: Number, change: Any) -> Number:
@@ -343,7 +356,7 @@ def _one_change(whole: Composition, p: Number, change: Any) -> Number:
         first = words.where(p.machine.plain(True), first, p)
     for part in more:
         first = first + part
-    return first
+    return _per_element(first, p)
 
 
 def _changed(p: Number, change: Any) -> Number:
@@ -351,7 +364,8 @@ def _changed(p: Number, change: Any) -> Number:
     rule = p.machine.rule
     if isinstance(change, Becomes):
         value = change.value
-        return value if isinstance(value, Number) else words.where(p.machine.plain(True), value, p)
+        known = isinstance(value, Number)
+        return _per_element(value, p) if known else words.where(p.machine.plain(True), value, p)
     if change is None:
         raise rule_errors.nothing_returned(rule)
     parts = cast(tuple[Any, ...], change if isinstance(change, tuple) else (change,))

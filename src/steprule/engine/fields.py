@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from steprule import errors
+from steprule.engine import lines
 from steprule.plain import SCALAR_WORDS
 
 # The key under which a group with nonfinite="skip" counts its skipped steps.
@@ -169,7 +170,10 @@ parameter = Parameter()
 
 @dataclass(frozen=True)
 class Slot:
-    """State that a rule keeps: one number per element, tensor or group, or one for all parameters."""
+    """State that a rule keeps: one number per element, row, column, tensor or group, or one for all parameters.
+
+    only: "matrices" or "vectors", if the others have none. stacked: for rows and columns, as in `lines`.
+    """
 
     key: str
     when: str | None = None
@@ -179,12 +183,23 @@ class Slot:
     never_negative: bool = False
     not_in_8_bits: str | None = None
     subtracted_from: str | None = None
+    only: str | None = None
     letter: str = ""
+    stacked: bool = False
 
     @property
     def per_tensor(self) -> bool:
         """Whether each parameter has one number of it."""
         return self.per == "tensor"
+
+    @property
+    def has_elements(self) -> bool:
+        """Whether each parameter has a tensor of it, with one element per element, row or column."""
+        return self.per in ("element", "row", "column")
+
+    def fits(self, matrix: bool) -> bool:
+        """Whether a parameter that is a matrix, or is not, has it."""
+        return self.only is None or matrix == (self.only == "matrices")
 
     @property
     def shared(self) -> bool:
@@ -202,10 +217,12 @@ class Slot:
 
     def shape_for(self, param: torch.Tensor) -> tuple[int, ...] | None:
         """The slot's shape for this parameter; None where the parameter has no such slot."""
-        if self.shared:
+        if self.shared or not self.fits(lines.is_matrix(param.shape)):
             return None
         if self.per_tensor:
             return ()
+        if self.per != "element":
+            return lines.shape_per(param.shape, self.per, self.stacked)
         return tuple(param.shape) if self.shape is None else self.shape(param.shape)
 
     def create(
@@ -226,6 +243,8 @@ class Slot:
             state = torch.tensor(start, dtype=scalar_dtype(), device="cpu")
         elif self.shape is not None:
             state = param.new_full(shape, start)
+        elif self.per != "element":
+            state = param.new_full(shape, start, dtype=dtype)
         else:
             state = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format)
             # A complex number counts as two real ones, so both parts start at the value.

@@ -53,7 +53,7 @@ def _divisors(optimizer: Any, group: dict[str, Any], param: Tensor) -> list[tupl
     """The fp16 slots that a step writes and divides by."""
     state = optimizer.state.get(param, {})
     own = optimizer.composition(group)
-    written = optimizer.program(group).outputs if own.traced else own.slots
+    written = optimizer.program(group).of(param).outputs if own.traced else own.slots
     slots = [own.slots[letter].key for letter in written if letter in own.slots]
     never_negative = {slot.key for slot in own.slots.values() if slot.never_negative}
     kept = [(key, state[key]) for key in slots if key in never_negative and key in state]

@@ -21,7 +21,8 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
     who, rule = own.rule.__name__, own.rule
     if gradient.layout in SPARSE and rule.gradients == "dense":
         raise errors.sparse_gradient(who, optimizer.name_of(param))
-    if gradient.is_sparse and own.traced and optimizer.program(group).reductions:
+    program = optimizer.program(group).of(param) if own.traced else None
+    if gradient.is_sparse and program is not None and (program.reductions or program.facts):
         raise errors.sparse_with_reduction(who, optimizer.name_of(param))
     if gradient.is_sparse and own.decay is not None:
         raise errors.sparse_with_option(who, "weight_decay", optimizer.name_of(param))
@@ -37,7 +38,7 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
         raise errors.codes_in_parts(who, optimizer.name_of(param), None)
     if not gradient.is_sparse and rule.gradients == "rows only":
         raise errors.dense_gradient(who, optimizer.name_of(param))
-    if not own.traced and storage.split(param):
+    if (program is None or program.lined) and storage.split(param):
         raise errors.matrix_in_parts(who, optimizer.name_of(param), None)
     # It may have changed: some trainers flatten all parameters.
     rule.check_parameter(param, partial(optimizer.name_of, param), None)
@@ -48,8 +49,9 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
         problem = "is a leaf Variable that requires grad, which differentiable=True cannot change in place"
         fix = "Give the optimizer what is computed from it, such as p.clone(), or leave differentiable out."
         raise errors.parameter_not_writable(who, optimizer.name_of(param), problem, fix)
-    if rule.complex_error is not None and param.is_complex():
-        raise errors.complex_parameter(who, optimizer.name_of(param), rule.complex_error)
+    by_lines = program is not None and any(x.per in ("row", "column") for x in program.slots.values())
+    if param.is_complex() and (rule.complex_error is not None or by_lines):
+        raise errors.complex_parameter(who, optimizer.name_of(param), rule.complex_error or RuntimeError)
     if gradient.shape != param.shape and (gradient.is_sparse or not _broadcasts(gradient.shape, param.shape)):
         raise errors.gradient_of_other_size(
             who, optimizer.name_of(param), tuple(gradient.shape), tuple(param.shape)

@@ -165,7 +165,7 @@ def _torch_size(slots: dict[str, Slot], key: str, kept: Tensor, param: Tensor) -
 
 def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Tensor]) -> int:
     """The most bytes of temporaries at any time, for the runner that will be used."""
-    runner = choice.choose(optimizer.rule_of(group), group).runner
+    runner = choice.choose(optimizer.composition(group), group).runner
     if runner.plans or not params:
         return 0
     largest = max(p.numel() * compute_dtype(p).itemsize for p in params)
@@ -174,7 +174,7 @@ def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Ten
     if runner.name == "foreach":
         program = optimizer.program(group)
         half = any(p.dtype in storage.HALF for p in params)
-        alive = foreach.most_alive(program, program.inputs if half else ())
+        alive = max(foreach.most_alive(x, x.inputs if half else ()) for x in program.kinds)
         whole = sum(p.numel() * compute_dtype(p).itemsize for p in params)
         return min(foreach.BUCKET_BYTES, alive * whole)
-    return len(optimizer.program(group).instructions) * largest
+    return max(len(x.instructions) for x in optimizer.program(group).kinds) * largest

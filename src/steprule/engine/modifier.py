@@ -20,6 +20,8 @@ class ModifierBase:
     name: ClassVar[str] = ""
     fields: ClassVar[dict[str, Field]] = {}
     slots: ClassVar[dict[str, Slot]] = {}
+    # The rows and columns that it sees: "flattened" or "stacked", as in `lines`.
+    matrices: ClassVar[str] = "flattened"
     # Whether it needs the step count `t`.
     counts_steps: ClassVar[bool] = False
     # For `parameter`: whether it needs the change, and so comes after the rule.

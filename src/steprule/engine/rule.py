@@ -33,7 +33,8 @@ from steprule.engine.fields import FLAGS, OPTIONS, counts_on_device, make_step_c
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.parts import Parts
 from steprule.engine.program.phases import Part
-from steprule.engine.program.trace import Program, trace
+from steprule.engine.program.program import Program
+from steprule.engine.program.trace import trace
 from steprule.engine.runners import choice, one_by_one, reference
 from steprule.engine.runners.kernels import forms
 from steprule.engine.runners.reference import Work
@@ -63,6 +64,10 @@ class RuleOptimizer(CheckedOptimizer):
     traced: ClassVar[bool] = True
     has_elements = staticmethod(forms.has_elements)
     _watched_rounding: bool = False
+    # The rows and columns that `update` sees: "flattened" or "stacked", as in `lines`.
+    matrices: ClassVar[str] = "flattened"
+    # Whether the reference takes sums in the parameter's own precision, as torch's rule of this name does.
+    sums_as_torch: ClassVar[bool] = False
     # Whether `update` sees the parameter after a decoupled decay, or as it was.
     decays_first: ClassVar[bool] = True
 
@@ -323,7 +328,7 @@ class RuleOptimizer(CheckedOptimizer):
         known = own_plans.settled.get(id(group))
         if known is None or not known.holds(group):
             own = self.composition(group)
-            runner = choice.choose(own.rule, group).runner
+            runner = choice.choose(own, group).runner
             known = Settled(group, own, runner, self.program(group) if runner.plans else None)
             own_plans.settle(known, group, self.param_groups)
         return known
@@ -437,7 +442,7 @@ class RuleOptimizer(CheckedOptimizer):
         """Whether `step` itself unscales gradients and skips steps; gradient scalers look for this name."""
         groups = self.param_groups
         asked = bool(groups) and all(group.get("fused") for group in groups)
-        return asked and all(choice.choose(self.rule_of(x), x).runner.unscales for x in groups)
+        return asked and all(choice.choose(self.composition(x), x).runner.unscales for x in groups)
 
     def check_storage(self, group: dict[str, Any]) -> None:
         """Refuse storage that was requested between steps and is not possible."""
@@ -464,7 +469,7 @@ class RuleOptimizer(CheckedOptimizer):
         own = self.composition(group)
         options = [f"{own.decay.mode} weight decay"] if own.decay else []
         options += ["maximize"] if own.maximize else []
-        chosen = choice.choose(own.rule, group)
+        chosen = choice.choose(own, group)
         lines = [f"runner: {chosen.runner.name}; options: {', '.join(options) or 'none'}"]
         lines += filter(None, [own.places(group)])
         lines += [f"not {runner}: {reason}" for runner, reason in chosen.passed_over.items()]

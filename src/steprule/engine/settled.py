@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from steprule.engine.composition import Composition
-from steprule.engine.program.trace import Program
+from steprule.engine.program.program import Program
 from steprule.engine.runners.runner import Runner
 
 

@@ -10,6 +10,7 @@ from steprule import errors, rule_errors
 from steprule.engine.fields import FLAGS, OPTIONS, TAKEN_KEYS, Field, Slot, parameter
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.storage import EXTRA_KEYS
+from steprule.levels import LEVELS
 
 ARGUMENTS = ["h", "p", "g", "s", "t"]
 # The methods of a modifier and their arguments.
@@ -21,6 +22,10 @@ OF_MODIFIERS = {
     "evaluate": ["h", "p", "s", "t"],
     "climb": ["h", "p", "g", "s", "t"],
 }
+# The parameters that a slot may be for.
+ONLY = (None, "matrices", "vectors")
+# What a tensor of more than two dimensions may be seen as.
+MATRICES = ("flattened", "stacked")
 # What an optimizer has besides the attributes of its class.
 _OF_INSTANCES = frozenset({"defaults", "param_groups", "params", "self", "state", "step"})
 
@@ -54,7 +59,14 @@ def check(rule: type[RuleOptimizer], body: Mapping[str, Any]) -> None:
         _check_letter(who, slot)
         _check_key(who, slot, keys)
         _check_slot(rule, slot)
+    _check_matrices(rule)
     _check_update(rule, body)
+
+
+def _check_matrices(owner: Any) -> None:
+    if owner.matrices not in MATRICES:
+        fix = f"It must be one of {', '.join(map(repr, MATRICES))}."
+        raise rule_errors.bad_statement(owner.__name__, f"matrices is {owner.matrices!r}", fix)
 
 
 def _check_field(who: str, field: Field, fields: Mapping[str, Field]) -> None:
@@ -102,6 +114,13 @@ def _check_key(who: str, slot: Slot, keys: list[Any]) -> None:
 
 def _check_slot(rule: Any, slot: Slot) -> None:
     who = rule.__name__
+    for what, given, allowed in (
+        ("per", slot.per, tuple(x for x in LEVELS if x != "matrix")),
+        ("only", slot.only, ONLY if slot.has_elements or slot.per_tensor else ONLY[:1]),
+    ):
+        if given not in allowed:
+            fix = f"It must be one of {', '.join(map(repr, allowed))}."
+            raise rule_errors.bad_statement(who, f"slot '{slot.letter}' has {what}={given!r}", fix)
     starts: Any = slot.starts
     for name in (slot.when, starts):
         if isinstance(name, str) and name not in rule.fields:
@@ -145,6 +164,7 @@ def check_modifier(modifier: Any, body: Mapping[str, Any]) -> None:
         _check_letter(who, slot)
         _check_key(who, slot, keys)
         _check_slot(modifier, slot)
+    _check_matrices(modifier)
     if not any(hasattr(modifier, method) for method in OF_MODIFIERS):
         methods = [name for name, value in body.items() if isinstance(value, staticmethod)]
         raise rule_errors.no_method_of_modifiers(who, methods, list(OF_MODIFIERS))

@@ -94,6 +94,9 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
         if slot.starts is parameter and named.get(slot.key, "fp32") != "fp32":
             reason = "it starts as a copy of the parameter, and small differences to it would be lost"
             raise errors.not_to_be_kept_so(who, slot.key, str(named[slot.key]), reason, "fp32", index)
+        if slot.per in ("row", "column") and named.get(slot.key, "fp32") != "fp32":
+            reason = f"it has only one value per {slot.per}, so that nothing would be saved"
+            raise errors.not_to_be_kept_so(who, slot.key, str(named[slot.key]), reason, "fp32", index)
         if kind == "int8" and slot.not_in_8_bits is not None:
             raise errors.not_to_be_kept_so(who, slot.key, kind, slot.not_in_8_bits, "bf16", index)
         if kind == "fp16" and slot.never_negative:
@@ -131,9 +134,11 @@ def check_parameters(who: str, slots: dict[str, Slot], group: dict[str, Any], in
 def kind_of(slot: Slot, group: dict[str, Any]) -> str | None:
     """What `state_dtype` asks for this slot; None is the parameter's own dtype."""
     wanted: Any = group.get("state_dtype")
-    if slot.per != "element" or slot.shape is not None or slot.starts is parameter:
+    if not slot.has_elements or slot.shape is not None or slot.starts is parameter:
         return None
-    return named(cast(dict[str, str], wanted).get(slot.key) if isinstance(wanted, dict) else wanted)
+    kind = named(cast(dict[str, str], wanted).get(slot.key) if isinstance(wanted, dict) else wanted)
+    # What has one value per row or column is small, and is never kept in fewer bits than the parameter.
+    return kind if slot.per == "element" or kind == "fp32" else None
 
 
 def kind_for(slot: Slot, param: Tensor, group: dict[str, Any]) -> str | None:

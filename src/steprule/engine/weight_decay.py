@@ -11,7 +11,7 @@ from torch import Tensor
 from steprule import errors
 from steprule.engine.composition import PEAK_LR, Hyper
 from steprule.engine.fields import Field
-from steprule.engine.runners.reference import Eager
+from steprule.engine.runners.eager import Eager
 from steprule.words import Number
 
 # The kinds of weight decay, by mode.

@@ -116,7 +116,8 @@ def runner_of(optimizer: Optimizer) -> str:
     """Which runner steps the optimizer's first group."""
     if not isinstance(optimizer, RuleOptimizer):
         return "its own"
-    return choice.choose(type(optimizer), optimizer.param_groups[0]).runner.name
+    group = optimizer.param_groups[0]
+    return choice.choose(optimizer.composition(group), group).runner.name
 
 
 def rehearse(rule: Rule, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
@@ -316,8 +317,8 @@ def _traffic(optimizer: Optimizer) -> tuple[int, int, int]:
     """The bytes that a step reads and writes in total, those it changes in place, and those it only reads."""
     total = in_place = alone = 0
     for group in optimizer.param_groups:
-        read, written = _columns(optimizer, group)
         for param in group["params"]:
+            read, written = _columns(optimizer, group, param)
             sizes = _sizes(optimizer, param)
             read_here = [sum(sizes[x] for x in _with_what_is_beside(sweep, sizes)) for sweep in read]
             written_here = sum(sizes[x] for x in _with_what_is_beside(written, sizes))
@@ -327,17 +328,17 @@ def _traffic(optimizer: Optimizer) -> tuple[int, int, int]:
     return total, in_place, alone
 
 
-def _columns(optimizer: Optimizer, group: dict[str, Any]) -> tuple[list[set[str]], set[str]]:
+def _columns(optimizer: Optimizer, group: dict[str, Any], param: Tensor) -> tuple[list[set[str]], set[str]]:
     """What each sweep reads, and what a step writes: 'p', 'g', and the keys of slots.
 
     A rule that is not traced reads and writes all of them, once.
     """
     if isinstance(optimizer, RuleOptimizer) and optimizer.traced:
-        program = optimizer.program(group)
+        program = optimizer.program(group).of(param)
         keys = {letter: slot.key for letter, slot in program.slots.items()} | {"p": "p", "g": "g"}
         read = [{keys[letter] for letter in sweep.inputs} for sweep in program.passes]
         return read, {keys[letter] for letter in program.outputs}
-    everything = set(_sizes(optimizer, group["params"][0]))
+    everything = set(_sizes(optimizer, param))
     return [everything], everything - {"g"}
 
 

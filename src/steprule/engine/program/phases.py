@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from steprule.engine.program import sums
+from steprule.engine.program.program import Program, Reduction
 from steprule.engine.program.sums import Partial
-from steprule.engine.program.trace import Program, Reduction
 
 # What a part asks for: for each key a word and the part's own share of it. It is sent what they come to.
 Asked = Mapping[Any, tuple[str, Partial]]
@@ -76,4 +76,4 @@ def key_in(group: dict[str, Any], reduction: Reduction) -> Any:
 
 def keys_of(program: Program, group: dict[str, Any]) -> frozenset[Any]:
     """The keys of all sums over several tensors in a program."""
-    return frozenset(key_in(group, x) for x in program.reductions if x.over != "tensor")
+    return frozenset(key_in(group, x) for x in program.reductions if x.shared)

@@ -51,6 +51,40 @@ def on_tape(word: str, x: Tensor) -> Tensor:
     return _taken(word, x).to(x.dtype)
 
 
+def along(word: str, x: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+    """A reduction along these dimensions, which stay with length 1, in double."""
+    if not dimensions:
+        return x.double().abs() if word == "norm" else x.double()
+    if word == "largest":
+        return _largest(x.double(), dimensions)
+    if word == "norm":
+        return cast(Any, torch.linalg).vector_norm(x, dim=dimensions, keepdim=True, dtype=torch.float64)
+    total = torch.sum(x, dim=dimensions, keepdim=True, dtype=torch.float64)
+    return total / max(1, math.prod(x.shape[i] for i in dimensions)) if word == "mean" else total
+
+
+def _largest(x: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+    if x.numel():
+        return torch.amax(x, dim=dimensions, keepdim=True)
+    shape = [1 if i in dimensions else size for i, size in enumerate(x.shape)]
+    return x.new_full(shape, -torch.inf)
+
+
+def as_torch(word: str, x: Tensor, dimensions: tuple[int, ...] | None) -> Tensor:
+    """A reduction in the precision of the tensor, by the operations of torch's own optimizers; None: of all."""
+    if word == "norm":
+        # Not linalg.vector_norm, which rounds differently.
+        if dimensions is None:
+            return cast(Any, torch).norm(x)
+        return cast(Any, torch).norm(x, dim=dimensions, keepdim=True) if dimensions else x.abs()
+    if word == "largest":
+        return _largest(x, tuple(range(x.dim())) if dimensions is None else dimensions)
+    if dimensions == ():
+        return x
+    take: Any = torch.mean if word == "mean" else torch.sum
+    return take(x) if dimensions is None else take(x, dim=dimensions, keepdim=True)
+
+
 def finished(word: str, parts: Iterable[Partial]) -> float:
     """What the parts come to together."""
     parts = list(parts)

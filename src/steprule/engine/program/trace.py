@@ -1,10 +1,11 @@
 """A composition, traced once into a straight list of words.
 
 `trace` runs `update` on numbers that record what is done to them. The result does not depend on shapes, dtypes,
-devices or the values of the hyper-parameters, so that a schedule never builds a new program:
+devices or the values of the hyper-parameters, so that a schedule never builds a new program. Only a rule that
+asks whether a parameter is a matrix has two, one of them for vectors. A program has:
 
-* `instructions`: one word each, over registers (one number per element of the parameter);
-* `reductions`: the sums and maxima that make one plain number of many elements;
+* `instructions`: one word each, over registers (one number per element, row or column of the parameter);
+* `reductions`: the sums and maxima that make one plain number of many elements, or one value per row or column;
 * `scalars`: everything made only of plain numbers, such as hyper-parameters, `t` and reductions: Python
   functions that compute it in double precision, the first before the first sweep over memory, each further one
   when a sweep has finished the reductions that it reads;
@@ -14,9 +15,9 @@ devices or the values of the hyper-parameters, so that a schedule never builds a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
 from itertools import chain
 from numbers import Real
 from typing import Any, cast
@@ -24,174 +25,22 @@ from typing import Any, cast
 from steprule import rule_errors
 from steprule.engine.composition import Composition, Hyper, Slots, one_step
 from steprule.engine.fields import Field, Slot
+from steprule.engine.program.program import (
+    Instruction,
+    Operand,
+    Program,
+    Reduction,
+    Register,
+    Scalar,
+    Scalars,
+    live,
+)
 from steprule.engine.written import name_in
+from steprule.levels import finest, reduced
 from steprule.plain import DOUBLE_WORDS, SCALAR_WORDS
-from steprule.words import Number, Symbol, spell
+from steprule.values import Number, Symbol, spell
 
 COMPARISONS = frozenset({"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"})
-
-
-@dataclass(frozen=True)
-class Register:
-    """The result of an instruction, or an input.
-
-    mask: it is a comparison, which counts as 1 or 0.
-    """
-
-    index: int
-    mask: bool = False
-
-    def __str__(self) -> str:
-        return f"{'k' if self.mask else 'r'}{self.index}"
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """One entry of the vector that all of `Program.scalars` return together."""
-
-    index: int
-
-    def __str__(self) -> str:
-        return f"c{self.index}"
-
-
-Operand = Register | Scalar | float
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """`out = word(operands)`."""
-
-    word: str
-    operands: tuple[Operand, ...]
-    out: Register
-
-    def __str__(self) -> str:
-        return f"{self.out} = {self.word}({', '.join(map(str, self.operands))})"
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """`r[index] = word(operand)`, over all elements of a tensor, a group, or the optimizer.
-
-    key: what says that reductions of several groups are one and the same, if it goes over tensors.
-    """
-
-    index: int
-    word: str
-    operand: Register
-    over: str
-    key: tuple[str, int]
-
-    def __str__(self) -> str:
-        return f"r[{self.index}] = {self.word}({self.operand}) over {self.over}"
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One sweep over memory: what it loads, computes, and then stores or reduces."""
-
-    inputs: dict[str, Register]
-    instructions: tuple[Instruction, ...]
-    outputs: dict[str, Register]
-    reductions: tuple[Reduction, ...]
-
-
-@dataclass(frozen=True)
-class Scalars:
-    """Arithmetic on plain numbers, before a sweep.
-
-    first, count: which of the program's scalars it computes. slots: the letters of the coarse slots that get
-    their new values here. function: of (h, t, n), the hyper-parameters, the step and the coarse slots, in the
-    first; of (c, r), what the first one hands on and the finished reductions, in the others. It returns the
-    scalars, the slots' values and, in the first, what is handed on.
-    """
-
-    source: str
-    first: int
-    count: int
-    slots: tuple[str, ...]
-    function: Callable[..., tuple[Any, ...]] = field(compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Program:
-    """A traced step. `inputs` and `outputs` are keyed 'p', 'g' and by slot letter."""
-
-    rule: str
-    inputs: dict[str, Register]
-    instructions: tuple[Instruction, ...]
-    outputs: dict[str, Register]
-    slots: dict[str, Slot]
-    scalar_slots: dict[str, Slot]
-    reductions: tuple[Reduction, ...]
-    calls: tuple[Reduction, ...]
-    scalars: tuple[Scalars, ...]
-    # The hyper-parameters that slots for all parameters are made of, so that all groups must agree on them.
-    common: frozenset[str] = frozenset()
-
-    def __str__(self) -> str:
-        lines = [f"{self.rule}: " + ", ".join(f"{r} = {n}" for n, r in self.inputs.items())]
-        lines += [f"    {line}" for line in self.scalars[0].source.splitlines()]
-        lines += [f"    {instruction}" for instruction in self.instructions]
-        lines += [f"    {reduction}" for reduction in self.reductions]
-        for later in self.scalars[1:]:
-            lines += [f"    {line}" for line in later.source.splitlines()]
-        lines += [f"    {name} <- {register}" for name, register in self.outputs.items()]
-        return "\n".join(lines)
-
-    @property
-    def scalar_count(self) -> int:
-        """How many scalars there are, of all stages."""
-        return self.scalars[-1].first + self.scalars[-1].count
-
-    @property
-    def shares(self) -> bool:
-        """Whether anything is taken over more than one tensor."""
-        return any(x.over != "tensor" for x in self.reductions)
-
-    @cached_property
-    def gradient_norm(self) -> Reduction | None:
-        """The norm of all gradients, if the first sweep takes it: it is finite only if all of them are."""
-        gradient = self.inputs["g"]
-        negated = [x.out for x in self.instructions if x.word == "neg" and x.operands == (gradient,)]
-        for x in self.passes[0].reductions:
-            if x.word == "norm" and x.over == "all" and x.operand in (gradient, *negated):
-                return x
-        return None
-
-    @cached_property
-    def passes(self) -> tuple[Pass, ...]:
-        """The sweeps over memory, in order; only the last one stores. One, if nothing is reduced."""
-        stage = self._stages()
-        last = max((stage[r.index] for r in self.outputs.values()), default=0)
-        sweeps: list[Pass] = []
-        for number in range(last + 1):
-            reductions = tuple(x for x in self.reductions if stage[x.operand.index] == number)
-            outputs = self.outputs if number == last else {}
-            wanted = [*outputs.values(), *(x.operand for x in reductions)]
-            sweeps.append(self._sweep(wanted, outputs, reductions))
-        return tuple(sweeps)
-
-    def _stages(self) -> dict[int, int]:
-        """For every register, how many sweeps must be finished before it can be computed."""
-        of_scalar = [number for number, x in enumerate(self.scalars) for _ in range(x.count)]
-        stage = {register.index: 0 for register in self.inputs.values()}
-        for step in self.instructions:
-            below = [stage[x.index] for x in step.operands if isinstance(x, Register)]
-            below += [of_scalar[x.index] for x in step.operands if isinstance(x, Scalar)]
-            stage[step.out.index] = max(below, default=0)
-        return stage
-
-    def _sweep(
-        self, wanted: list[Register], outputs: dict[str, Register], reductions: tuple[Reduction, ...]
-    ) -> Pass:
-        """The instructions that are needed for `wanted`."""
-        body, _ = _live(self.instructions, wanted)
-        needed = {x.index for x in wanted}
-        needed |= {x.index for step in body for x in step.operands if isinstance(x, Register)}
-        inputs = {name: r for name, r in self.inputs.items() if r.index in needed}
-        return Pass(inputs, tuple(body), outputs, reductions)
 
 
 class _Memory:
@@ -225,10 +74,15 @@ class _Memory:
 
 
 class _Tracer:
-    """The machine that records words."""
+    """The machine that records words.
 
-    def __init__(self, rule: str):
+    matrix: whether the parameter is one. stacked: whether the rule that is asked sees a stack of them.
+    """
+
+    def __init__(self, rule: str, matrix: bool, stacked: bool):
         self.rule = rule
+        self.stacked = stacked
+        self.matrix = matrix
         self.memory = _Memory(rule)
         self.count = 0
         self.instructions: list[Instruction] = []
@@ -237,11 +91,15 @@ class _Tracer:
         self.reductions: dict[Any, Reduction] = {}
         # What each call of a reduction over more than one tensor asks for, in order.
         self.calls: list[Reduction] = []
+        # Whether the parameter's kind or its stacks were asked for, and the facts about it.
+        self.asks_kind = False
+        self.stacks = False
+        self.facts: dict[str, str] = {}
         self._seen: dict[Any, Register] = {}
 
-    def register(self, mask: bool = False) -> Register:
+    def register(self, mask: bool = False, level: str = "element") -> Register:
         self.count += 1
-        return Register(self.count - 1, mask)
+        return Register(self.count - 1, mask, level)
 
     def plain(self, value: Any) -> Any:
         return _plain(self.rule, value)
@@ -260,23 +118,48 @@ class _Tracer:
         resolved = tuple(self.operand(value) for value in operands)
         key = (word, *((type(x), x) for x in resolved))
         if key not in self._seen:
-            out = self.register(word in COMPARISONS)
+            level = finest(x.level for x in resolved if isinstance(x, Register))
+            out = self.register(word in COMPARISONS, level)
             self.stages[out] = max((self.stages.get(x, 0) for x in resolved), default=0)
             self.instructions.append(Instruction(word, resolved, out))
             self._seen[key] = out
         return self._seen[key]
 
-    def reduce(self, word: str, operand: Register, over: str) -> Symbol:
-        """The plain number that a reduction comes to; the same one is taken once."""
+    def reduce(self, word: str, operand: Register, over: str) -> Any:
+        """What a reduction comes to; the same one is taken once."""
+        level = reduced(operand.level, over) or over
+        stage = self.stages.get(operand, 0)
         known = self.reductions.get((word, operand, over))
         if known is None:
-            index = len(self.reductions)
-            before = sum(x.over != "tensor" and x.key[0] == self.rule for x in self.reductions.values())
-            known = Reduction(index, word, operand, over, (self.rule, before))
+            before = sum(x.shared and x.key[0] == self.rule for x in self.reductions.values())
+            out = self.register(level=level) if level in ("row", "column") else None
+            known = Reduction(len(self.reductions), word, operand, over, (self.rule, before), out)
             self.reductions[word, operand, over] = known
-        if over != "tensor":
+        if known.shared:
             self.calls.append(known)
-        return self.memory.symbol(f"r[{known.index}]", over, self.stages.get(operand, 0) + 1)
+        self.stacks |= self.stacked and over in ("row", "column")
+        if known.out is not None:
+            # A row is finished within a sweep, a column after it.
+            self.stages[known.out] = stage + (over == "column")
+            return Number(self, known.out)
+        level = "tensor" if level == "matrix" and not self.stacked else level
+        return self.memory.symbol(f"r[{known.index}]", level, stage + 1)
+
+    def level_of(self, handle: Register) -> str:
+        """What has one value each."""
+        return handle.level
+
+    def fact(self, name: str) -> Symbol:
+        """A plain number that the parameter's shape says."""
+        self.stacks |= self.stacked and name != "size"
+        key = f"{name} of stacked" if self.stacked and name != "size" else name
+        self.facts[key] = name
+        return self.memory.symbol(f"n[{key!r}]", "tensor")
+
+    def is_matrix(self) -> bool:
+        """Whether the parameter is a matrix."""
+        self.asks_kind = True
+        return self.matrix
 
 
 def _plain(rule: str, value: Any) -> Any:
@@ -338,36 +221,57 @@ def trace(composition: Composition, group: Mapping[str, Any]) -> Program:
     key = static_key(composition.fields, group)
     program: Program | None = composition.programs.get(key)
     if program is None:
-        program = _trace(composition, group)
-        if str(_trace(composition, group)) != str(program):
-            raise rule_errors.changes_by_itself(composition.name)
+        program, by_kind = _trace_twice(composition, group, matrix=True)
+        if by_kind:
+            of_vectors, _ = _trace_twice(composition, group, matrix=False)
+            if _asked(program) != _asked(of_vectors):
+                raise rule_errors.sums_by_kind(composition.name)
+            common = program.common | of_vectors.common
+            program = replace(program, of_vectors=of_vectors, common=common)
         composition.programs[key] = program
     return program
 
 
-def _trace(composition: Composition, group: Mapping[str, Any]) -> Program:
-    tracer = _Tracer(composition.rule.__name__)
+def _trace_twice(composition: Composition, group: Mapping[str, Any], matrix: bool) -> tuple[Program, bool]:
+    """The program of matrices or vectors, and whether there is a difference."""
+    program, by_kind = _trace(composition, group, matrix)
+    if str(_trace(composition, group, matrix)[0]) != str(program):
+        raise rule_errors.changes_by_itself(composition.name)
+    return program, by_kind
+
+
+def _asked(program: Program) -> list[Any]:
+    """The sums over several tensors."""
+    return [(x.word, x.over, x.key) for x in program.calls]
+
+
+def _trace(composition: Composition, group: Mapping[str, Any], matrix: bool) -> tuple[Program, bool]:
+    tracer = _Tracer(composition.rule.__name__, matrix, composition.rule.matrices == "stacked")
     memory = tracer.memory
     fields = {name: fld for name, fld in composition.fields.items() if name in group and not fld.free}
     values = {name: _symbolic(memory, name, fld, group[name]) for name, fld in fields.items()}
     h = Hyper(tracer.rule, composition.rule.fields, values)
     exists = {letter: slot for letter, slot in composition.slots.items() if slot.exists(dict(group))}
-    slots = {letter: slot for letter, slot in exists.items() if slot.per == "element"}
-    scalar_slots = {letter: slot for letter, slot in exists.items() if slot.per != "element"}
-    inputs = {name: tracer.register() for name in ("p", "g", *slots)}
+    by_kind = any(slot.only is not None for slot in exists.values())
+    exists = {letter: slot for letter, slot in exists.items() if slot.fits(matrix)}
+    slots = {letter: slot for letter, slot in exists.items() if slot.has_elements}
+    scalar_slots = {letter: slot for letter, slot in exists.items() if not slot.has_elements}
+    inputs = {name: tracer.register() for name in ("p", "g")}
+    inputs |= {letter: tracer.register(level=slot.per) for letter, slot in slots.items()}
     numbers: dict[str, Any] = {letter: Number(tracer, inputs[letter]) for letter in slots}
     numbers |= {letter: memory.symbol(f"n[{letter!r}]", slot.per) for letter, slot in scalar_slots.items()}
     s = Slots(tracer, composition.slots, numbers)
     t = memory.symbol("t", "tensor")
     new = one_step(composition, h, Number(tracer, inputs["p"]), Number(tracer, inputs["g"]), s, t)
 
-    outputs = {"p": new.handle}
-    outputs |= {x: _as_register(tracer, s.numbers[x]) for x in slots if x in s.written}
+    outputs = {"p": _as_register(tracer, new, inputs["p"])}
+    like = {x: inputs["p" if slot.per == "element" else x] for x, slot in slots.items()}
+    outputs |= {x: _as_register(tracer, s.numbers[x], like[x]) for x in slots if x in s.written}
     written = {letter: s.numbers[letter] for letter in scalar_slots if letter in s.written}
-    instructions, reductions, used = _needed(tracer, outputs, written)
+    made, reductions, used = _needed(tracer, outputs, written)
     name_rule = partial(name_in, who=f"{tracer.rule}.update", written=composition.update)
     scalars, renumber = _scalars(tracer, used, written, name_rule)
-    return Program(
+    program = Program(
         rule=composition.name,
         inputs=inputs,
         instructions=tuple(
@@ -376,7 +280,8 @@ def _trace(composition: Composition, group: Mapping[str, Any]) -> Program:
                 tuple(renumber[y] if isinstance(y, Scalar) else y for y in x.operands),
                 x.out,
             )
-            for x in instructions
+            for x in made
+            if isinstance(x, Instruction)
         ),
         outputs=outputs,
         slots=slots,
@@ -385,7 +290,10 @@ def _trace(composition: Composition, group: Mapping[str, Any]) -> Program:
         calls=tuple(tracer.calls),
         scalars=scalars,
         common=frozenset(_hyperparameters_in(memory, written, scalar_slots)),
+        facts=tuple(tracer.facts),
+        stacked=tracer.stacks or any(x.stacked and x.per in ("row", "column") for x in slots.values()),
     )
+    return program, by_kind or tracer.asks_kind
 
 
 def _hyperparameters_in(
@@ -396,42 +304,31 @@ def _hyperparameters_in(
         yield from re.findall(r"h\['([\w.]+)'\]", text)
 
 
-def _as_register(tracer: _Tracer, value: Any) -> Register:
-    if isinstance(value, Number):
+def _as_register(tracer: _Tracer, value: Any, like: Register) -> Register:
+    """The register of a value, at the level of another register."""
+    if isinstance(value, Number) and value.handle.level == like.level:
         return value.handle
-    return tracer.emit("where", 1.0, value, Register(0))
-
-
-def _live(
-    instructions: Sequence[Instruction], wanted: Iterable[Register]
-) -> tuple[list[Instruction], set[Scalar]]:
-    """The instructions that these registers depend on, and the scalars that they use."""
-    needed = {register.index for register in wanted}
-    kept: list[Instruction] = []
-    scalars: set[Scalar] = set()
-    for step in reversed(instructions):
-        if step.out.index in needed:
-            kept.append(step)
-            needed |= {x.index for x in step.operands if isinstance(x, Register)}
-            scalars |= {x for x in step.operands if isinstance(x, Scalar)}
-    return kept[::-1], scalars
+    return tracer.emit("where", 1.0, value.handle if isinstance(value, Number) else value, like)
 
 
 def _needed(
     tracer: _Tracer, outputs: Mapping[str, Register], written: Mapping[str, Any]
-) -> tuple[list[Instruction], list[Reduction], set[Scalar]]:
+) -> tuple[list[Instruction | Reduction], list[Reduction], set[Scalar]]:
     """What the outputs and the new values of coarse slots depend on."""
     texts = {scalar: text for text, scalar in tracer.scalars.items()}
     wanted = list(outputs.values())
-    reductions: list[Reduction] = []
+    ending: list[Reduction] = []
+    filling = [x for x in tracer.reductions.values() if x.out is not None]
+    made = sorted([*tracer.instructions, *filling], key=lambda x: x.out.index if x.out is not None else -1)
     while True:
-        instructions, used = _live(tracer.instructions, wanted)
+        steps, used = live(made, wanted)
         asked = [*(texts[scalar] for scalar in used), *map(spell, written.values())]
         asked = {text for _, text in _lines(tracer.memory, asked)}
-        more = [x for x in tracer.reductions.values() if f"r[{x.index}]" in asked and x not in reductions]
+        more = [x for x in tracer.reductions.values() if f"r[{x.index}]" in asked and x not in ending]
         if not more:
-            return instructions, sorted(reductions, key=lambda x: x.index), used
-        reductions += more
+            reductions = [*ending, *(x for x in steps if isinstance(x, Reduction))]
+            return steps, sorted(reductions, key=lambda x: x.index), used
+        ending += more
         wanted += [x.operand for x in more]
 
 

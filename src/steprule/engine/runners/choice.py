@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from steprule import errors
+from steprule.engine.composition import Composition
 from steprule.engine.runners.kernels.runner import CpuKernels, GpuKernels
 from steprule.engine.runners.lists import Lists
 from steprule.engine.runners.one_by_one import Reference
@@ -28,8 +29,10 @@ class Choice(NamedTuple):
     passed_over: dict[str, str]
 
 
-def choose(rule: Any, group: dict[str, Any]) -> Choice:
+def choose(own: Composition, group: dict[str, Any]) -> Choice:
     """The runner for this group as it is now.
+
+    own: what the group steps with.
 
     Raises: RuntimeError if `fused=True` or `foreach=True` names a runner that cannot run here.
     """
@@ -38,10 +41,10 @@ def choose(rule: Any, group: dict[str, Any]) -> Choice:
     for runner in RUNNERS:
         if not runner.on(device):
             continue
-        reason = runner.why_not(rule, group)
+        reason = runner.why_not(own, group)
         asked = group.get(runner.switch)
-        if asked and reason is not None and not _is_only_a_hint(rule, runner):
-            raise errors.runner_unavailable(rule.__name__, f"{runner.switch}=True", reason)
+        if asked and reason is not None and not _is_only_a_hint(own.rule, runner):
+            raise errors.runner_unavailable(own.rule.__name__, f"{runner.switch}=True", reason)
         reason = _not_wanted(runner, group) or reason
         if reason is None:
             return Choice(runner, passed)
@@ -63,4 +66,4 @@ def _not_wanted(runner: Runner, group: dict[str, Any]) -> str | None:
 
 def _is_only_a_hint(rule: Any, runner: Runner) -> bool:
     """Whether torch's rule on matrices has this switch; ours steps one matrix after another in any case."""
-    return not rule.traced and runner.switch in rule.torch_flags
+    return not (rule.traced and rule.matrices == "flattened") and runner.switch in rule.torch_flags

@@ -15,13 +15,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import storage
+from steprule.engine import lines, storage
 from steprule.engine.program import phases, sums
 from steprule.engine.program.phases import Going, Part
+from steprule.engine.program.program import Instruction, Pass, Program, Reduction, Register, Scalar, Scalars
 from steprule.engine.program.sums import Partial
-from steprule.engine.program.trace import Instruction, Pass, Program, Reduction, Register, Scalar, Scalars
 from steprule.engine.runners import reference
-from steprule.engine.runners.reference import Eager, Work, compute_dtype, real
+from steprule.engine.runners.eager import Eager
+from steprule.engine.runners.reference import Work, compute_dtype, real
 from steprule.plain import Double
 
 BUCKET_BYTES = 64 * 2**20
@@ -247,19 +248,24 @@ def takes(work: Work) -> bool:
     )
 
 
-def scalars_of(program: Program, group: dict[str, Any], state: dict[str, Any]) -> tuple[Any, Any]:
-    """What a parameter's scalars depend on at its next step, and a function that computes them."""
-    t = reference.next_step(state)
-    slots = program.scalar_slots.items()
+def scalars_of(program: Program, group: dict[str, Any], work: Work) -> tuple[Any, Any]:
+    """What a parameter's scalars depend on at its next step, and a function that computes them.
+
+    program: the group's, which may have one of its own for vectors.
+    """
+    param, _, state = work
+    own, t = program.of(param), reference.next_step(state)
+    slots = own.scalar_slots.items()
     numbers = {x: group[slot.key] if slot.shared else state[slot.key].item() for x, slot in slots}
-    return (t, *numbers.values()), lambda: program.scalars[0].function(group, t, numbers)
+    numbers |= lines.facts(param.shape, own.facts)
+    return (own is program, t, *numbers.values()), lambda: own.scalars[0].function(group, t, numbers)
 
 
 def check_scalars(program: Program, group: dict[str, Any], work: list[Work]) -> None:
     """Have the scalars of these parameters raise now what they would raise in their step."""
     known: set[Any] = set()
-    for _, _, state in work:
-        seen, scalars = scalars_of(program, group, state)
+    for entry in work:
+        seen, scalars = scalars_of(program, group, entry)
         if seen not in known:
             scalars()
             known.add(seen)
@@ -274,13 +280,15 @@ def prepare(program: Program, group: dict[str, Any], work: list[Work], after: di
     known: dict[Any, tuple[Any, ...]] = {}
     for entry in work:
         param, gradient, state = entry
-        seen, scalars = scalars_of(program, group, state)
+        seen, scalars = scalars_of(program, group, entry)
         if seen not in known:
             known[seen] = scalars()
-        dtypes = tuple(state[slot.key].dtype for slot in program.slots.values())
+        dtypes = tuple(state[slot.key].dtype for slot in program.of(param).slots.values())
         together.setdefault((seen, param.dtype, param.device, gradient.dtype, dtypes), []).append(entry)
     keys = phases.keys_of(program, group)
-    batches = [_Batch(program, entries, known[seen[0]], after) for seen, entries in together.items()]
+    batches = [
+        _Batch(program.of(entries[0][0]), entries, known[seen[0]], after) for seen, entries in together.items()
+    ]
     return [Part(partial(batch.start, group), frozenset(keys)) for batch in batches]
 
 
@@ -341,7 +349,7 @@ def _finish(
     """Put what the reductions of a sweep came to into the tensors' rows."""
     asked: dict[Any, tuple[str, Partial]] = {}
     for reduction, partials in found:
-        if reduction.over == "tensor":
+        if not reduction.shared:
             for row, own in zip(reduced, partials, strict=True):
                 row[reduction.index] = Double(sums.finished(reduction.word, [own]))
         else:
@@ -350,7 +358,7 @@ def _finish(
         return
     known = yield asked
     for reduction, _ in found:
-        if reduction.over != "tensor":
+        if reduction.shared:
             for row in reduced:
                 row[reduction.index] = Double(known[phases.key_in(group, reduction)])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from steprule.engine.program.trace import Program
+from steprule.engine.composition import Composition
+from steprule.engine.program.program import Program
+from steprule.engine.program.trace import trace
 from steprule.engine.runners import foreach
 from steprule.engine.runners.reference import Work
 from steprule.engine.runners.runner import Prepared, Runner, only_the_reference
@@ -16,9 +18,11 @@ class Lists(Runner):
     name = "foreach"
     switch = "foreach"
 
-    def why_not(self, rule: Any, group: dict[str, Any]) -> str | None:
-        """Why torch's lists cannot run this rule in this group, or None."""
-        reason = only_the_reference(rule, group)
+    def why_not(self, own: Composition, group: dict[str, Any]) -> str | None:
+        """Why torch's lists cannot run this in this group, or None."""
+        reason = only_the_reference(own.rule, group)
+        if reason is None and any(program.lined for program in trace(own, group).kinds):
+            return "torch's lists of tensors have no rows and columns"
         kept = str(group.get("state_dtype"))
         if reason is None and (
             group.get("low_precision") not in (None, "none") or "int8" in kept or "bf16" in kept

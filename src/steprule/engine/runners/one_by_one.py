@@ -9,9 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from steprule.engine.composition import Composition
 from steprule.engine.program import phases
 from steprule.engine.program.phases import Part
-from steprule.engine.program.trace import Program, static_key
+from steprule.engine.program.program import Program
+from steprule.engine.program.trace import static_key
 from steprule.engine.runners import foreach, reference, sparse
 from steprule.engine.runners.reference import Work
 from steprule.engine.runners.runner import Prepared, Runner
@@ -25,7 +27,7 @@ class Reference(Runner):
     name = "reference"
     switch = ""
 
-    def why_not(self, rule: Any, group: dict[str, Any]) -> str | None:
+    def why_not(self, own: Composition, group: dict[str, Any]) -> str | None:
         """None: there is nothing that it cannot run."""
 
     def prepare(

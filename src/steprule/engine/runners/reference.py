@@ -7,7 +7,6 @@ to check; every other runner is compared with it. Half precision is computed in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -16,86 +15,14 @@ from torch import Tensor
 from steprule import rule_errors
 from steprule.engine import storage
 from steprule.engine.composition import Composition, Hyper, Slots, one_step, weights
-from steprule.engine.fields import Slot, make_step_counter, scalar_dtype
+from steprule.engine.fields import Slot, make_step_counter
 from steprule.engine.program import phases, sums
+from steprule.engine.runners.eager import Eager, Lined
 from steprule.plain import Double
-from steprule.words import Number
+from steprule.values import Number
 
 # A parameter, its gradient and its state.
 Work = tuple[Tensor, Tensor, dict[str, Any]]
-
-
-def _add_scaled(a: Tensor, b: Tensor, w: Any) -> Tensor:
-    return torch.add(a, b, alpha=w)
-
-
-def _addcmul(a: Tensor, b: Tensor, c: Tensor, w: Any) -> Tensor:
-    return torch.addcmul(a, b, c, value=w)
-
-
-def _exponential(x: Tensor, w: Any) -> Tensor:
-    return torch.pow(w, x)
-
-
-def _atan2(y: Any, x: Any) -> Tensor:
-    like = y if isinstance(y, Tensor) else x
-    return torch.atan2(*(z if isinstance(z, Tensor) else like.new_tensor(z) for z in (y, x)))
-
-
-def _lerp(a: Tensor, b: Tensor, weight: Any) -> Tensor:
-    return torch.lerp(a, b, weight.to(a.dtype) if isinstance(weight, Tensor) else weight)
-
-
-def _as_stored(x: Tensor) -> Tensor:
-    return x.to(scalar_dtype()).to(x.dtype)
-
-
-def _larger(a: Tensor, b: Any) -> Tensor:
-    return torch.maximum(a, b) if isinstance(b, Tensor) else torch.clamp(a, min=b)
-
-
-def _smaller(a: Tensor, b: Any) -> Tensor:
-    return torch.minimum(a, b) if isinstance(b, Tensor) else torch.clamp(a, max=b)
-
-
-def _clamp(x: Tensor, low: Any, high: Any) -> Tensor:
-    if isinstance(low, Tensor) == isinstance(high, Tensor):
-        return torch.clamp(x, low, high)
-    return _smaller(_larger(x, low), high)
-
-
-WORDS: dict[str, Callable[..., Any]] = {
-    "neg": torch.neg,
-    "abs": torch.abs,
-    "sqrt": torch.sqrt,
-    "sign": torch.sign,
-    "exp": torch.exp,
-    "log": torch.log,
-    "atan2": _atan2,
-    "reciprocal": torch.reciprocal,
-    "shift": torch.add,
-    "scale": torch.mul,
-    "divide": torch.div,
-    "power": torch.pow,
-    "exponential": _exponential,
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
-    "add_scaled": _add_scaled,
-    "addcmul": _addcmul,
-    "lerp": _lerp,
-    "larger": _larger,
-    "smaller": _smaller,
-    "clamp": _clamp,
-    "less": torch.lt,
-    "less_equal": torch.le,
-    "greater": torch.gt,
-    "greater_equal": torch.ge,
-    "equal": torch.eq,
-    "not_equal": torch.ne,
-    "as_stored": _as_stored,
-}
 
 
 class Pending(Exception):
@@ -144,62 +71,6 @@ class Asking(Shared):
         key, _ = self._seen.setdefault((owner, word, id(x), over), (key, x))
         self.keys.append(key)
         return Double(sums.finished(word, [sums.partial(word, x)]))
-
-
-class Eager:
-    """Carries words out at once, on tensors.
-
-    live: autograd records what is done. shared: what gives sums over several tensors.
-    """
-
-    __slots__ = ("dtype", "live", "rule", "shared")
-
-    def __init__(self, rule: str, dtype: torch.dtype, live: bool = False, shared: Shared | None = None):
-        self.rule = rule
-        self.dtype = dtype
-        self.live = live
-        self.shared = shared
-
-    def emit(self, word: str, *operands: Any) -> Any:
-        """Carry out one word on tensors and plain numbers."""
-        if word == "where":
-            return self.where(*operands)
-        return WORDS[word](*map(self.counted, operands))
-
-    def reduce(self, word: str, operand: Any, over: str) -> Any:
-        """A plain number that is made of all elements of a tensor, or of several."""
-        x = self.counted(operand)
-        if over != "tensor" and self.shared is not None:
-            return self.shared.of(self.rule, word, x, over)
-        if self.live:
-            return Number(self, sums.on_tape(word, x))
-        return Double(sums.finished(word, [sums.partial(word, x)]))
-
-    def plain(self, value: Any) -> Any:
-        """A plain number unchanged, even if it is held in a tensor."""
-        if type(value) is int or (isinstance(value, Tensor) and value.dim() == 0):
-            return value
-        if not isinstance(value, Real):
-            raise rule_errors.no_operand(f"{self.rule}.update", value)
-        return float(value)
-
-    def counted(self, value: Any) -> Any:
-        """A comparison as 1 or 0; anything else unchanged."""
-        return value.to(self.dtype) if isinstance(value, Tensor) and value.dtype == torch.bool else value
-
-    def where(self, condition: Any, a: Any, b: Any) -> Tensor:
-        """Choose per element, or once for all if the condition is a plain boolean."""
-        a, b = self.counted(a), self.counted(b)
-        if not isinstance(condition, Tensor):
-            chosen, other = (a, b) if condition else (b, a)
-            if not isinstance(chosen, Tensor):
-                return torch.full_like(other, chosen)
-            if not isinstance(other, Tensor) or chosen.dim() >= other.dim():
-                return chosen
-            return chosen.to(self.dtype).expand_as(other).clone()
-        # torch would give two plain numbers its default dtype.
-        a, b = (x if isinstance(x, Tensor) else condition.new_tensor(x, dtype=self.dtype) for x in (a, b))
-        return torch.where(condition if condition.dtype == torch.bool else condition != 0, a, b)
 
 
 def real(tensor: Tensor) -> Tensor:
@@ -289,17 +160,19 @@ def compute(
     The slots that it sets, those that parameters share, both by key, and the parameter.
     """
     live = bool(group.get("differentiable"))
-    machine = Eager(composition.rule.__name__, compute_dtype(param), live, shared)
+    machine = _machine(composition, param, live, shared)
     h, s, slots, common = _begin(machine, composition, group, param, state)
     # A differentiable step keeps old values on the tape, so the parameter must not alias them.
     p = _loaded(machine, param.clone() if live else storage.load_parameter(param, state))
     g = _loaded(machine, gradient)
     t = Number(machine, t) if isinstance(t, Tensor) else t
     # What the step began with may be a slot's memory, which is written before the other results are read.
-    given = {id(x.handle) for x in (*s.numbers.values(), *((p, g) if live else ())) if isinstance(x, Number)}
+    begun = [x.handle for x in (*s.numbers.values(), *((p, g) if live else ())) if isinstance(x, Number)]
+    given = {id(x.tensor if isinstance(x, Lined) else x) for x in begun}
     new = one_step(composition, h, p, g, s, t)
 
     def own(value: Any) -> Any:
+        value = value.tensor if isinstance(value, Lined) else value
         return value.clone() if id(value) in given else value
 
     values: dict[str, Any] = {}
@@ -316,17 +189,28 @@ def compute(
 
 def evaluated(composition: Composition, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> Tensor:
     """The weights of one parameter to evaluate with."""
-    machine = Eager(composition.rule.__name__, compute_dtype(param))
+    machine = _machine(composition, param)
     h, s, _, _ = _begin(machine, composition, group, param, state)
     p = _loaded(machine, storage.load_parameter(param, state))
     t = float(state["step"]) if "step" in state else None
-    return _fitted(
-        machine, "the weights to evaluate with", weights(composition, h, p, s, t).handle, real(param)
-    )
+    found = weights(composition, h, p, s, t).handle
+    return _fitted(machine, "the weights to evaluate with", found, real(param))
 
 
-def _loaded(machine: Eager, tensor: Tensor) -> Number:
-    return Number(machine, real(tensor).to(machine.dtype))
+def _machine(
+    composition: Composition, param: Tensor, live: bool = False, shared: Shared | None = None
+) -> Eager:
+    rule = composition.rule
+    machine = Eager(rule.__name__, compute_dtype(param), live, shared, tuple(param.shape))
+    machine.stacked = rule.matrices == "stacked"
+    machine.as_torch = rule.__name__ if rule.sums_as_torch else None
+    return machine
+
+
+def _loaded(machine: Eager, tensor: Tensor, level: str = "element") -> Number:
+    if level == "element":
+        return Number(machine, real(tensor).to(machine.dtype))
+    return Number(machine, Lined(tensor.to(machine.lined_dtype), level))
 
 
 def _begin(
@@ -341,7 +225,8 @@ def _begin(
     numbers: dict[str, Any] = {letter: float(group[slot.key]) for letter, slot in common.items()}
     for letter, slot in slots.items():
         once = slot.per_tensor and not live
-        value = state[slot.key].item() if once else _loaded(machine, storage.load(state, slot.key))
+        level = slot.per if slot.has_elements else "element"
+        value = state[slot.key].item() if once else _loaded(machine, storage.load(state, slot.key), level)
         numbers[letter] = value
     return h, Slots(machine, composition.slots, numbers, tuple(param.shape)), slots, common
 

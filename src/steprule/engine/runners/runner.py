@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from steprule.engine.composition import Composition
 from steprule.engine.program.phases import Part
-from steprule.engine.program.trace import Program
+from steprule.engine.program.program import Program
 
 # What runs a step, and the parameters that are left to the reference.
 Prepared = tuple[list[Part], list[Tensor]]
@@ -35,8 +36,8 @@ class Runner(ABC):
         return True
 
     @abstractmethod
-    def why_not(self, rule: Any, group: dict[str, Any]) -> str | None:
-        """Why it cannot run this rule in this group, or None."""
+    def why_not(self, own: Composition, group: dict[str, Any]) -> str | None:
+        """Why it cannot run what this group steps with, or None."""
 
     @abstractmethod
     def prepare(

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.engine import storage
+from steprule.engine import lines, storage
 from steprule.engine.fields import scalar_dtype
-from steprule.engine.program.trace import Program
+from steprule.engine.program.program import Program
 from steprule.plain import DOUBLE_WORDS
 
 KINDS = {torch.float32: "f", torch.float64: "d"}
@@ -57,11 +57,17 @@ class Cells:
 class Counters:
     """The counts of tensors that step together. Tensors with equal counts share one row of scalars.
 
-    tensors: how many. counts: for each of `keys`, which `keys_of` gave, their counts, of which only the
-    addresses are kept.
+    shapes: of the tensors; what the program asks about them has to be equal, too. counts: for each of `keys`,
+    which `keys_of` gave, their counts, of which only the addresses are kept.
     """
 
-    def __init__(self, program: Program, tensors: int, keys: Sequence[str], counts: Sequence[Sequence[Tensor]]):
+    def __init__(
+        self,
+        program: Program,
+        shapes: Sequence[Sequence[int]],
+        keys: Sequence[str],
+        counts: Sequence[Sequence[Tensor]],
+    ):
         self._program = program
         self._counting = list(keys[:1]) == ["step"]
         # Of the slots that parameters share, the groups hold the values.
@@ -72,10 +78,11 @@ class Counters:
         self._new: dict[str, Any] = {}
         self._first: list[int] = []
         self._handed_on: list[Any] = []
-        self._each = list(range(tensors))
+        self._each = list(range(len(shapes)))
+        self._facts = [lines.facts(shape, program.facts) for shape in shapes]
         self.table: Any = None
         self.row_of: list[int] = []
-        self._group([cells.read() for cells in self._cells], tensors)
+        self._group([cells.read() for cells in self._cells])
         self._later = [vectorized(stage.source) for stage in program.scalars[1:]]
 
     def next(self, values: Mapping[str, Any]) -> Any:
@@ -86,7 +93,7 @@ class Counters:
         """
         counts = [cells.read() for cells in self._cells]
         if not all(map(np.array_equal, counts, self._counts)):
-            self._group(counts, len(self._each))
+            self._group(counts)
         stage = self._program.scalars[0]
         rows: list[list[float]] = []
         handed_on: list[Any] = []
@@ -97,7 +104,9 @@ class Counters:
             if self._counting:
                 # In the count's own precision, where the largest ones no longer grow.
                 now[0] = t = self._cells[0].rounded(now[0] + 1)
-            own = dict(zip(self._letters, now[-len(self._letters) :], strict=True)) if self._letters else {}
+            own: dict[str, Any] = dict(self._facts[first])
+            if self._letters:
+                own |= zip(self._letters, now[-len(self._letters) :], strict=True)
             operands, new, *rest = stage.function(values, t, {**values, **own} if own else values)
             for letter, value in zip(stage.slots, new, strict=True):
                 self._note(letter, value, now)
@@ -147,7 +156,7 @@ class Counters:
                 changed = True
             self._counts.append(cells.read())
         if changed:
-            self._group(self._counts, len(self._each))
+            self._group(self._counts)
 
     def shared(self) -> dict[str, float]:
         """The new values of the slots that parameters share, by key."""
@@ -155,11 +164,15 @@ class Counters:
         # A vector holds the same number for every tensor.
         return {slots[x].key: float(np.ravel(value)[0]) for x, value in self._new.items() if slots[x].shared}
 
-    def _group(self, counts: list[Any], tensors: int) -> None:
-        """Give tensors with equal counts one row."""
+    def _group(self, counts: list[Any]) -> None:
+        """Give tensors with equal counts and facts one row."""
         rows: dict[Any, int] = {}
         self._first = []
-        keys = list(zip(*(column.tolist() for column in counts), strict=True)) or [()] * tensors
+        keys: list[Any] = list(zip(*(column.tolist() for column in counts), strict=True)) or [()] * len(
+            self._each
+        )
+        if self._program.facts:
+            keys = [(key, *facts.values()) for key, facts in zip(keys, self._facts, strict=True)]
         for place, key in enumerate(keys):
             if key not in rows:
                 rows[key] = len(rows)

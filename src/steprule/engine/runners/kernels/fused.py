@@ -22,8 +22,8 @@ from steprule.engine import plans, storage
 from steprule.engine.fields import Field, counts_on_device
 from steprule.engine.program import phases, sums
 from steprule.engine.program.phases import Going, Part
+from steprule.engine.program.program import Program
 from steprule.engine.program.sums import Partial
-from steprule.engine.program.trace import Program
 from steprule.engine.runners.kernels import printing
 from steprule.engine.runners.kernels.addresses import Addresses
 from steprule.engine.runners.kernels.cache import NoKernel
@@ -76,7 +76,7 @@ def prepare(
     for batch in batches:
         batch.prepare(values)
     shared = any(slot.shared for slot in program.scalar_slots.values())
-    if len(program.scalars) == 1:
+    if all(len(own.scalars) == 1 for own in program.kinds):
 
         def run() -> None:
             for batch, written in zip(batches, found, strict=True):
@@ -117,17 +117,18 @@ def _sweeps(
     for number, sweep in enumerate(program.passes):
         if number:
             batch.counters.add(number, reduced)
-        found = batch.launch.run(batch.counters.table, batch.counters.rows, *scaling, sweep=number)
+        table = batch.scalars if batch.counters.table is None else batch.counters.table
+        found = batch.launch.run(table, batch.counters.rows, *scaling, sweep=number)
         asked: dict[Any, tuple[str, Partial]] = {}
         for reduction, shares in zip(sweep.reductions, found, strict=True):
-            if reduction.over == "tensor":
+            if not reduction.shared:
                 reduced[reduction.index] = batch.launch.finished(reduction.word, shares)
             else:
                 asked[phases.key_in(group, reduction)] = reduction.word, batch.together(reduction.word, shares)
         if asked:
             known = yield asked
             for x in sweep.reductions:
-                if x.over != "tensor":
+                if x.shared:
                     reduced[x.index] = known[phases.key_in(group, x)]
     for number in range(len(program.passes), len(program.scalars)):
         batch.counters.add(number, reduced)
@@ -292,7 +293,8 @@ class Plan:
         for places in together.values():
             states = [optimizer.state[params[place]] for place in places]
             try:
-                self.batches.append(Batch(program, places, group, gradients, states, kernels))
+                own = program.of(params[places[0]])
+                self.batches.append(Batch(own, places, group, gradients, states, kernels))
             except NoKernel as missing:
                 self.refused += [(place, str(missing)) for place in places]
         self._rows = self._rows_of()
@@ -301,17 +303,23 @@ class Plan:
         self, param: Tensor, gradient: Any, state: dict[str, Any], group: dict[str, Any]
     ) -> tuple[str | None, Any]:
         """Why the kernel cannot take a parameter, or None; and what those have in common that step together."""
-        slots = _slots(self.program, state)
-        keys = keys_of(self.program, state)
+        program = self.program.of(param)
+        slots, keys = _slots(program, state), keys_of(program, state)
         reason = why_not(param, gradient, slots) or _no_count(keys, state) or _odd_storage(param, state)
         if reason is not None:
             return reason, None
-        where = param.device if _counts_on_device(self.program, group) else torch.device("cpu")
+        where = param.device if _counts_on_device(program, group) else torch.device("cpu")
         for key in keys:
             if state[key].device != where:
                 state[key] = state[key].to(where)
         dtypes = (x.dtype for x in (param, gradient, *slots.values(), *(state[key] for key in keys)))
-        return None, (param.device, tuple(_beside(self.program, state)), tuple(keys), *dtypes)
+        return None, (
+            program is self.program,
+            param.device,
+            tuple(_beside(program, state)),
+            tuple(keys),
+            *dtypes,
+        )
 
     def _rows_of(self) -> list[list[int] | None]:
         """For each batch, the places of its parameters among those with gradients; None: it has them all."""
@@ -366,8 +374,9 @@ class Plan:
     def _acceptable(self, param: Any, state: dict[str, Any]) -> bool:
         """Whether what was refused before could be taken now."""
         try:
-            reason = why_not(param, _resolved(param.grad), _slots(self.program, state))  # type: ignore[arg-type]
-            reason = reason or _no_count(keys_of(self.program, state), state)
+            program = self.program.of(param)
+            reason = why_not(param, _resolved(param.grad), _slots(program, state))  # type: ignore[arg-type]
+            reason = reason or _no_count(keys_of(program, state), state)
             return (reason or _odd_storage(param, state)) is None
         except (AttributeError, KeyError):
             return True
@@ -457,7 +466,7 @@ class Batch:
         dtypes |= {"p": params[0].dtype, "g": own[0].dtype}
         self.lengths = list(map(_numel, params))
         there = _counts_on_device(program, group)
-        ready = kernels.ready(program, dtypes, states, self.lengths, params[0].device, there)
+        ready = kernels.ready(program, dtypes, states, [x.shape for x in params], params[0].device, there)
         self.launch, self.counters, self.rounding = ready
         self.scalars: Any = None
         self.on_host = isinstance(self.counters, Counters)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from steprule.engine import storage
-from steprule.engine.program.trace import Pass, Program
+from steprule.engine.program.program import Pass, Program
 
 DTYPES = {
     torch.float64: "float64",

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from steprule import errors
 from steprule.engine import storage
-from steprule.engine.program.trace import Program
+from steprule.engine.composition import Composition
+from steprule.engine.program.program import Program
+from steprule.engine.program.trace import trace
 from steprule.engine.runners.runner import Prepared, Runner, installed, only_the_reference
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -34,10 +36,12 @@ class Kernels(Runner):
     switch = "fused"
     plans = True
 
-    def why_not(self, rule: Any, group: dict[str, Any]) -> str | None:
-        """Why no kernel can run this rule in this group, or None."""
+    def why_not(self, own: Composition, group: dict[str, Any]) -> str | None:
+        """Why no kernel can run this in this group, or None."""
         params = group["params"]
-        reason = only_the_reference(rule, group)
+        reason = only_the_reference(own.rule, group)
+        if reason is None and any(program.lined for program in trace(own, group).kinds):
+            return "no kernel is written for rows and columns"
         # If only some parameters have another dtype, the step leaves them to the reference.
         if reason is None and params and params[0].dtype not in FLOATS:
             return f"the kernel computes fp32, fp64, fp16 and bf16, but the parameters are {params[0].dtype}"
@@ -54,11 +58,11 @@ class Kernels(Runner):
         program: Program,
         dtypes: Mapping[str, torch.dtype],
         states: Sequence[dict[str, Any]],
-        lengths: Sequence[int],
+        shapes: Sequence[Sequence[int]],
         device: torch.device,
         counts_there: bool,
     ) -> Ready:
-        """What steps parameters of these lengths, all with the same dtypes.
+        """What steps parameters of these shapes, all with the same dtypes.
 
         dtypes: of 'p', 'g' and every slot letter, and of what is stored with them. counts_there: whether what
         is kept once per tensor is on the device.
@@ -104,7 +108,7 @@ class CpuKernels(Kernels):
         program: Program,
         dtypes: Mapping[str, torch.dtype],
         states: Sequence[dict[str, Any]],
-        lengths: Sequence[int],
+        shapes: Sequence[Sequence[int]],
         device: torch.device,
         counts_there: bool,
     ) -> Ready:
@@ -115,8 +119,8 @@ class CpuKernels(Kernels):
         counted = keys_of(program, states[0])
         rounding = [key for key in storage.KEYS if key in states[0]]
         return Ready(
-            Launch(program, dtypes, lengths),
-            Counters(program, len(states), counted, columns(states, counted)),
+            Launch(program, dtypes, shapes),
+            Counters(program, shapes, counted, columns(states, counted)),
             Keys(columns(states, rounding)),
         )
 
@@ -144,7 +148,7 @@ class GpuKernels(Kernels):
         program: Program,
         dtypes: Mapping[str, torch.dtype],
         states: Sequence[dict[str, Any]],
-        lengths: Sequence[int],
+        shapes: Sequence[Sequence[int]],
         device: torch.device,
         counts_there: bool,
     ) -> Ready:
@@ -154,10 +158,10 @@ class GpuKernels(Kernels):
         from steprule.engine.runners.kernels.gpu.launch import Launch
 
         counted = keys_of(program, states[0])
-        launch = Launch(program, dtypes, lengths, device)
-        given = program, len(states), counted, columns(states, counted)
+        launch = Launch(program, dtypes, shapes, device)
+        given = program, shapes, counted, columns(states, counted)
         if counts_there:
-            counters: Any = DeviceCounters(program, states, device, launch.dtype)
+            counters: Any = DeviceCounters(program, states, device, launch.dtype, shapes)
         elif len(program.scalars) > 1:
             counters = SentCounters(*given, device)
         else:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from steprule.engine import storage
-from steprule.engine.program.trace import Instruction, Operand, Pass, Program, Register
+from steprule.engine.program.program import Instruction, Operand, Pass, Program, Register
 from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, Source, arrays_of, noisy
 
 # What each word becomes; the operands' texts are filled in. The roundings are those of torch's CPU operations.

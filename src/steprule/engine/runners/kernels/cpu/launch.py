@@ -6,6 +6,7 @@ What depends only on the tensors' sizes is made once; their addresses are passed
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from steprule.engine import storage
-from steprule.engine.program.trace import Program
+from steprule.engine.program.program import Program
 from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 from steprule.engine.runners.kernels.cpu import threads as cpu_threads
@@ -29,18 +30,18 @@ CHUNK_COST = 256
 
 
 class Launch:
-    """One program over tensors of these lengths and dtypes, ready to run.
+    """One program over tensors of these shapes and dtypes, ready to run.
 
     dtypes: of 'p', 'g' and every slot letter, and of what is stored with them (see `cpu.kernel.sources`).
-    lengths: the number of elements of each tensor.
     """
 
-    def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], lengths: Sequence[int]):
+    def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], shapes: Sequence[Sequence[int]]):
         self._inputs = arrays_of(program, dtypes)
         self._texts = cpu_kernel.sources(program, dtypes)
         self._kernels = [cpu_threads.Kernel(kernel_cache.address_of(*text)) for text in self._texts]
         self._reductions = [list(sweep.reductions) for sweep in program.passes]
         self.sweeps = len(self._reductions)
+        lengths = list(map(math.prod, shapes))
         self.bytes = sum(lengths) * sum(dtypes[name].itemsize for name in program.inputs)
         self._lengths = np.array(lengths, dtype=np.int64)
         self._chunks = _chunks(self._lengths)

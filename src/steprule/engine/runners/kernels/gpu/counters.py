@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import storage
-from steprule.engine.program.trace import Program
+from steprule.engine import lines, storage
+from steprule.engine.program.program import Program
 from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.plain import DOUBLE_WORDS, SCALAR_WORDS
 
@@ -24,11 +24,16 @@ class DeviceCounters:
     """What `Counters` is on the host: the counts of tensors that step together, each with its own scalars.
 
     They are in tables, and the states hold views of these: one operation on the device then counts for all.
-    dtype: what the scalars are rounded to.
+    dtype: what the scalars are rounded to. shapes: of the tensors.
     """
 
     def __init__(
-        self, program: Program, states: Sequence[dict[str, Any]], device: torch.device, dtype: torch.dtype
+        self,
+        program: Program,
+        states: Sequence[dict[str, Any]],
+        device: torch.device,
+        dtype: torch.dtype,
+        shapes: Sequence[Sequence[int]],
     ):
         self._program = program
         self._device = device
@@ -41,6 +46,11 @@ class DeviceCounters:
         self._handed_on: Any = ()
         self.table: Any = None
         self._letters = [letter for letter, slot in program.scalar_slots.items() if not slot.shared]
+        facts = [lines.facts(shape, program.facts) for shape in shapes]
+        self._facts = {
+            key: torch.tensor([own[key] for own in facts], dtype=torch.float64, device=device)
+            for key in program.facts
+        }
         self.rows = list(range(len(states)))
 
     def next(self, values: Mapping[str, Any]) -> Tensor:
@@ -51,7 +61,7 @@ class DeviceCounters:
         counts = [table.double() for table in self._tables]
         counting = self._keys[:1] == ["step"]
         t = counts.pop(0) + 1 if counting else math.nan
-        own = dict(zip(self._letters, counts, strict=True))
+        own = dict(zip(self._letters, counts, strict=True)) | self._facts
         hyper = {name: self._as_double(value) for name, value in values.items()}
         operands, new, *rest = self._scalars[0](hyper, t, {**values, **own})
         self._handed_on = rest[0] if rest else ()
@@ -119,12 +129,12 @@ class SentCounters(Counters):
     def __init__(
         self,
         program: Program,
-        tensors: int,
+        shapes: Sequence[Sequence[int]],
         keys: Sequence[str],
         counts: Sequence[Sequence[Tensor]],
         device: torch.device,
     ):
-        super().__init__(program, tensors, keys, counts)
+        super().__init__(program, shapes, keys, counts)
         self._device = device
         self._functions = [scalars_on(device, stage.source) for stage in program.scalars]
 

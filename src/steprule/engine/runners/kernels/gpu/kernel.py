@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from steprule.engine.program.trace import Instruction, Operand, Pass, Program, Register
+from steprule.engine.program.program import Instruction, Operand, Pass, Program, Register
 from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, Source, arrays_of, noisy
 
 # What each word becomes; the operands' texts are filled in. `-x` would be `0 - x` in Triton and lose the sign

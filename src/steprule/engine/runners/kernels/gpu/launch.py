@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine.program.trace import Program
+from steprule.engine.program.program import Program
 from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
@@ -37,10 +37,9 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 class Launch:
-    """One program over tensors of these lengths and dtypes on one device, ready to run.
+    """One program over tensors of these shapes and dtypes on one device, ready to run.
 
     dtypes: of 'p', 'g' and every slot letter, and of what is stored with them (see `cpu.kernel.sources`).
-    lengths: the number of elements of each tensor.
 
     Raises: NoKernel if it cannot be compiled here.
     """
@@ -49,7 +48,7 @@ class Launch:
         self,
         program: Program,
         dtypes: Mapping[str, torch.dtype],
-        lengths: Sequence[int],
+        shapes: Sequence[Sequence[int]],
         device: torch.device,
     ):
         reason = missing(device) or gpu_kernel.why_not(program, dtypes)
@@ -64,7 +63,7 @@ class Launch:
         self._wide = [not name.endswith(("_scale", "_key")) for name in self._inputs]
         self._texts = gpu_kernel.sources(program, dtypes)
         self._kernels = [_functions(*text) for text in self._texts]
-        sizes = np.array(lengths, dtype=np.int64)
+        sizes = np.array(list(map(math.prod, shapes)), dtype=np.int64)
         chunks = _chunks(sizes)
         self._programs = len(chunks)
         self._chunks = self._send(chunks)

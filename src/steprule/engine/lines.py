@@ -1,0 +1,51 @@
+"""The rows and columns of a tensor.
+
+A matrix has a row for each first index, and a column for each combination of the others. `stacked`: more than
+two dimensions are a stack of matrices, which have the rows and columns of the last two. A vector or a single
+number is one row, and each of its elements a column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+Shape = Sequence[int]
+
+
+def is_matrix(shape: Shape) -> bool:
+    """Whether there are two dimensions or more."""
+    return len(shape) > 1
+
+
+def dimensions(shape: Shape, over: str, stacked: bool) -> tuple[int, ...]:
+    """The dimensions along which the elements of a row or column lie."""
+    if not is_matrix(shape):
+        return tuple(range(len(shape))) if over == "row" else ()
+    if stacked:
+        return (len(shape) - 1,) if over == "row" else (len(shape) - 2,)
+    return tuple(range(1, len(shape))) if over == "row" else (0,)
+
+
+def shape_per(shape: Shape, level: str, stacked: bool) -> tuple[int, ...]:
+    """The shape that holds one value per row or column, and broadcasts to the tensor's."""
+    along = dimensions(shape, level, stacked)
+    return tuple(1 if i in along else size for i, size in enumerate(shape))
+
+
+def length(shape: Shape, over: str, stacked: bool) -> int:
+    """How many elements a row or column has; a row of one dimension has all of them."""
+    return math.prod(shape[i] for i in dimensions(shape, over, stacked))
+
+
+def fact(shape: Shape, name: str, stacked: bool) -> int:
+    """The size of a tensor, its number of rows or of columns; 1 where that is 0, since rules divide by it."""
+    found = math.prod(shape)
+    if name != "size":
+        found = length(shape, "column" if name == "rows" else "row", stacked)
+    return max(1, found)
+
+
+def facts(shape: Shape, keys: Iterable[str]) -> dict[str, int]:
+    """What the scalars of a program ask for, by the keys that they know it by."""
+    return {key: fact(shape, key.partition(" ")[0], key.endswith(" of stacked")) for key in keys}

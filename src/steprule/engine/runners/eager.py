@@ -1,0 +1,233 @@
+"""The machine that carries words out at once, on tensors.
+
+A value per row or column is `Lined`: a tensor in double precision, with one element for each, that broadcasts
+to the parameter. Where it meets an element, it is rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from steprule import rule_errors
+from steprule.engine import lines
+from steprule.engine.fields import scalar_dtype
+from steprule.engine.program import sums
+from steprule.levels import finest, reduced
+from steprule.plain import Double
+from steprule.values import Number
+
+
+def _add_scaled(a: Tensor, b: Tensor, w: Any) -> Tensor:
+    return torch.add(a, b, alpha=w)
+
+
+def _addcmul(a: Tensor, b: Tensor, c: Tensor, w: Any) -> Tensor:
+    return torch.addcmul(a, b, c, value=w)
+
+
+def _exponential(x: Tensor, w: Any) -> Tensor:
+    return torch.pow(w, x)
+
+
+def _atan2(y: Any, x: Any) -> Tensor:
+    like = y if isinstance(y, Tensor) else x
+    return torch.atan2(*(z if isinstance(z, Tensor) else like.new_tensor(z) for z in (y, x)))
+
+
+def _lerp(a: Tensor, b: Tensor, weight: Any) -> Tensor:
+    return torch.lerp(a, b, weight.to(a.dtype) if isinstance(weight, Tensor) else weight)
+
+
+def _as_stored(x: Tensor) -> Tensor:
+    return x.to(scalar_dtype()).to(x.dtype)
+
+
+def _larger(a: Tensor, b: Any) -> Tensor:
+    return torch.maximum(a, b) if isinstance(b, Tensor) else torch.clamp(a, min=b)
+
+
+def _smaller(a: Tensor, b: Any) -> Tensor:
+    return torch.minimum(a, b) if isinstance(b, Tensor) else torch.clamp(a, max=b)
+
+
+def _clamp(x: Tensor, low: Any, high: Any) -> Tensor:
+    if isinstance(low, Tensor) == isinstance(high, Tensor):
+        return torch.clamp(x, low, high)
+    return _smaller(_larger(x, low), high)
+
+
+WORDS: dict[str, Callable[..., Any]] = {
+    "neg": torch.neg,
+    "abs": torch.abs,
+    "sqrt": torch.sqrt,
+    "sign": torch.sign,
+    "exp": torch.exp,
+    "log": torch.log,
+    "atan2": _atan2,
+    "reciprocal": torch.reciprocal,
+    "shift": torch.add,
+    "scale": torch.mul,
+    "divide": torch.div,
+    "power": torch.pow,
+    "exponential": _exponential,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "add_scaled": _add_scaled,
+    "addcmul": _addcmul,
+    "lerp": _lerp,
+    "larger": _larger,
+    "smaller": _smaller,
+    "clamp": _clamp,
+    "less": torch.lt,
+    "less_equal": torch.le,
+    "greater": torch.gt,
+    "greater_equal": torch.ge,
+    "equal": torch.eq,
+    "not_equal": torch.ne,
+    "as_stored": _as_stored,
+}
+
+
+class Lined(NamedTuple):
+    """One value per row, per column, or per matrix of a stack."""
+
+    tensor: Tensor
+    level: str
+
+
+class SumsOverSeveral(Protocol):
+    """What gives sums over several tensors."""
+
+    def of(self, owner: str, word: str, x: Tensor, over: str) -> Double:
+        """The next one."""
+        ...
+
+
+class Eager:
+    """Carries words out at once, on tensors.
+
+    live: autograd records what is done. shared: what gives sums over several tensors. shape: the parameter's.
+    as_torch: the rule whose sums are taken as torch takes them.
+    """
+
+    __slots__ = ("as_torch", "dtype", "live", "rule", "shape", "shared", "stacked")
+
+    def __init__(
+        self,
+        rule: str,
+        dtype: torch.dtype,
+        live: bool = False,
+        shared: SumsOverSeveral | None = None,
+        shape: Sequence[int] = (),
+    ):
+        self.rule = rule
+        self.dtype = dtype
+        self.live = live
+        self.shared = shared
+        self.shape = shape
+        self.stacked = False
+        self.as_torch: str | None = None
+
+    def emit(self, word: str, *operands: Any) -> Any:
+        """Carry out one word on tensors and plain numbers."""
+        if any(type(x) is Lined for x in operands):
+            return self._emit_lined(word, operands)
+        if word == "where":
+            return self.where(*operands)
+        return WORDS[word](*map(self.counted, operands))
+
+    def _emit_lined(self, word: str, operands: Sequence[Any]) -> Any:
+        """The same where an operand is per row or column."""
+        level = finest(self.level_of(x) for x in operands if isinstance(x, (Tensor, Lined)))
+        machine = self if level == "element" else Eager(self.rule, self.lined_dtype)
+        tensors = [x.tensor if isinstance(x, Lined) else x for x in operands]
+        wide = [
+            x if not isinstance(x, Tensor) or x.dtype == torch.bool else x.to(machine.dtype) for x in tensors
+        ]
+        made = machine.emit(word, *wide)
+        if level != "element":
+            return Lined(made, level)
+        # An element for each, even if all of a row are the same.
+        shape = cast(Any, torch).broadcast_shapes(*(x.shape for x in wide if isinstance(x, Tensor)))
+        return made if made.shape == shape else made.expand(shape).clone()
+
+    @property
+    def lined_dtype(self) -> torch.dtype:
+        """The precision of values per row or column."""
+        return self.dtype if self._as_torch else torch.float64
+
+    @property
+    def _as_torch(self) -> bool:
+        return self.as_torch is not None and self.rule == self.as_torch
+
+    def level_of(self, handle: Any) -> str:
+        """What has one value each."""
+        if isinstance(handle, Lined):
+            return handle.level
+        return "tensor" if not handle.dim() and self.shape else "element"
+
+    def fact(self, name: str) -> int:
+        """The parameter's size, its rows or its columns."""
+        return lines.fact(self.shape, name, self.stacked)
+
+    def is_matrix(self) -> bool:
+        """Whether the parameter has two dimensions or more."""
+        return lines.is_matrix(self.shape)
+
+    def reduce(self, word: str, operand: Any, over: str) -> Any:
+        """A Number for each row or column, or a plain number that is made of a tensor, or of several."""
+        if over in ("row", "column"):
+            return self._along(word, operand, over)
+        x = self.counted(operand)
+        if over != "tensor" and self.shared is not None:
+            return self.shared.of(self.rule, word, x, over)
+        if self._as_torch and not self.live:
+            return Double(sums.as_torch(word, x, None).item())
+        if self.live:
+            return Number(self, sums.on_tape(word, x))
+        return Double(sums.finished(word, [sums.partial(word, x)]))
+
+    def _along(self, word: str, operand: Any, over: str) -> Any:
+        """A reduction of each row or column; of one value for each of them, a plain number unless stacked."""
+        x = self.counted(operand.tensor if isinstance(operand, Lined) else operand)
+        along = lines.dimensions(self.shape, over, self.stacked)
+        if over == "row" and x.dim() > len(self.shape):
+            along = (*along, len(self.shape))  # the two parts of complex numbers
+        made = (sums.as_torch if self._as_torch else sums.along)(word, x, along)
+        level = reduced(self.level_of(operand), over) or over
+        if level != "matrix" or made.numel() != 1:
+            return Number(self, Lined(made, level))
+        return Number(self, made.reshape(()).to(self.dtype)) if self.live else Double(made.item())
+
+    def plain(self, value: Any) -> Any:
+        """A plain number unchanged, even if it is held in a tensor."""
+        if type(value) is int or (isinstance(value, Tensor) and value.dim() == 0):
+            return value
+        if not isinstance(value, Real):
+            raise rule_errors.no_operand(f"{self.rule}.update", value)
+        return float(value)
+
+    def counted(self, value: Any) -> Any:
+        """A comparison as 1 or 0; anything else unchanged."""
+        return value.to(self.dtype) if isinstance(value, Tensor) and value.dtype == torch.bool else value
+
+    def where(self, condition: Any, a: Any, b: Any) -> Tensor:
+        """Choose per element, or once for all if the condition is a plain boolean."""
+        a, b = self.counted(a), self.counted(b)
+        if not isinstance(condition, Tensor):
+            chosen, other = (a, b) if condition else (b, a)
+            if not isinstance(chosen, Tensor):
+                return torch.full_like(other, chosen)
+            if not isinstance(other, Tensor) or chosen.dim() >= other.dim():
+                return chosen
+            return chosen.to(self.dtype).expand_as(other).clone()
+        # torch would give two plain numbers its default dtype.
+        a, b = (x if isinstance(x, Tensor) else condition.new_tensor(x, dtype=self.dtype) for x in (a, b))
+        return torch.where(condition if condition.dtype == torch.bool else condition != 0, a, b)
