@@ -405,6 +405,17 @@ def test_clipping_is_what_torch_does_before_the_step() -> None:
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("clip", [steprule.GlobalNormClip, steprule.NormClip])
+def test_gradients_of_zero_stay_zero_under_every_limit(clip: Any, runner: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{clip.__name__}: max_norm = 0, must be above 0\.$"):
+        clip(0)
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.zeros(3)
+    steprule.SGD([param], lr=1.0, modifiers=[clip(1e-300)], **RUNNERS[runner]).step()
+    assert_same(param.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
 def test_metrics_are_the_norms_of_the_last_step(runner: str) -> None:
     optimizer = optimizer_with(["Metrics", "GlobalNormClip", "EMA"], torch.float64, **RUNNERS[runner])
     advance(optimizer, 2)

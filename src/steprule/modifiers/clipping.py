@@ -22,7 +22,7 @@ class GlobalNormClip(Modifier):
     https://arxiv.org/abs/1211.5063
     """
 
-    max_norm: float = hyper(default=1.0, at_least=0, meaning="c, the largest norm that is left as it is")
+    max_norm: float = hyper(default=1.0, above=0, meaning="c, the largest norm that is left as it is")
 
     norm = slot("norm", per="all")
 

@@ -208,7 +208,7 @@ class Eager:
 
     def plain(self, value: Any) -> Any:
         """A plain number unchanged, even if it is held in a tensor."""
-        if type(value) is int or (isinstance(value, Tensor) and value.dim() == 0):
+        if type(value) in (int, Double) or (isinstance(value, Tensor) and value.dim() == 0):
             return value
         if not isinstance(value, Real):
             raise rule_errors.no_operand(f"{self.rule}.update", value)
