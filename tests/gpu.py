@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steprule.engine import storage
-from steprule.engine.runners.kernels import fused
+from steprule.engine.runners.kernels import batch, counters
 from steprule.engine.runners.kernels.gpu import counters as gpu_counters
 from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 from steprule.engine.runners.kernels.runner import CpuKernels, GpuKernels
@@ -111,7 +111,7 @@ class Kernels:
         for letter, declared in self.program.slots.items():
             self.columns[letter] = [state[storage.entry_of(state, declared.key)] for state in self.states]
         self.keys = gpu_counters.DeviceKeys(self.states, DEVICE)
-        for name, key in fused._beside(self.program, self.states[0]).items():
+        for name, key in batch.beside(self.program, self.states[0]).items():
             self.columns[name] = [state[key] for state in self.states]
         dtypes = {name: column[0].dtype for name, column in self.columns.items()}
         self.shapes = [p.shape for p in self.params]
@@ -138,7 +138,7 @@ class Kernels:
 
     def _host_step(self) -> None:
         """A step whose first scalars are computed one tensor at a time."""
-        counted = fused.keys_of(self.program, self.states[0])
+        counted = counters.keys_of(self.program, self.states[0])
         counts = [[state[key] for state in self.states] for key in counted]
         if len(self.program.scalars) > 1:
             self.counters = gpu_counters.SentCounters(self.program, self.shapes, counted, counts, DEVICE)
@@ -156,7 +156,7 @@ class Kernels:
                 self.counters.add(number, reduced)
             found = self.launch.run(self.counters.table, self.counters.rows, scaling, number)
             for x, shares in zip(sweep.reductions, found, strict=True):
-                reduced[x.index] = self.launch.finished(x.word, shares)
+                reduced[x.index] = self.launch.finished(x, shares)
 
     def scalars(self, state: dict[str, Any]) -> list[float]:
         """The scalars of one tensor's next step, which is counted."""

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from steprule import Elementwise, hyper, slot
 from steprule.engine.runners import eager
-from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 from steprule.engine.runners.kernels.cpu import launch as cpu_launch
+from steprule.engine.runners.kernels.cpu.printer import POWERS
 from steprule.words import atan2, becomes, larger, largest, mean, norm
 from steprule.words import where as choose
 
@@ -45,7 +45,7 @@ def root(x: Tensor) -> Tensor:
 
 def power(x: Tensor, exponent: Any) -> Tensor:
     """torch's own where it only multiplies and takes roots, otherwise C's."""
-    if isinstance(exponent, (int, float)) and exponent in cpu_kernel.POWERS:
+    if isinstance(exponent, (int, float)) and exponent in POWERS:
         return torch.pow(x, exponent)
     single = x.dtype == torch.float32
     function = getattr(ctypes.CDLL(None), "powf" if single else "pow")

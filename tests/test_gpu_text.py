@@ -22,7 +22,7 @@ from torch import nn
 import steprule
 from steprule import Elementwise, hyper
 from steprule.engine import storage
-from steprule.engine.runners.kernels import fused
+from steprule.engine.runners.kernels import batch
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
 from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 from steprule.words import larger, largest, mean, norm
@@ -69,7 +69,7 @@ def sources(name: str) -> list[Any]:
     optimizer.init_state()
     (state,) = optimizer.state.values()
     keys = {letter: storage.entry_of(state, slot.key) for letter, slot in program.slots.items()}
-    keys |= fused._beside(program, state)
+    keys |= batch.beside(program, state)
     dtypes = {"p": dtype, "g": dtype} | {name: state[key].dtype for name, key in keys.items()}
     return gpu_kernel.sources(program, dtypes)
 

@@ -48,4 +48,4 @@ def fact(shape: Shape, name: str, stacked: bool) -> int:
 
 def facts(shape: Shape, keys: Iterable[str]) -> dict[str, int]:
     """What the scalars of a program ask for, by the keys that they know it by."""
-    return {key: fact(shape, key.partition(" ")[0], key.endswith(" of stacked")) for key in keys}
+    return {key: fact(shape, key.partition("(")[0], key.endswith(" of stacked")) for key in keys}

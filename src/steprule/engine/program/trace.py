@@ -152,7 +152,7 @@ class _Tracer:
     def fact(self, name: str) -> Symbol:
         """A plain number that the parameter's shape says."""
         self.stacks |= self.stacked and name != "size"
-        key = f"{name} of stacked" if self.stacked and name != "size" else name
+        key = f"{name}(p) of stacked" if self.stacked and name != "size" else f"{name}(p)"
         self.facts[key] = name
         return self.memory.symbol(f"n[{key!r}]", "tensor")
 

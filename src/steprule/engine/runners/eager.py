@@ -151,12 +151,9 @@ class Eager:
         wide = [
             x if not isinstance(x, Tensor) or x.dtype == torch.bool else x.to(machine.dtype) for x in tensors
         ]
-        made = machine.emit(word, *wide)
         if level != "element":
-            return Lined(made, level)
-        # An element for each, even if all of a row are the same.
-        shape = cast(Any, torch).broadcast_shapes(*(x.shape for x in wide if isinstance(x, Tensor)))
-        return made if made.shape == shape else made.expand(shape).clone()
+            return Lined(machine.emit(word, *wide), level)
+        return machine.emit(word, *_full(wide))
 
     @property
     def lined_dtype(self) -> torch.dtype:
@@ -231,3 +228,15 @@ class Eager:
         # torch would give two plain numbers its default dtype.
         a, b = (x if isinstance(x, Tensor) else condition.new_tensor(x, dtype=self.dtype) for x in (a, b))
         return torch.where(condition if condition.dtype == torch.bool else condition != 0, a, b)
+
+
+def _full(operands: Sequence[Any]) -> list[Any]:
+    """The operands with a value for each element, in one order of memory: else torch may round differently."""
+    tensors = [x for x in operands if isinstance(x, Tensor)]
+    shape = cast(Any, torch).broadcast_shapes(*(x.shape for x in tensors))
+    like = next((x for x in tensors if x.shape == shape), None)
+    like = tensors[0].new_empty(shape) if like is None else like
+    return [
+        torch.empty_like(like, dtype=x.dtype).copy_(x) if isinstance(x, Tensor) and x.shape != shape else x
+        for x in operands
+    ]

@@ -11,34 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain, repeat
-from operator import is_, itemgetter
+from itertools import repeat
+from operator import is_
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from steprule.engine import plans, storage
-from steprule.engine.fields import Field, counts_on_device
-from steprule.engine.program import phases, sums
+from steprule.engine import plans
+from steprule.engine.fields import Field
+from steprule.engine.program import phases
 from steprule.engine.program.phases import Going, Part
 from steprule.engine.program.program import Program
 from steprule.engine.program.sums import Partial
-from steprule.engine.runners.kernels import printing
-from steprule.engine.runners.kernels.addresses import Addresses
+from steprule.engine.runners.kernels import fits
+from steprule.engine.runners.kernels.batch import Batch, beside, counts_there
 from steprule.engine.runners.kernels.cache import NoKernel
-from steprule.engine.runners.kernels.counters import KINDS, Counters, keys_of
-from steprule.engine.runners.kernels.forms import Forms
+from steprule.engine.runners.kernels.counters import keys_of
 from steprule.engine.runners.kernels.runner import Kernels
 from steprule.engine.runners.runner import Prepared
 
-_OWN_DISPATCH = cast(Any, Tensor).__torch_dispatch__
 PLAIN = {Tensor, torch.nn.Parameter}
 
 # Options of a group that no program knows and no state shows, yet a plan depends on.
 OPTIONS = ("state_dtype", "low_precision", "capturable", "fused")
-
-_numel: Callable[[Tensor], int] = Tensor.numel
 
 
 def prepare(
@@ -76,7 +72,7 @@ def prepare(
     for batch in batches:
         batch.prepare(values)
     shared = any(slot.shared for slot in program.scalar_slots.values())
-    if all(len(own.scalars) == 1 for own in program.kinds):
+    if all(len(own.scalars) == len(own.passes) == 1 and not own.columns for own in program.kinds):
 
         def run() -> None:
             for batch, written in zip(batches, found, strict=True):
@@ -114,24 +110,21 @@ def _sweeps(
     program = batch.program
     scaling = batch.begin(written, scaler)
     reduced: dict[int, Any] = {}
-    for number, sweep in enumerate(program.passes):
-        if number:
+    for number in range(max(map(len, (program.passes, program.scalars, program.columns)))):
+        if 0 < number < len(program.scalars):
             batch.counters.add(number, reduced)
-        table = batch.scalars if batch.counters.table is None else batch.counters.table
-        found = batch.launch.run(table, batch.counters.rows, *scaling, sweep=number)
         asked: dict[Any, tuple[str, Partial]] = {}
-        for reduction, shares in zip(sweep.reductions, found, strict=True):
-            if not reduction.shared:
-                reduced[reduction.index] = batch.launch.finished(reduction.word, shares)
-            else:
+        found = batch.run(number, scaling)
+        for reduction, shares in found:
+            if reduction.shared:
                 asked[phases.key_in(group, reduction)] = reduction.word, batch.together(reduction.word, shares)
+            else:
+                reduced[reduction.index] = batch.launch.finished(reduction, shares)
         if asked:
             known = yield asked
-            for x in sweep.reductions:
+            for x, _ in found:
                 if x.shared:
                     reduced[x.index] = known[phases.key_in(group, x)]
-    for number in range(len(program.passes), len(program.scalars)):
-        batch.counters.add(number, reduced)
     batch.end(scaling)
     if not scaling or not scaling[0][1]:  # a gradient scaler skips the step otherwise
         after.update(batch.counters.shared())
@@ -169,82 +162,6 @@ def explain(optimizer: Any, group: dict[str, Any]) -> list[str]:
     kernels = [line for batch in plan.batches for line in batch.launch.explain()] if plan else []
     left = reasons(optimizer, group).items()
     return [*dict.fromkeys(kernels), *(f"{name} by the reference: {reason}" for name, reason in left)]
-
-
-def why_not(param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str | None:
-    """Why the kernel cannot step this parameter with this gradient and these slots, or None."""
-    tensors = {"the parameter": param, "its gradient": gradient}
-    tensors |= {f"its state '{key}'": value for key, value in slots.items()}
-    for name, tensor in tensors.items():
-        if _wrapped(tensor):
-            return f"{name} is a {type(tensor).__name__}"
-        if tensor.layout != torch.strided:
-            return f"{name} is sparse"
-        if tensor.is_neg() or tensor.is_conj():
-            return f"{name} has a lazy sign (is_neg, is_conj)"
-        if tensor.device != param.device:
-            return f"{name} is on {tensor.device}"
-        if tensor.shape != param.shape:
-            return f"{name} has another shape than the parameter"
-        contiguous = tensor.is_contiguous() and param.is_contiguous()
-        if not contiguous and tensor.stride() != param.stride():
-            return f"{name} has another memory layout than the parameter"
-        if tensor.numel() and not tensor.data_ptr():
-            return f"{name} has no memory of its own"
-    if any(x.dtype in printing.CODED for x in slots.values()) and not param.is_contiguous():
-        return "the neighbours that share a scale are not neighbours in memory"
-    if not _dense(param):
-        return "the parameter's elements have gaps between them in memory"
-    return printing.why_not({name: tensor.dtype for name, tensor in tensors.items()})
-
-
-def _no_count(keys: Sequence[str], state: Mapping[str, Any]) -> str | None:
-    """Why what is kept once per tensor cannot be read and written as memory, or None."""
-    for key in keys:
-        count = state[key]
-        if not isinstance(count, Tensor) or count.numel() != 1 or count.dtype not in KINDS:
-            return f"its state '{key}' is not a single float32 or float64"
-        if _wrapped(count) or count.is_neg() or count.data_ptr() % count.itemsize:
-            return f"its state '{key}' has no plain memory of its own"
-    return None
-
-
-def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
-    """Why what is kept next to the slots cannot be used as it is, or None."""
-    for key, value in state.items():
-        if key in storage.EXTRA_KEYS or key.endswith("_scale"):
-            if _wrapped(value) or value.is_neg():
-                return f"its state '{key}' has no plain memory of its own"
-            if key in ("compensation", "low_bits") and (value.shape, value.stride()) != (
-                param.shape,
-                param.stride(),
-            ):
-                return f"its state '{key}' has another memory layout than the parameter"
-            if key.endswith("_scale") and not value.is_contiguous():
-                return f"its state '{key}' is not contiguous"
-    return None
-
-
-def _counts_on_device(program: Program, group: dict[str, Any]) -> bool:
-    """Whether what is kept once per tensor is on the device: if asked for, or if it is made of sums there."""
-    own = {letter for letter, slot in program.scalar_slots.items() if slot.per_tensor}
-    return counts_on_device(group) or any(own & set(stage.slots) for stage in program.scalars[1:])
-
-
-def _wrapped(tensor: Tensor) -> bool:
-    """Whether the tensor's operations are not torch's own, as a DTensor's are."""
-    kind: Any = type(tensor)
-    return kind.__torch_dispatch__ is not _OWN_DISPATCH
-
-
-def _dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one block of memory, in whatever order of dimensions."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1 and stride != expected:
-            return tensor.numel() == 0
-        expected *= size
-    return True
 
 
 class Plan:
@@ -304,11 +221,11 @@ class Plan:
     ) -> tuple[str | None, Any]:
         """Why the kernel cannot take a parameter, or None; and what those have in common that step together."""
         program = self.program.of(param)
-        slots, keys = _slots(program, state), keys_of(program, state)
-        reason = why_not(param, gradient, slots) or _no_count(keys, state) or _odd_storage(param, state)
+        slots, keys = fits.slots_of(program, state), keys_of(program, state)
+        reason = fits.why_not(program, param, gradient, state)
         if reason is not None:
             return reason, None
-        where = param.device if _counts_on_device(program, group) else torch.device("cpu")
+        where = param.device if counts_there(program, group) else torch.device("cpu")
         for key in keys:
             if state[key].device != where:
                 state[key] = state[key].to(where)
@@ -316,7 +233,7 @@ class Plan:
         return None, (
             program is self.program,
             param.device,
-            tuple(_beside(program, state)),
+            tuple(beside(program, state)),
             tuple(keys),
             *dtypes,
         )
@@ -375,9 +292,7 @@ class Plan:
         """Whether what was refused before could be taken now."""
         try:
             program = self.program.of(param)
-            reason = why_not(param, _resolved(param.grad), _slots(program, state))  # type: ignore[arg-type]
-            reason = reason or _no_count(keys_of(program, state), state)
-            return (reason or _odd_storage(param, state)) is None
+            return fits.why_not(program, param, _resolved(param.grad), state) is None  # type: ignore[arg-type]
         except (AttributeError, KeyError):
             return True
 
@@ -386,11 +301,6 @@ def _options(group: dict[str, Any]) -> list[Any]:
     """A copy of what a plan depends on, as a dict of dtypes may be changed in place."""
     given = [group.get(name) for name in OPTIONS]
     return [dict(cast(dict[str, str], x)) if isinstance(x, dict) else x for x in given]
-
-
-def _slots(program: Program, state: dict[str, Any]) -> dict[str, Tensor]:
-    keys = [storage.entry_of(state, slot.key) for slot in program.slots.values()]
-    return {key: state[key] for key in keys}
 
 
 def _run_of(state: Mapping[Tensor, Any], params: Sequence[Tensor]) -> slice | None:
@@ -404,13 +314,6 @@ def _run_of(state: Mapping[Tensor, Any], params: Sequence[Tensor]) -> slice | No
             found = slice(start, start + len(params))
             return found if all(map(is_, keys[found], params)) else None
     return None
-
-
-def _beside(program: Program, state: Mapping[str, Any]) -> dict[str, str]:
-    """What `storage` keeps next to the slots: its name in the kernel, and its key in the state."""
-    scales = {f"{letter}_scale": f"{slot.key}_scale" for letter, slot in program.slots.items()}
-    found = {name: key for name, key in scales.items() if key in state}
-    return found | {key: key for key in storage.EXTRA_KEYS if key in state}
 
 
 def sharing_state(states: Mapping[int, Mapping[str, Any]]) -> set[int]:
@@ -440,103 +343,3 @@ def _sharing_memory(params: Sequence[Tensor]) -> set[int]:
         if end > reach:
             reach, reaching = end, place
     return found
-
-
-class Batch:
-    """Parameters of one group whose tensors have the same dtypes: one launch of the kernel."""
-
-    def __init__(
-        self,
-        program: Program,
-        places: list[int],
-        group: dict[str, Any],
-        gradients: Sequence[Tensor | None],
-        states: Sequence[dict[str, Any]],
-        kernels: Kernels,
-    ):
-        self.program = program
-        self.places = places
-        params: list[Tensor] = [group["params"][i] for i in places]
-        own = cast(list[Tensor], [gradients[i] for i in places])
-        slots = program.slots.items()
-        self.keys = {letter: storage.entry_of(states[0], slot.key) for letter, slot in slots}
-        self.keys |= _beside(program, states[0])
-        self.counted = keys_of(program, states[0])
-        dtypes = {letter: states[0][key].dtype for letter, key in self.keys.items()}
-        dtypes |= {"p": params[0].dtype, "g": own[0].dtype}
-        self.lengths = list(map(_numel, params))
-        there = _counts_on_device(program, group)
-        ready = kernels.ready(program, dtypes, states, [x.shape for x in params], params[0].device, there)
-        self.launch, self.counters, self.rounding = ready
-        self.scalars: Any = None
-        self.on_host = isinstance(self.counters, Counters)
-        self.sizes = list(map(len, states))
-        self.writes = [x for x in ("p", *self.keys) if x in program.outputs or x not in program.inputs]
-        columns = self._columns(params, states)
-        self.forms = {letter: Forms(column) for letter, column in columns.items()}
-        self.forms["g"] = Forms(own)
-        self.addresses = {letter: Addresses(column) for letter, column in columns.items()}
-        self.addresses["g"] = Addresses(own)
-        for letter in ("p", *self.keys):
-            self.launch.place(letter, self.addresses[letter].known)
-
-    def _columns(self, params: list[Tensor], states: Sequence[dict[str, Any]]) -> dict[str, list[Tensor]]:
-        """The tensors of each slot, of what is stored next to it, and of each count, by letter or key."""
-        columns = {"p": params}
-        for letter, key in self.keys.items():
-            columns[letter] = list(map(itemgetter(key), states))
-        for key in self.counted:
-            columns[f"count {key}"] = list(map(itemgetter(key), states))
-        return columns
-
-    def look(
-        self, params: list[Tensor], gradients: list[Tensor], states: Sequence[dict[str, Any]]
-    ) -> Iterable[Tensor] | None:
-        """The tensors that a step writes, or None unless all tensors are where and what they were.
-
-        Records the gradients' addresses.
-        """
-        if list(map(len, states)) != self.sizes:
-            return None
-        try:
-            columns = self._columns(params, states)
-        except KeyError:
-            return None
-        # The form first: not every tensor has an address.
-        for letter, column in columns.items():
-            if not self.forms[letter].hold(column) or not self.addresses[letter].hold(column):
-                return None
-        if not self.forms["g"].hold(gradients):
-            return None
-        addresses = self.addresses["g"].of(gradients)
-        if 0 in addresses and any(n and not a for n, a in zip(self.lengths, addresses, strict=True)):
-            return None
-        self.launch.place("g", addresses)
-        return chain.from_iterable([columns[x] for x in self.writes])
-
-    def prepare(self, values: Mapping[str, Any]) -> None:
-        """Compute the scalars of the next step, from these hyper-parameters."""
-        self.launch.check(counts_on_host=self.on_host)
-        self.scalars = self.counters.next(values)
-
-    def step(self, written: Iterable[Tensor], *scaler: Tensor | None) -> tuple[Any, ...]:
-        """Run the kernel with the scalars that were prepared and with what a gradient scaler says."""
-        scaling = self.begin(written, scaler)
-        self.launch.run(self.scalars, self.counters.rows, *scaling)
-        self.end(scaling)
-        return scaling
-
-    def begin(self, written: Iterable[Tensor], scaler: Sequence[Tensor | None]) -> tuple[Any, ...]:
-        """Tell autograd what changes, and put into a table what a gradient scaler says."""
-        torch.autograd.graph.increment_version(written)
-        return (self.counters.scaling(*scaler),) if scaler and not self.on_host else ()
-
-    def end(self, scaling: tuple[Any, ...]) -> None:
-        """Count the step."""
-        self.counters.count(*scaling)
-        self.rounding.advance(*scaling)
-
-    def together(self, word: str, shares: Any) -> Partial:
-        """What a reduction comes to over all tensors of the batch, before it is finished."""
-        parts = [Partial(x, n) for x, n in zip(shares.tolist(), self.lengths, strict=True)]
-        return sums.together(word, parts)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from steprule.engine import storage
-from steprule.engine.program.program import Pass, Program
+from steprule.engine.program.program import Columns, Pass, Program
 
 DTYPES = {
     torch.float64: "float64",
@@ -33,7 +33,9 @@ def arrays_of(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[str]:
     return [*program.inputs, *(name for name in dtypes if name not in program.inputs)]
 
 
-def noisy(program: Program, sweep: Pass, dtypes: Mapping[str, torch.dtype]) -> dict[str, tuple[str, int]]:
+def noisy(
+    program: Program, sweep: Pass | Columns, dtypes: Mapping[str, torch.dtype]
+) -> dict[str, tuple[str, int]]:
     """What the pass rounds at random: where the key is, and the salt that makes the noise different."""
     rounded = [x for x in program.slots if dtypes[x] in (*CODED, torch.bfloat16)]
     rounded = sorted(rounded, key=lambda x: program.slots[x].key) if storage.SLOT_KEY in dtypes else []

@@ -13,7 +13,6 @@ from steprule import errors
 from steprule.engine import storage
 from steprule.engine.composition import Composition
 from steprule.engine.program.program import Program
-from steprule.engine.program.trace import trace
 from steprule.engine.runners.runner import Prepared, Runner, installed, only_the_reference
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -40,8 +39,6 @@ class Kernels(Runner):
         """Why no kernel can run this in this group, or None."""
         params = group["params"]
         reason = only_the_reference(own.rule, group)
-        if reason is None and any(program.lined for program in trace(own, group).kinds):
-            return "no kernel is written for rows and columns"
         # If only some parameters have another dtype, the step leaves them to the reference.
         if reason is None and params and params[0].dtype not in FLOATS:
             return f"the kernel computes fp32, fp64, fp16 and bf16, but the parameters are {params[0].dtype}"

@@ -35,7 +35,7 @@ def machine() -> Any:
 def surroundings() -> str:
     """Everything besides its text that a kernel's machine code depends on."""
     here = Path(__file__)
-    files = (here, here.with_name("words.py"), Path(storage.__file__))
+    files = (here, *map(here.with_name, ("words.py", "line_words.py")), Path(storage.__file__))
     texts = b"".join(file.read_bytes() for file in files)
     parts = (
         *Job.__annotations__,

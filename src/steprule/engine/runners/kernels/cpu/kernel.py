@@ -1,8 +1,7 @@
-"""Prints a program as the source of a CPU kernel: one pass over memory for all tensors of the program.
+"""Prints a program as the source of CPU kernels: one for each pass over memory for all tensors of the program.
 
 The source is Python for numba, meant to be read: it is in the cache folder next to its machine code, and
-`explain` says where. Each word of a program becomes one line, by the table below. All values are computed in
-float32, or in float64 if the arrays have that dtype, and rounded once when they are stored.
+`explain` says where.
 """
 
 from __future__ import annotations
@@ -11,65 +10,10 @@ from collections.abc import Mapping
 
 import torch
 
-from steprule.engine import storage
-from steprule.engine.program.program import Instruction, Operand, Pass, Program, Register
-from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, Source, arrays_of, noisy
-
-# What each word becomes; the operands' texts are filled in. The roundings are those of torch's CPU operations.
-WORDS = {
-    "neg": "negative({0})",
-    "abs": "absolute({0})",
-    "sqrt": "sqrt({0})",
-    "sign": "sign({0})",
-    "exp": "exp({0})",
-    "log": "log({0})",
-    "atan2": "atan2({0}, {1})",
-    "reciprocal": "number(1.0) / {0}",
-    "shift": "{0} + {1}",
-    "scale": "{0} * {1}",
-    "divide": "{0} / {1}",
-    "power": "power({0}, {1})",
-    "exponential": "power({1}, {0})",
-    "add": "{0} + {1}",
-    "sub": "{0} - {1}",
-    "mul": "{0} * {1}",
-    "div": "{0} / {1}",
-    "add_scaled": "fma({2}, {1}, {0})",
-    "addcmul": "fma({3} * {1}, {2}, {0})",
-    "lerp": "lerp({0}, {1}, {2})",
-    "larger": "larger({0}, {1})",
-    "smaller": "smaller({0}, {1})",
-    "clamp": "at_most(at_least({0}, {1}), {2})",
-    "less": "{0} < {1}",
-    "less_equal": "{0} <= {1}",
-    "greater": "{0} > {1}",
-    "greater_equal": "{0} >= {1}",
-    "equal": "{0} == {1}",
-    "not_equal": "{0} != {1}",
-    "where": "where({0}, {1}, {2})",
-}
-
-# These words if the second operand is a plain number, which is the same for every element.
-BOUNDS = {"larger": "at_least({0}, {1})", "smaller": "at_most({0}, {1})"}
-
-# Powers that torch computes without `pow`.
-POWERS = {
-    1.0: "{0}",
-    2.0: "{0} * {0}",
-    3.0: "{0} * {0} * {0}",
-    0.5: "sqrt({0})",
-    -0.5: "number(1.0) / sqrt({0})",
-    -1.0: "number(1.0) / {0}",
-    -2.0: "number(1.0) / ({0} * {0})",
-}
-
-# How a reduction starts, and how it takes in one value.
-REDUCTIONS = {
-    "total": ("0.0", "sum_with({0}, float64({1}))"),
-    "mean": ("0.0", "sum_with({0}, float64({1}))"),
-    "norm": ("0.0", "sum_with({0}, float64({1}) * float64({1}))"),
-    "largest": ("number(-inf)", "larger({0}, {1})"),
-}
+from steprule.engine.program.program import Program
+from steprule.engine.runners.kernels.cpu.lines import ColumnPrinter, LinePrinter
+from steprule.engine.runners.kernels.cpu.printer import Printer
+from steprule.engine.runners.kernels.printing import DTYPES, STORAGE, Source, arrays_of
 
 
 def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]:
@@ -82,157 +26,25 @@ def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]
     sweeps = program.passes
     for number, sweep in enumerate(sweeps):
         title = f"{program.rule}, pass {number + 1} of {len(sweeps)}"
-        printer = _Printer(program, sweep, dtypes)
-        kinds = "-".join(dict.fromkeys((DTYPES | STORAGE)[dtypes[name]] for name in arrays_of(program, dtypes)))
-        name = "-".join(filter(None, (program.rule, kinds, str(number + 1) * (len(sweeps) > 1))))
+        printer = (LinePrinter if program.lined else Printer)(program, sweep, dtypes)
+        name = _name(program, dtypes, str(number + 1) * (len(sweeps) > 1))
         printed.append(Source(name, printer.text(title)))
     return printed
 
 
-class _Printer:
-    def __init__(self, program: Program, sweep: Pass, dtypes: Mapping[str, torch.dtype]):
-        self.program = program
-        self.sweep = sweep
-        self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
-        self.arrays = arrays_of(program, dtypes)
-        touched = sweep.inputs.keys() | sweep.outputs.keys()
-        self.coded = [x for x in program.slots if dtypes[x] in CODED and x in touched]
-        self.noisy = noisy(program, sweep, dtypes)
-        self.in_blocks = bool(self.coded or self.noisy)
-        self.number = "float64" if "float64" in self.dtypes.values() else "float32"
+def sources_of_columns(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source | None]:
+    """The kernels of what is computed per column, for each part of `Program.columns`."""
+    printed: list[Source | None] = []
+    for number, part in enumerate(program.columns):
+        if part is None:
+            printed.append(None)
+            continue
+        title = f"{program.rule}, columns before pass {number + 1}"
+        name = _name(program, dtypes, f"columns{number + 1}")
+        printed.append(Source(name, ColumnPrinter(program, part, dtypes).text(title)))
+    return printed
 
-    def text(self, title: str) -> str:
-        """The whole source."""
-        head = [f'"""{title}; written by steprule.', "", str(self.program), '"""', ""]
-        head += ["from numpy import float64, inf", f"from numpy import {self.number} as number", ""]
-        head += ["from steprule.engine.runners.kernels.cpu.words import *", "", ""]
-        head += [
-            "def kernel(job):",
-            "    for part in range(thread_number(job), shares(job), thread_count(job)):",
-            "        for place in range(first_place(job, part), first_place(job, part + 1)):",
-        ]
-        before, inside, after = self._before(), self._inside(), self._after()
-        loop = self._blocks if self.in_blocks else self._entries
-        body = [*before, *loop(inside)]
-        return "\n".join([*head, *("            " + line for line in (*body, *after)), ""])
 
-    def _before(self) -> list[str]:
-        """What is the same for all elements of a tensor."""
-        touched = self.sweep.inputs.keys() | self.sweep.outputs.keys()
-        beside = {f"{name}_scale" for name in self.coded} | set(storage.EXTRA_KEYS)
-        lines = ["chunk = chunk_at(job, place)"]
-        lines += ["tensor, start = tensor_of(job, chunk), start_of(job, chunk)"]
-        for index, name in enumerate(self.arrays):
-            if name not in touched | beside:
-                continue
-            block = f"start // {storage.BLOCK}"
-            first = block if name.endswith("_scale") else "0" if name.endswith("_key") else "start"
-            lines.append(f"at_{name} = {self.dtypes[name]}_array(job, {index}, tensor, {first})")
-        lines += [f"key_{name} = key_of(at_{key}, {salt})" for name, (key, salt) in self.noisy.items()]
-        lines.append("row = scalars_of(job, tensor)")
-        used = {x for step in self.sweep.instructions for x in step.operands}
-        for index in range(self.program.scalar_count):
-            if any(str(x) == f"c{index}" for x in used):
-                lines.append(f"c{index} = number(scalar(job, row + {index}))")
-        for place, reduction in enumerate(self.sweep.reductions):
-            lines.append(f"total{place} = {REDUCTIONS[reduction.word][0]}")
-        return lines
-
-    def _entries(self, inside: list[str]) -> list[str]:
-        """The loop over the elements of a chunk."""
-        return ["for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
-
-    def _blocks(self, inside: list[str]) -> list[str]:
-        """The same, block by block: noise restarts in each, and codes need its largest element first."""
-        written = [name for name in self.coded if name in self.sweep.outputs]
-        size = storage.BLOCK
-        lines = [f"buffer_{name} = scratch(job, part * {len(written)} + {i})" for i, name in enumerate(written)]
-        lines += [f"for block in range((length_of(job, chunk) + {size - 1}) // {size}):"]
-        body = [f"first = block * {size}", f"count = min({size}, length_of(job, chunk) - first)"]
-        body += [f"scale_{name} = load(at_{name}_scale, block)" for name in self.coded]
-        arrays = [x for x in self.arrays if any(f"in_{x}," in line for line in inside) or x in self.coded]
-        body += [f"in_{name} = offset(at_{name}, first)" for name in arrays]
-        body += [f"noise_{name} = hash_of(key_{name}, start // {size} + block)" for name in self.noisy]
-        body += [f"top_{name} = size_of_zero()" for name in written]
-        body += ["for i in range(count):", *("    " + x for x in inside)]
-        # Memory would be idle while codes are computed, so fetch what comes next meanwhile.
-        body += [f"fetch(in_{name}, {2 * size})" for name in arrays if written]
-        for name in written:
-            body += [f"scale_{name} = scale_of(top_{name})", f"store(at_{name}_scale, block, scale_{name})"]
-            body += [f"inverse_{name} = inverse_of(scale_{name})"]
-        body += ["for i in range(count):"] if written else []
-        for name in written:
-            value = f"load(buffer_{name}, i), inverse_{name}, noise_{name}"
-            body += [f"    store_code(in_{name}, i, {value})"]
-        return lines + ["    " + x for x in body]
-
-    def _loaded(self, name: str) -> str:
-        """The text that loads an element of an array."""
-        array = f"{'in' if self.in_blocks else 'at'}_{name}"
-        if name in self.coded:
-            return f"load_code({array}, i, scale_{name})"
-        if name == "p" and "low_bits" in self.arrays:
-            return f"load_master({array}, {array[:2]}_low_bits, i)"
-        if name == "p" and "compensation" in self.arrays:
-            return f"load({array}, i) + load({array[:2]}_compensation, i)"
-        return f"load({array}, i)"
-
-    def _stored(self, name: str, x: str) -> list[str]:
-        """The lines that store an element of an array."""
-        array = f"{'in' if self.in_blocks else 'at'}_{name}"
-        if name in self.coded:
-            return [f"store(buffer_{name}, i, {x})", f"top_{name} = larger_size(top_{name}, {x})"]
-        if name == "p" and "low_bits" in self.arrays:
-            return [f"store_master({array}, {array[:2]}_low_bits, i, {x})"]
-        if name == "p" and "compensation" in self.arrays:
-            return [f"store_compensated({array}, {array[:2]}_compensation, i, {x})"]
-        if name in self.noisy:
-            return [f"store_randomly({array}, i, {x}, noise_{name})"]
-        return [f"store({array}, i, {x})"]
-
-    def _inside(self) -> list[str]:
-        """What is done for each element: load, compute, store."""
-        lines = [f"{r} = {self._loaded(name)}" for name, r in self.sweep.inputs.items()]
-        lines += [self._line(x) for x in self.sweep.instructions]
-        for place, reduction in enumerate(self.sweep.reductions):
-            form = REDUCTIONS[reduction.word][1]
-            value = self._number(reduction.operand)
-            lines.append(f"total{place} = {form.format(f'total{place}', value)}")
-        for name, register in self.sweep.outputs.items():
-            lines += self._stored(name, self._number(register))
-        return lines
-
-    def _after(self) -> list[str]:
-        """The lines that keep the results of the reductions over the chunk."""
-        count = len(self.sweep.reductions)
-        return [f"keep_partial(job, {count}, {place}, chunk, float64(total{place}))" for place in range(count)]
-
-    def _line(self, step: Instruction) -> str:
-        return f"{step.out} = {self._expression(step)}"
-
-    def _expression(self, step: Instruction) -> str:
-        if step.word == "where":
-            return self._where(step)
-        texts = [self._number(operand) for operand in step.operands]
-        form = WORDS[step.word]
-        if step.word in BOUNDS and not isinstance(step.operands[1], Register):
-            form = BOUNDS[step.word]
-        if step.word == "power" and isinstance(step.operands[1], float):
-            form = POWERS.get(step.operands[1], form)
-        return form.format(*texts)
-
-    def _where(self, step: Instruction) -> str:
-        condition, a, b = step.operands
-        if isinstance(condition, float):
-            return self._number(a if condition else b)
-        is_mask = isinstance(condition, Register) and condition.mask
-        test = str(condition) if is_mask else f"{condition} != number(0.0)"
-        return f"where({test}, {self._number(a)}, {self._number(b)})"
-
-    def _number(self, operand: Operand) -> str:
-        """The operand's text; a comparison counts as 1 or 0, as in torch."""
-        if isinstance(operand, float):
-            return f"number({operand!r})" if operand == operand else "number(inf - inf)"
-        if isinstance(operand, Register) and operand.mask:
-            return f"where({operand}, number(1.0), number(0.0))"
-        return str(operand)
+def _name(program: Program, dtypes: Mapping[str, torch.dtype], which: str) -> str:
+    kinds = "-".join(dict.fromkeys((DTYPES | STORAGE)[dtypes[name]] for name in arrays_of(program, dtypes)))
+    return "-".join(filter(None, (program.rule, kinds, which)))

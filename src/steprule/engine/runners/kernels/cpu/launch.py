@@ -5,7 +5,6 @@ What depends only on the tensors' sizes is made once; their addresses are passed
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from steprule.engine import storage
-from steprule.engine.program.program import Program
+from steprule.engine import lines
+from steprule.engine.program.program import Program, Reduction
 from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 from steprule.engine.runners.kernels.cpu import threads as cpu_threads
-from steprule.engine.runners.kernels.printing import CODED, arrays_of
+from steprule.engine.runners.kernels.cpu.cut import CHUNK, Cut, rows_together
+from steprule.engine.runners.kernels.printing import CODED, Source, arrays_of, noisy
+from steprule.engine.runners.kernels.turns import in_blocks, kept_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # slow to import
 
-# A chunk is long enough that its overhead does not matter, and short enough to share tensors evenly.
-CHUNK = 1 << 14
-# What starting a chunk costs, in elements.
-CHUNK_COST = 256
+# How many columns are worked on at a time between sweeps.
+COLUMNS = 1 << 11
 
 
 class Launch:
@@ -38,33 +37,30 @@ class Launch:
     def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], shapes: Sequence[Sequence[int]]):
         self._inputs = arrays_of(program, dtypes)
         self._texts = cpu_kernel.sources(program, dtypes)
-        self._kernels = [cpu_threads.Kernel(kernel_cache.address_of(*text)) for text in self._texts]
+        self._kernels = [_compiled(text) for text in self._texts]
         self._reductions = [list(sweep.reductions) for sweep in program.passes]
         self.sweeps = len(self._reductions)
-        lengths = list(map(math.prod, shapes))
-        self.bytes = sum(lengths) * sum(dtypes[name].itemsize for name in program.inputs)
-        self._lengths = np.array(lengths, dtype=np.int64)
-        self._chunks = _chunks(self._lengths)
-        self._pointers = np.zeros((len(self._inputs), len(lengths)), dtype=np.int64)
-        self._codes = sum(dtype in CODED for dtype in dtypes.values())
-        self._scratch = np.zeros(0, dtype=np.float32)
-        self._rows = np.zeros(len(lengths), dtype=np.int64)
+        self._lengths = np.array(list(map(math.prod, shapes)), dtype=np.int64)
+        self.bytes = int(self._lengths.sum()) * sum(dtypes[name].itemsize for name in program.inputs)
+        self._rows = np.zeros(len(shapes), dtype=np.int64)
         self._given_rows: Sequence[int] = ()
-        widest = max(len(words) for words in self._reductions)
-        self._partials = np.zeros(len(self._chunks) * widest)
-        self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._job = cpu_threads.Job(tensors=len(lengths))
-        self._job_address = ctypes.addressof(self._job)
         self._scalars = np.zeros((0, program.scalar_count))
-        self._fill("chunks", self._chunks)
-        self._fill("pointers", self._pointers)
-        self._fill("rows", self._rows)
-        self._fill("partials", self._partials)
+        self._lines = _Lines(program, dtypes, shapes, self._lengths) if program.lined else None
+        pieces = CHUNK if self._lines is None else self._lines.pieces
+        codes = sum(dtype in CODED for dtype in dtypes.values())
+        self._cut = Cut(self._lengths, pieces, max(map(len, self._reductions)), codes)
+        self._cuts = [self._cut]
+        self._pointers = np.zeros((len(self._inputs), len(shapes)), dtype=np.int64)
+        if self._lines is not None:
+            self._pointers = np.concatenate((self._pointers, self._lines.make(self._cut)))
+            self._cuts.append(self._lines.cut)
+        for cut in self._cuts:
+            cut.point(pointers=self._pointers, rows=self._rows)
 
     def explain(self) -> list[str]:
         """Where the kernels can be read, and why they do not use torch's threads if they do not."""
-        files = [kernel_cache.source_of(*text) for text in self._texts]
+        texts = [*self._texts, *(self._lines.texts if self._lines is not None else ())]
+        files = [kernel_cache.source_of(*text) for text in texts]
         alone = cpu_threads.alone()
         return [f"kernel: {file}" for file in files if file is not None] + (
             [] if alone is None else [f"on the calling thread alone: {alone}"]
@@ -83,78 +79,95 @@ class Launch:
         scalars: rows of what `Program.scalars` have computed so far. rows: which of them is each tensor's own.
         Returns, for each reduction of the sweep, what it came to over each tensor.
         """
+        self._take(scalars, rows)
+        number = cpu_threads.threads(self.bytes)
+        return self._cut.run(self._kernels[sweep], number, self._reductions[sweep])
+
+    def run_columns(self, scalars: Sequence[Sequence[float]], rows: Sequence[int], stage: int) -> list[Any]:
+        """What is computed for each column before a sweep, or after the last one; as `run`."""
+        assert self._lines is not None
+        self._take(scalars, rows)
+        return self._lines.run(stage)
+
+    def _take(self, scalars: Sequence[Sequence[float]], rows: Sequence[int]) -> None:
         if len(scalars) != len(self._scalars):
             self._scalars = np.zeros((len(scalars), self._scalars.shape[1]))
-            self._fill("scalars", self._scalars)
+            for cut in self._cuts:
+                cut.point(scalars=self._scalars)
         width = len(scalars[0]) if len(scalars) else 0
         self._scalars[:, :width] = scalars
         if rows is not self._given_rows:
             self._given_rows = rows
             self._rows[:] = np.multiply(rows, self._scalars.shape[1])
-        number = cpu_threads.threads(self.bytes)
-        self._share(number)
-        self._kernels[sweep].run(self._job_address, number)
-        words = self._reductions[sweep]
-        taken = self._partials[: len(self._chunks) * len(words)].reshape(-1, max(1, len(words)))
-        return [self._combine(step.word, taken[:, place]) for place, step in enumerate(words)]
 
-    def finished(self, word: str, shares: Any) -> Any:
+    def finished(self, reduction: Reduction, shares: Any) -> Any:
         """What a reduction comes to over each tensor."""
-        if word == "mean":
-            return shares / np.maximum(self._lengths, 1)
-        return np.sqrt(shares) if word == "norm" else shares
+        if reduction.word == "mean":
+            return shares / np.maximum(self._counts(reduction.operand.level), 1)
+        return np.sqrt(shares) if reduction.word == "norm" else shares
 
-    def _fill(self, name: str, table: NDArray[Any]) -> None:
-        setattr(self._job, name, table.ctypes.data)
-
-    def _share(self, number: int) -> None:
-        """Split the chunks into one share per thread, each of about the same work.
-
-        Each thread gets the same part of every tensor as in torch's own kernels, so that what it worked on
-        there is still in its caches and on its side of the machine.
-        """
-        if len(self._bounds) == number + 1:
-            return
-        tensors, starts, lengths = self._chunks.T
-        order = np.argsort((starts + lengths / 2) / self._lengths[tensors], kind="stable")
-        work = np.concatenate(([0], np.cumsum(lengths[order] + CHUNK_COST)))
-        ends = np.arange(number + 1) * work[-1] // number
-        self._bounds = np.array(np.searchsorted(work, ends), dtype=np.int64)
-        parts = zip(self._bounds[:-1], self._bounds[1:], strict=True)
-        self._order = np.concatenate([np.sort(order[first:last]) for first, last in parts])
-        self._fill("order", self._order)
-        self._fill("bounds", self._bounds)
-        self._job.shares = number
-        self._scratch = _aligned(number * self._codes * storage.BLOCK)
-        self._fill("scratch", self._scratch)
-        openmp = cpu_threads.openmp() if number > 1 else None
-        for name in ("thread_number", "thread_count"):
-            setattr(self._job, name, getattr(openmp, name, 0))
-
-    def _combine(self, word: str, partials: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What a reduction came to over each tensor, before it is finished, from its chunks in order."""
-        counts = -(-self._lengths // CHUNK)
-        starts = (np.cumsum(counts) - counts)[counts > 0]
-        result = np.full(len(counts), -np.inf if word == "largest" else 0.0)
-        combine = np.maximum if word == "largest" else np.add
-        result[counts > 0] = combine.reduceat(partials, starts)
-        return result
+    def _counts(self, level: str) -> NDArray[np.int64]:
+        """How many elements, rows or columns each tensor has."""
+        if self._lines is None or level == "element":
+            return self._lengths
+        return self._lines.rows if level == "row" else self._lines.columns
 
 
-def _aligned(count: int) -> NDArray[np.float32]:
-    """Zeros that begin at a cache line, so that no two threads share one.
+class _Lines:
+    """The rows and columns of tensors, and the memory for sums and values of them.
 
-    Without that, a step in 8 bits took up to twice as long.
+    pieces: how many elements a chunk has.
     """
-    line = 128 // 4  # processors fetch lines in pairs
-    room = np.zeros(count + line, dtype=np.float32)
-    start = -(room.ctypes.data // 4) % line
-    return room[start : start + count]
+
+    def __init__(
+        self,
+        program: Program,
+        dtypes: Mapping[str, torch.dtype],
+        shapes: Sequence[Sequence[int]],
+        lengths: NDArray[np.int64],
+    ):
+        # Stacks are not for kernels, so this holds for all rules.
+        self.rows = np.array([lines.fact(x, "rows", stacked=False) for x in shapes], dtype=np.int64)
+        self.columns = np.array([lines.fact(x, "columns", stacked=False) for x in shapes], dtype=np.int64)
+        rounded = any(in_blocks(program, noisy(program, sweep, dtypes)) for sweep in program.passes)
+        blocks = rounded or any(dtype in CODED for dtype in dtypes.values())
+        together = [
+            rows_together(r, c, bool(program.column_sums), blocks)
+            for r, c in zip(self.rows.tolist(), self.columns.tolist(), strict=True)
+        ]
+        self.pieces = np.array(together, dtype=np.int64) * self.columns
+        self._program = program
+        self._number = np.float64 if torch.float64 in dtypes.values() else np.float32
+        texts = cpu_kernel.sources_of_columns(program, dtypes)
+        self.texts: list[Source] = [text for text in texts if text is not None]
+        self._kernels = [None if text is None else _compiled(text) for text in texts]
+        self._reductions = [() if part is None else part.reductions for part in program.columns]
+        self.cut = Cut(self.columns, COLUMNS, max([0, *map(len, self._reductions)]))
+        self._memory: list[NDArray[Any]] = []
+
+    def make(self, cut: Cut) -> NDArray[np.int64]:
+        """Make the memory for the chunks of a cut. Returns one address per array and tensor."""
+        sums = np.diff(cut.first_chunks) * self.columns
+        places = [self._room(self.rows, np.float64) for _ in kept_rows(self._program)]
+        places += [self._room(sums, np.float64) for _ in self._program.column_sums]
+        places += [self._room(self.columns, self._number) for _ in self._program.column_values]
+        for each in (cut, self.cut):
+            each.point(lines=self.rows, columns=self.columns, first_chunks=cut.first_chunks)
+        return np.array(places, dtype=np.int64).reshape(len(places), len(self.rows))
+
+    def _room(self, counts: NDArray[np.int64], dtype: Any) -> NDArray[np.int64]:
+        """Memory for so many numbers of each tensor, and where each begins."""
+        room = np.zeros(int(counts.sum()), dtype=dtype)
+        self._memory.append(room)
+        return room.ctypes.data + (np.cumsum(counts) - counts) * room.itemsize
+
+    def run(self, stage: int) -> list[Any]:
+        """One part of the program's columns."""
+        kernel = self._kernels[stage]
+        assert kernel is not None
+        number = cpu_threads.threads(sum(x.nbytes for x in self._memory))
+        return self.cut.run(kernel, number, self._reductions[stage])
 
 
-def _chunks(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(tensor, first element, number of elements) of each chunk, tensor after tensor."""
-    counts = -(-lengths // CHUNK)
-    tensors = np.repeat(np.arange(len(lengths)), counts)
-    starts = (np.arange(len(tensors)) - np.repeat(np.cumsum(counts) - counts, counts)) * CHUNK
-    return np.stack((tensors, starts, np.minimum(CHUNK, lengths[tensors] - starts)), axis=1)
+def _compiled(text: Source) -> cpu_threads.Kernel:
+    return cpu_threads.Kernel(kernel_cache.address_of(*text))

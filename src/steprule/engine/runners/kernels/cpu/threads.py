@@ -36,6 +36,9 @@ class Job(ctypes.Structure):
     rows: int  # address of one index per tensor: where its scalars begin
     partials: int  # address of one double per reduction and chunk: the result for that chunk
     scratch: int  # address of one block of floats per share and array of 8-bit codes
+    lines: int  # address of the number of rows per tensor
+    columns: int  # address of the number of columns per tensor
+    first_chunks: int  # address of the first chunk per tensor, and of the end of them all
 
 
 Job._fields_ = [(name, ctypes.c_int64) for name in Job.__annotations__]

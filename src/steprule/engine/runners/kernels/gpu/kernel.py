@@ -90,6 +90,8 @@ FOLDS = {"total": "tl.sum({0})", "mean": "tl.sum({0})", "norm": "tl.sum({0})", "
 
 def why_not(program: Program, dtypes: Mapping[str, torch.dtype]) -> str | None:
     """Why no kernel can be printed for this program over arrays of these dtypes, or None."""
+    if program.lined:
+        return "no GPU kernel is written for rows and columns"
     for name in program.inputs:
         if dtypes[name] not in (*DTYPES, *CODED):
             return f"no GPU kernel is written for '{name}' in {dtypes[name]}"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine.program.program import Program
+from steprule.engine.program.program import Program, Reduction
 from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
@@ -120,11 +120,11 @@ class Launch:
             aligned = not np.bitwise_or.reduce(self._pointers[:, self._wide], axis=None) & 15
             return list(self._launch(sweep, tables, bool(aligned)))
 
-    def finished(self, word: str, shares: Tensor) -> Tensor:
+    def finished(self, reduction: Reduction, shares: Tensor) -> Tensor:
         """What a reduction comes to over each tensor."""
-        if word == "mean":
+        if reduction.word == "mean":
             return shares / self._lengths
-        return shares.sqrt() if word == "norm" else shares
+        return shares.sqrt() if reduction.word == "norm" else shares
 
     def _start(self, word: str) -> Tensor:
         start = -math.inf if word == "largest" else 0.0

@@ -1,0 +1,152 @@
+"""Parameters that one launch of the kernels steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from steprule.engine import storage
+from steprule.engine.fields import counts_on_device
+from steprule.engine.program import sums
+from steprule.engine.program.program import Program, Reduction
+from steprule.engine.program.sums import Partial
+from steprule.engine.runners.kernels.addresses import Addresses
+from steprule.engine.runners.kernels.counters import Counters, keys_of
+from steprule.engine.runners.kernels.forms import Forms
+from steprule.engine.runners.kernels.runner import Kernels
+
+_numel: Callable[[Tensor], int] = Tensor.numel
+
+
+def counts_there(program: Program, group: dict[str, Any]) -> bool:
+    """Whether what is kept once per tensor is on the device: if asked for, or if it is made of sums there."""
+    own = {letter for letter, slot in program.scalar_slots.items() if slot.per_tensor}
+    return counts_on_device(group) or any(own & set(stage.slots) for stage in program.scalars[1:])
+
+
+def beside(program: Program, state: Mapping[str, Any]) -> dict[str, str]:
+    """What `storage` keeps next to the slots: its name in the kernel, and its key in the state."""
+    scales = {f"{letter}_scale": f"{slot.key}_scale" for letter, slot in program.slots.items()}
+    found = {name: key for name, key in scales.items() if key in state}
+    return found | {key: key for key in storage.EXTRA_KEYS if key in state}
+
+
+class Batch:
+    """Parameters of one group whose tensors have the same dtypes: one launch of the kernel."""
+
+    def __init__(
+        self,
+        program: Program,
+        places: list[int],
+        group: dict[str, Any],
+        gradients: Sequence[Tensor | None],
+        states: Sequence[dict[str, Any]],
+        kernels: Kernels,
+    ):
+        self.program = program
+        self.places = places
+        params: list[Tensor] = [group["params"][i] for i in places]
+        own = cast(list[Tensor], [gradients[i] for i in places])
+        slots = program.slots.items()
+        self.keys = {letter: storage.entry_of(states[0], slot.key) for letter, slot in slots}
+        self.keys |= beside(program, states[0])
+        self.counted = keys_of(program, states[0])
+        dtypes = {letter: states[0][key].dtype for letter, key in self.keys.items()}
+        dtypes |= {"p": params[0].dtype, "g": own[0].dtype}
+        self.lengths = list(map(_numel, params))
+        there = counts_there(program, group)
+        ready = kernels.ready(program, dtypes, states, [x.shape for x in params], params[0].device, there)
+        self.launch, self.counters, self.rounding = ready
+        self.scalars: Any = None
+        self.on_host = isinstance(self.counters, Counters)
+        self.sizes = list(map(len, states))
+        self.writes = [x for x in ("p", *self.keys) if x in program.outputs or x not in program.inputs]
+        columns = self._columns(params, states)
+        self.forms = {letter: Forms(column) for letter, column in columns.items()}
+        self.forms["g"] = Forms(own)
+        self.addresses = {letter: Addresses(column) for letter, column in columns.items()}
+        self.addresses["g"] = Addresses(own)
+        for letter in ("p", *self.keys):
+            self.launch.place(letter, self.addresses[letter].known)
+
+    def _columns(self, params: list[Tensor], states: Sequence[dict[str, Any]]) -> dict[str, list[Tensor]]:
+        """The tensors of each slot, of what is stored next to it, and of each count, by letter or key."""
+        columns = {"p": params}
+        for letter, key in self.keys.items():
+            columns[letter] = list(map(itemgetter(key), states))
+        for key in self.counted:
+            columns[f"count {key}"] = list(map(itemgetter(key), states))
+        return columns
+
+    def look(
+        self, params: list[Tensor], gradients: list[Tensor], states: Sequence[dict[str, Any]]
+    ) -> Iterable[Tensor] | None:
+        """The tensors that a step writes, or None unless all tensors are where and what they were.
+
+        Records the gradients' addresses.
+        """
+        if list(map(len, states)) != self.sizes:
+            return None
+        try:
+            columns = self._columns(params, states)
+        except KeyError:
+            return None
+        # The form first: not every tensor has an address.
+        for letter, column in columns.items():
+            if not self.forms[letter].hold(column) or not self.addresses[letter].hold(column):
+                return None
+        if not self.forms["g"].hold(gradients):
+            return None
+        addresses = self.addresses["g"].of(gradients)
+        if 0 in addresses and any(n and not a for n, a in zip(self.lengths, addresses, strict=True)):
+            return None
+        self.launch.place("g", addresses)
+        return chain.from_iterable([columns[x] for x in self.writes])
+
+    def prepare(self, values: Mapping[str, Any]) -> None:
+        """Compute the scalars of the next step, from these hyper-parameters."""
+        self.launch.check(counts_on_host=self.on_host)
+        self.scalars = self.counters.next(values)
+
+    def step(self, written: Iterable[Tensor], *scaler: Tensor | None) -> tuple[Any, ...]:
+        """Run the kernel with the scalars that were prepared and with what a gradient scaler says."""
+        scaling = self.begin(written, scaler)
+        self.launch.run(self.scalars, self.counters.rows, *scaling)
+        self.end(scaling)
+        return scaling
+
+    def run(self, number: int, scaling: tuple[Any, ...]) -> list[tuple[Reduction, Any]]:
+        """What comes between two stages of scalars: values per column, and a sweep.
+
+        Returns the reductions that are finished by then, with what each came to over each tensor.
+        """
+        table = self.scalars if self.counters.table is None else self.counters.table
+        given = table, self.counters.rows, *scaling
+        found: list[tuple[Reduction, Any]] = []
+        columns = self.program.columns[number] if number < len(self.program.columns) else None
+        if columns is not None:
+            found += zip(columns.reductions, self.launch.run_columns(*given, stage=number), strict=True)
+        if number < len(self.program.passes):
+            sweep = self.program.passes[number]
+            found += zip(sweep.reductions, self.launch.run(*given, sweep=number), strict=True)
+        return found
+
+    def begin(self, written: Iterable[Tensor], scaler: Sequence[Tensor | None]) -> tuple[Any, ...]:
+        """Tell autograd what changes, and put into a table what a gradient scaler says."""
+        torch.autograd.graph.increment_version(written)
+        return (self.counters.scaling(*scaler),) if scaler and not self.on_host else ()
+
+    def end(self, scaling: tuple[Any, ...]) -> None:
+        """Count the step."""
+        self.counters.count(*scaling)
+        self.rounding.advance(*scaling)
+
+    def together(self, word: str, shares: Any) -> Partial:
+        """What a reduction comes to over all tensors of the batch, before it is finished."""
+        parts = [Partial(x, n) for x, n in zip(shares.tolist(), self.lengths, strict=True)]
+        return sums.together(word, parts)

@@ -1,0 +1,243 @@
+"""Prints one pass of a program over memory as the source of a CPU kernel.
+
+Each word of a program becomes one line, by the table below. All values are computed in float32, or in float64
+if the arrays have that dtype, and rounded once when they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from steprule.engine import storage
+from steprule.engine.program.program import Columns, Instruction, Operand, Pass, Program, Reduction, Register
+from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, arrays_of, noisy
+
+# What each word becomes; the operands' texts are filled in. The roundings are those of torch's CPU operations.
+WORDS = {
+    "neg": "negative({0})",
+    "abs": "absolute({0})",
+    "sqrt": "sqrt({0})",
+    "sign": "sign({0})",
+    "exp": "exp({0})",
+    "log": "log({0})",
+    "atan2": "atan2({0}, {1})",
+    "reciprocal": "number(1.0) / {0}",
+    "shift": "{0} + {1}",
+    "scale": "{0} * {1}",
+    "divide": "{0} / {1}",
+    "power": "power({0}, {1})",
+    "exponential": "power({1}, {0})",
+    "add": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "mul": "{0} * {1}",
+    "div": "{0} / {1}",
+    "add_scaled": "fma({2}, {1}, {0})",
+    "addcmul": "fma({3} * {1}, {2}, {0})",
+    "lerp": "lerp({0}, {1}, {2})",
+    "larger": "larger({0}, {1})",
+    "smaller": "smaller({0}, {1})",
+    "clamp": "at_most(at_least({0}, {1}), {2})",
+    "less": "{0} < {1}",
+    "less_equal": "{0} <= {1}",
+    "greater": "{0} > {1}",
+    "greater_equal": "{0} >= {1}",
+    "equal": "{0} == {1}",
+    "not_equal": "{0} != {1}",
+    "where": "where({0}, {1}, {2})",
+}
+
+# These words if the second operand is a plain number, which is the same for every element.
+BOUNDS = {"larger": "at_least({0}, {1})", "smaller": "at_most({0}, {1})"}
+
+# Powers that torch computes without `pow`.
+POWERS = {
+    1.0: "{0}",
+    2.0: "{0} * {0}",
+    3.0: "{0} * {0} * {0}",
+    0.5: "sqrt({0})",
+    -0.5: "number(1.0) / sqrt({0})",
+    -1.0: "number(1.0) / {0}",
+    -2.0: "number(1.0) / ({0} * {0})",
+}
+
+# How a reduction starts, and how it takes in one value.
+REDUCTIONS = {
+    "total": ("0.0", "sum_with({0}, float64({1}))"),
+    "mean": ("0.0", "sum_with({0}, float64({1}))"),
+    "norm": ("0.0", "sum_with({0}, float64({1}) * float64({1}))"),
+    "largest": ("number(-inf)", "larger({0}, {1})"),
+}
+
+
+class Printer:
+    """Prints a pass in which every element is on its own."""
+
+    imports = ("from steprule.engine.runners.kernels.cpu.words import *",)
+
+    def __init__(self, program: Program, sweep: Pass | Columns, dtypes: Mapping[str, torch.dtype]):
+        self.program = program
+        self.sweep = sweep
+        self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
+        self.arrays = arrays_of(program, dtypes)
+        touched = sweep.inputs.keys() | sweep.outputs.keys()
+        self.coded = [x for x in program.slots if dtypes[x] in CODED and x in touched]
+        self.noisy = noisy(program, sweep, dtypes)
+        self.in_blocks = bool(self.coded or self.noisy)
+        # How the pointers are called that the loop over elements uses.
+        self.prefix = "in" if self.in_blocks else "at"
+        self.number = "float64" if "float64" in self.dtypes.values() else "float32"
+
+    def text(self, title: str) -> str:
+        """The whole source."""
+        head = [f'"""{title}; written by steprule.', "", str(self.program), '"""', ""]
+        head += ["from numpy import float64, inf", f"from numpy import {self.number} as number", ""]
+        head += [*self.imports, "", ""]
+        head += [
+            "def kernel(job):",
+            "    for part in range(thread_number(job), shares(job), thread_count(job)):",
+            "        for place in range(first_place(job, part), first_place(job, part + 1)):",
+        ]
+        return "\n".join([*head, *("            " + line for line in self._body()), ""])
+
+    def _body(self) -> list[str]:
+        """What is done for a chunk."""
+        loop = self._blocks if self.in_blocks else self._entries
+        lines = ["chunk = chunk_at(job, place)"]
+        lines += ["tensor, start = tensor_of(job, chunk), start_of(job, chunk)"]
+        return [*lines, *self._before(), *loop(self._inside()), *self._after()]
+
+    def _before(self) -> list[str]:
+        """What is the same for all elements of a tensor."""
+        touched = self.sweep.inputs.keys() | self.sweep.outputs.keys()
+        beside = {f"{name}_scale" for name in self.coded} | set(storage.EXTRA_KEYS)
+        lines: list[str] = []
+        for index, name in enumerate(self.arrays):
+            if name in touched | beside:
+                lines.append(
+                    f"at_{name} = {self.dtypes[name]}_array(job, {index}, tensor, {self._first(name)})"
+                )
+        lines += [f"key_{name} = key_of(at_{key}, {salt})" for name, (key, salt) in self.noisy.items()]
+        lines.append("row = scalars_of(job, tensor)")
+        lines += self._scalars()
+        starts = enumerate(map(self._start, self.sweep.reductions))
+        return lines + [f"total{place} = {start}" for place, start in starts]
+
+    def _start(self, reduction: Reduction) -> str:
+        """What a reduction starts from."""
+        return REDUCTIONS[reduction.word][0]
+
+    def _first(self, name: str) -> str:
+        """The place in an array where the chunk begins."""
+        if name.endswith("_scale"):
+            return f"start // {storage.BLOCK}"
+        return "0" if name.endswith("_key") else "start"
+
+    def _scalars(self) -> list[str]:
+        """The lines that load the scalars which the pass uses."""
+        used = self._scalars_of(self.sweep.instructions)
+        return [f"c{index} = number(scalar(job, row + {index}))" for index in used]
+
+    def _scalars_of(self, steps: Iterable[Instruction]) -> list[int]:
+        used = {str(x) for step in steps for x in step.operands}
+        return [index for index in range(self.program.scalar_count) if f"c{index}" in used]
+
+    def _entries(self, inside: list[str]) -> list[str]:
+        """The loop over the elements of a chunk."""
+        return ["for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
+
+    def _blocks(self, inside: list[str]) -> list[str]:
+        """The same, block by block: noise restarts in each, and codes need its largest element first."""
+        written = [name for name in self.coded if name in self.sweep.outputs]
+        size = storage.BLOCK
+        lines = [f"buffer_{name} = scratch(job, part * {len(written)} + {i})" for i, name in enumerate(written)]
+        lines += [f"for block in range((length_of(job, chunk) + {size - 1}) // {size}):"]
+        body = [f"first = block * {size}", f"count = min({size}, length_of(job, chunk) - first)"]
+        body += [f"scale_{name} = load(at_{name}_scale, block)" for name in self.coded]
+        arrays = [x for x in self.arrays if any(f"in_{x}," in line for line in inside) or x in self.coded]
+        body += [f"in_{name} = offset(at_{name}, first)" for name in arrays]
+        body += [f"noise_{name} = hash_of(key_{name}, start // {size} + block)" for name in self.noisy]
+        body += [f"top_{name} = size_of_zero()" for name in written]
+        body += ["for i in range(count):", *("    " + x for x in inside)]
+        # Memory would be idle while codes are computed, so fetch what comes next meanwhile.
+        body += [f"fetch(in_{name}, {2 * size})" for name in arrays if written]
+        for name in written:
+            body += [f"scale_{name} = scale_of(top_{name})", f"store(at_{name}_scale, block, scale_{name})"]
+            body += [f"inverse_{name} = inverse_of(scale_{name})"]
+        body += ["for i in range(count):"] if written else []
+        for name in written:
+            value = f"load(buffer_{name}, i), inverse_{name}, noise_{name}"
+            body += [f"    store_code(in_{name}, i, {value})"]
+        return lines + ["    " + x for x in body]
+
+    def _loaded(self, name: str) -> str:
+        """The text that loads an element of an array."""
+        array = f"{self.prefix}_{name}"
+        if name in self.coded:
+            return f"load_code({array}, i, scale_{name})"
+        if name == "p" and "low_bits" in self.arrays:
+            return f"load_master({array}, {array[:2]}_low_bits, i)"
+        if name == "p" and "compensation" in self.arrays:
+            return f"load({array}, i) + load({array[:2]}_compensation, i)"
+        return f"load({array}, i)"
+
+    def _stored(self, name: str, x: str) -> list[str]:
+        """The lines that store an element of an array."""
+        array = f"{self.prefix}_{name}"
+        if name in self.coded:
+            return [f"store(buffer_{name}, i, {x})", f"top_{name} = larger_size(top_{name}, {x})"]
+        if name == "p" and "low_bits" in self.arrays:
+            return [f"store_master({array}, {array[:2]}_low_bits, i, {x})"]
+        if name == "p" and "compensation" in self.arrays:
+            return [f"store_compensated({array}, {array[:2]}_compensation, i, {x})"]
+        if name in self.noisy:
+            return [f"store_randomly({array}, i, {x}, noise_{name})"]
+        return [f"store({array}, i, {x})"]
+
+    def _inside(self) -> list[str]:
+        """What is done for each element: load, compute, store."""
+        lines = [f"{r} = {self._loaded(name)}" for name, r in self.sweep.inputs.items()]
+        lines += [self._line(x) for x in self.sweep.instructions]
+        for place, reduction in enumerate(self.sweep.reductions):
+            form = REDUCTIONS[reduction.word][1]
+            value = self._number(reduction.operand)
+            lines.append(f"total{place} = {form.format(f'total{place}', value)}")
+        for name, register in self.sweep.outputs.items():
+            lines += self._stored(name, self._number(register))
+        return lines
+
+    def _after(self) -> list[str]:
+        """The lines that keep the results of the reductions over the chunk."""
+        count = len(self.sweep.reductions)
+        return [f"keep_partial(job, {count}, {place}, chunk, float64(total{place}))" for place in range(count)]
+
+    def _line(self, step: Instruction) -> str:
+        return f"{step.out} = {self._expression(step)}"
+
+    def _expression(self, step: Instruction) -> str:
+        if step.word == "where":
+            return self._where(step)
+        texts = [self._number(operand) for operand in step.operands]
+        form = WORDS[step.word]
+        if step.word in BOUNDS and not isinstance(step.operands[1], Register):
+            form = BOUNDS[step.word]
+        if step.word == "power" and isinstance(step.operands[1], float):
+            form = POWERS.get(step.operands[1], form)
+        return form.format(*texts)
+
+    def _where(self, step: Instruction) -> str:
+        condition, a, b = step.operands
+        if isinstance(condition, float):
+            return self._number(a if condition else b)
+        is_mask = isinstance(condition, Register) and condition.mask
+        test = str(condition) if is_mask else f"{condition} != number(0.0)"
+        return f"where({test}, {self._number(a)}, {self._number(b)})"
+
+    def _number(self, operand: Operand) -> str:
+        """The operand's text; a comparison counts as 1 or 0, as in torch."""
+        if isinstance(operand, float):
+            return f"number({operand!r})" if operand == operand else "number(inf - inf)"
+        if isinstance(operand, Register) and operand.mask:
+            return f"where({operand}, number(1.0), number(0.0))"
+        return str(operand)

@@ -1,0 +1,116 @@
+"""Whether a kernel can step a parameter: the kind and the memory of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from steprule.engine import lines, storage
+from steprule.engine.program.program import Program
+from steprule.engine.runners.kernels import printing
+from steprule.engine.runners.kernels.counters import KINDS, keys_of
+
+_OWN_DISPATCH = cast(Any, Tensor).__torch_dispatch__
+
+
+def why_not(program: Program, param: Tensor, gradient: Tensor, state: Mapping[str, Any]) -> str | None:
+    """Why the kernel of a program cannot step this parameter, or None."""
+    reason = _odd_tensors(program, param, gradient, slots_of(program, state))
+    if reason is None and program.lined:
+        reason = _odd_lines(program, param)
+    return reason or _no_count(keys_of(program, state), state) or _odd_storage(param, state)
+
+
+def slots_of(program: Program, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a program's slots, or of their codes, by letter."""
+    return {x: state[storage.entry_of(state, slot.key)] for x, slot in program.slots.items()}
+
+
+def _odd_tensors(program: Program, param: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> str | None:
+    tensors = {"the parameter": param, "its gradient": gradient}
+    tensors |= {f"its state '{program.slots[x].key}'": value for x, value in slots.items()}
+    lined = [slots[x] for x, slot in program.slots.items() if slot.per != "element"]
+    for name, tensor in tensors.items():
+        if _wrapped(tensor):
+            return f"{name} is a {type(tensor).__name__}"
+        if tensor.layout != torch.strided:
+            return f"{name} is sparse"
+        if tensor.is_neg() or tensor.is_conj():
+            return f"{name} has a lazy sign (is_neg, is_conj)"
+        if tensor.device != param.device:
+            return f"{name} is on {tensor.device}"
+        if tensor.numel() and not tensor.data_ptr():
+            return f"{name} has no memory of its own"
+        if any(tensor is x for x in lined):
+            if not tensor.is_contiguous():
+                return f"{name} has gaps in memory"
+            continue
+        if tensor.shape != param.shape:
+            return f"{name} has another shape than the parameter"
+        contiguous = tensor.is_contiguous() and param.is_contiguous()
+        if not contiguous and tensor.stride() != param.stride():
+            return f"{name} has another memory layout than the parameter"
+    if any(x.dtype in printing.CODED for x in slots.values()) and not param.is_contiguous():
+        return "the neighbours that share a scale are not neighbours in memory"
+    if not _dense(param):
+        return "the parameter's elements have gaps between them in memory"
+    return printing.why_not({name: tensor.dtype for name, tensor in tensors.items()})
+
+
+def _odd_lines(program: Program, param: Tensor) -> str | None:
+    """Why a kernel cannot find the rows and columns of a parameter, or None."""
+    if not param.numel():
+        return "it has rows or columns without elements"
+    if program.stacked and param.dim() > 2:
+        return f"it is a stack of matrices ({param.dim()} dimensions), and kernels take one matrix"
+    by_column = any(slot.per == "column" for slot in program.slots.values())
+    rows = lines.fact(param.shape, "rows", stacked=False)
+    if not param.is_contiguous() and (by_column or (rows > 1 and param.stride(0) * rows != param.numel())):
+        return "its rows are not one after the other in memory"
+    return None
+
+
+def _no_count(keys: Sequence[str], state: Mapping[str, Any]) -> str | None:
+    """Why what is kept once per tensor cannot be read and written as memory, or None."""
+    for key in keys:
+        count = state[key]
+        if not isinstance(count, Tensor) or count.numel() != 1 or count.dtype not in KINDS:
+            return f"its state '{key}' is not a single float32 or float64"
+        if _wrapped(count) or count.is_neg() or count.data_ptr() % count.itemsize:
+            return f"its state '{key}' has no plain memory of its own"
+    return None
+
+
+def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
+    """Why what is kept next to the slots cannot be used as it is, or None."""
+    for key, value in state.items():
+        if key in storage.EXTRA_KEYS or key.endswith("_scale"):
+            if _wrapped(value) or value.is_neg():
+                return f"its state '{key}' has no plain memory of its own"
+            if key in ("compensation", "low_bits") and (value.shape, value.stride()) != (
+                param.shape,
+                param.stride(),
+            ):
+                return f"its state '{key}' has another memory layout than the parameter"
+            if key.endswith("_scale") and not value.is_contiguous():
+                return f"its state '{key}' is not contiguous"
+    return None
+
+
+def _wrapped(tensor: Tensor) -> bool:
+    """Whether the tensor's operations are not torch's own, as a DTensor's are."""
+    kind: Any = type(tensor)
+    return kind.__torch_dispatch__ is not _OWN_DISPATCH
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one block of memory, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True

@@ -1,0 +1,103 @@
+"""Kernels on rows and columns: they equal the loop in every storage, and say what they leave to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from kernels import FUSED, LOOP, assert_same_numbers, exact_roots
+from rules import assert_same, flat, numbers
+from test_rows import MEANING, Both, ColumnWise, RowWise, Stacked
+from test_storage_runners import STORAGES
+from torch import Tensor, nn
+
+from steprule import explain
+from steprule.engine.runners.kernels.cpu import cut
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")
+
+# Rows that share blocks of codes, that end with one, and that are longer than a chunk; many rows; vectors.
+SHAPES = ((400, 90), (17, 256), (3, 5000), (2000, 3), (41, 2, 70), (5000,), (5,), (), (1, 1))
+
+
+def advance(optimizer: Any, steps: int = 3) -> Any:
+    for step in range(steps):
+        for place, param in enumerate(flat(optimizer)):
+            gradient = numbers(tuple(param.shape), param.dtype, 100 * step + place)
+            param.grad = torch.empty_like(param).copy_(gradient)
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", STORAGES)
+@pytest.mark.parametrize("rule", MEANING)
+def test_the_kernel_equals_the_loop_in_every_storage(rule: Any, name: str) -> None:
+    dtype, options = STORAGES[name]
+    if name == "fp16" and rule is Both:
+        options = {"state_dtype": {"variance": "bf16"}}
+    shapes = [x for x in SHAPES if rule is not Stacked or len(x) < 3]
+    with exact_roots():
+        kernel, loop = (
+            advance(rule([nn.Parameter(numbers(x, dtype, 5)) for x in shapes], **options, **switches))
+            for switches in (FUSED, LOOP)
+        )
+        assert_same_numbers(kernel, loop)
+
+
+@pytest.mark.parametrize("rule", MEANING)
+def test_sums_in_double_differ_only_by_their_order(rule: Any) -> None:
+    made = [
+        advance(rule([nn.Parameter(numbers(x, torch.float64, 5)) for x in SHAPES], **switches))
+        for switches in ({}, LOOP)
+    ]
+    for one, other in zip(*map(flat, made), strict=True):
+        torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", [RowWise, ColumnWise, Both])
+def test_the_number_of_threads_does_not_show(rule: Any) -> None:
+    results: list[Tensor] = []
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            param = nn.Parameter(numbers((1500, 301), torch.float32, 1))
+            results.append(flat(advance(rule([param], **FUSED), 2))[0].detach())
+    finally:
+        torch.set_num_threads(before)
+    assert_same(results[1:], results[:1] * 2)
+
+
+@pytest.mark.parametrize("rule", [RowWise, ColumnWise, Both])
+def test_rows_in_another_order_of_memory(rule: Any) -> None:
+    """Channels-last rows are together in memory; transposed ones, and what has a slot per column, are not."""
+    with exact_roots():
+        made: list[Any] = []
+        for switches in ({}, LOOP):
+            last = numbers((6, 4, 3, 3), torch.float32, 2).contiguous(memory_format=torch.channels_last)
+            transposed = numbers((30, 20), torch.float32, 1).t()
+            made.append(advance(rule([nn.Parameter(last), nn.Parameter(transposed)], **switches)))
+    for one, other in zip(*map(flat, made), strict=True):
+        torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-5, atol=1e-6)
+    text = explain(made[0])
+    assert "parameter 1 by the reference: its rows are not one after the other in memory" in text
+    assert ("parameter 0 by the reference" in text) == (rule is not RowWise)
+
+
+def test_stacks_and_tensors_without_elements_are_left_to_the_loop() -> None:
+    params = [nn.Parameter(numbers(x, torch.float32, 1)) for x in ((2, 3, 4), (0, 4), (3, 4))]
+    text = explain(advance(Stacked(params)))
+    assert "runner: cpu_kernel" in text
+    assert "parameter 0 by the reference: it is a stack of matrices (3 dimensions)" in text
+    assert "parameter 1 by the reference: it has rows or columns without elements" in text
+    assert "parameter 2 by the reference" not in text
+
+
+def test_sums_of_columns_take_little_memory() -> None:
+    for rows, columns in ((50_000, 768), (4096, 4096), (128, 30_000), (768, 3072), (3, 10), (1, 10**6)):
+        for blocks in (False, True):
+            together = cut.rows_together(rows, columns, with_columns=True, in_blocks=blocks)
+            chunks = -(-rows // together)
+            assert chunks == 1 or 8 * chunks * columns <= 4 * rows * columns / 32
+            assert not (blocks and chunks > 1) or together * columns % 256 == 0
