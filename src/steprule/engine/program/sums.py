@@ -1,15 +1,18 @@
-"""Sums over tensors, groups and all parameters: taken in double, so that their order hardly shows."""
+"""Sums over tensors, groups and all parameters, and over rows and columns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from steprule.engine import storage
+from steprule.engine.program import exact
+from steprule.engine.program.exact import Sum
 
 
 class Partial(NamedTuple):
@@ -18,28 +21,33 @@ class Partial(NamedTuple):
     A sum, for `norm` one of squares, or the largest element.
     """
 
-    value: float
+    value: Sum | float
     elements: int
+
+
+def partials(word: str, tensors: Sequence[Tensor]) -> list[Partial]:
+    """The part of a reduction that is taken over each of these tensors."""
+    if word == "largest":
+        return [Partial(_taken(word, x).item(), x.numel()) for x in tensors]
+    plain = [x for x in tensors if not storage.sharded(x)]
+    added = iter(exact.of_tensors(plain, squares=word == "norm"))
+    values = [exact.of_number(_taken(word, x).item()) if storage.sharded(x) else next(added) for x in tensors]
+    return [Partial(value, x.numel()) for value, x in zip(values, tensors, strict=True)]
 
 
 def partial(word: str, x: Tensor) -> Partial:
     """The part of a reduction that is taken over one tensor."""
-    return Partial(_whole(_taken(word, x)).item(), x.numel())
+    return partials(word, [x])[0]
 
 
 def _taken(word: str, x: Tensor) -> Tensor:
+    whole: Tensor = cast(Any, x).full_tensor() if storage.sharded(x) else x
     if word == "largest":
-        if storage.sharded(x):
-            x = _whole(x)  # a process may hold no element of it
-        return torch.amax(x) if x.numel() else x.new_full((), -torch.inf)
+        return torch.amax(whole) if whole.numel() else whole.new_full((), -torch.inf)
     if word == "norm":
-        norm: Tensor = cast(Any, torch.linalg).vector_norm(x, dtype=torch.float64)
+        norm: Tensor = cast(Any, torch.linalg).vector_norm(whole, dtype=torch.float64)
         return norm.square()
-    return torch.sum(x, dtype=torch.float64)
-
-
-def _whole(x: Tensor) -> Tensor:
-    return cast(Any, x).full_tensor() if storage.sharded(x) else x
+    return torch.sum(whole, dtype=torch.float64)
 
 
 def on_tape(word: str, x: Tensor) -> Tensor:
@@ -87,22 +95,21 @@ def as_torch(word: str, x: Tensor, dimensions: tuple[int, ...] | None) -> Tensor
 
 def finished(word: str, parts: Iterable[Partial]) -> float:
     """What the parts come to together."""
-    parts = list(parts)
-    values = [part.value for part in parts]
-    if word == "largest":
-        undefined = [value for value in values if value != value]
-        return undefined[0] if undefined else max(values, default=-math.inf)
-    try:
-        result = math.fsum(values)
-    except (OverflowError, ValueError):  # of numbers too large for a double
-        result = sum(values)
+    value, elements = together(word, parts)
+    if not isinstance(value, Sum):
+        return value
+    result = value.rounded()
     if word == "mean":
-        return result / max(1, sum(part.elements for part in parts))
+        return result / max(1, elements)
     return math.sqrt(result) if word == "norm" and result >= 0 else result
 
 
 def together(word: str, parts: Iterable[Partial]) -> Partial:
     """What several parts come to, as one part."""
     parts = list(parts)
-    value = finished(word if word == "largest" else "total", parts)
-    return Partial(value, sum(part.elements for part in parts))
+    elements = sum(part.elements for part in parts)
+    if word == "largest":
+        values = [cast(float, part.value) for part in parts]
+        undefined = [value for value in values if value != value]
+        return Partial(undefined[0] if undefined else max(values, default=-math.inf), elements)
+    return Partial(reduce(Sum.plus, (cast(Sum, part.value) for part in parts), Sum()), elements)

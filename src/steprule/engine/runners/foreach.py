@@ -119,7 +119,7 @@ def _run_bucket(
         for dead in dying - {step.out.index}:
             values.pop(dead, None)
     partials = [
-        [sums.partial(x.word, machine.counted(value)) for value in values[x.operand.index]]
+        sums.partials(x.word, [machine.counted(value) for value in values[x.operand.index]])
         for x in sweep.reductions
     ]
     _store(sweep, columns, values, home)

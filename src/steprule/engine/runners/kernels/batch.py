@@ -12,9 +12,7 @@ from torch import Tensor
 
 from steprule.engine import storage
 from steprule.engine.fields import counts_on_device
-from steprule.engine.program import sums
 from steprule.engine.program.program import Program, Reduction
-from steprule.engine.program.sums import Partial
 from steprule.engine.runners.kernels.addresses import Addresses
 from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.engine.runners.kernels.forms import Forms
@@ -145,8 +143,3 @@ class Batch:
         """Count the step."""
         self.counters.count(*scaling)
         self.rounding.advance(*scaling)
-
-    def together(self, word: str, shares: Any) -> Partial:
-        """What a reduction comes to over all tensors of the batch, before it is finished."""
-        parts = [Partial(x, n) for x, n in zip(shares.tolist(), self.lengths, strict=True)]
-        return sums.together(word, parts)

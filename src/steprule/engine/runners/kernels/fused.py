@@ -117,7 +117,10 @@ def _sweeps(
         found = batch.run(number, scaling)
         for reduction, shares in found:
             if reduction.shared:
-                asked[phases.key_in(group, reduction)] = reduction.word, batch.together(reduction.word, shares)
+                asked[phases.key_in(group, reduction)] = (
+                    reduction.word,
+                    batch.launch.together(reduction.word, shares),
+                )
             else:
                 reduced[reduction.index] = batch.launch.finished(reduction, shares)
         if asked:

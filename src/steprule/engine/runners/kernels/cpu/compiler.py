@@ -13,6 +13,7 @@ from typing import Any, cast
 import llvmlite.binding as llvm
 
 from steprule.engine import storage
+from steprule.engine.program import exact
 from steprule.engine.runners.kernels.cpu.threads import Job
 
 ENTRY = "steprule_kernel"
@@ -35,8 +36,8 @@ def machine() -> Any:
 def surroundings() -> str:
     """Everything besides its text that a kernel's machine code depends on."""
     here = Path(__file__)
-    files = (here, *map(here.with_name, ("words.py", "line_words.py")), Path(storage.__file__))
-    texts = b"".join(file.read_bytes() for file in files)
+    words = map(here.with_name, ("words.py", "line_words.py", "sums.py"))
+    texts = b"".join(Path(file).read_bytes() for file in (here, *words, storage.__file__, exact.__file__))
     parts = (
         *Job.__annotations__,
         metadata.version("numba"),
@@ -61,15 +62,14 @@ def machine_code(text: str, file: str) -> bytes:
     compiled: Any = numba.njit(numba.void(numba.int64), **options)(scope["kernel"])
     (signature,) = compiled.signatures
     intermediate: str = compiled.inspect_llvm(signature)
-    module: Any = llvm.parse_assembly(intermediate + _entry_text(intermediate))
+    name: str = compiled.overloads[signature].fndesc.llvm_func_name
+    module: Any = llvm.parse_assembly(intermediate + _entry_text(name))
     module.verify()
     return machine().emit_object(module)
 
 
-def _entry_text(intermediate: str) -> str:
+def _entry_text(name: str) -> str:
     """A C function around numba's own: numba passes addresses for a result and for an error as well."""
-    parsed: Any = llvm.parse_assembly(intermediate)
-    (name,) = (f.name for f in parsed.functions if not f.is_declaration and "kernel" in f.name)
     return f"""
 define void @{ENTRY}(i64 %job) {{
   %result = alloca ptr

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from steprule.engine import storage
+from steprule.engine.program.exact import WIDTH
 from steprule.engine.program.program import Reduction
+from steprule.engine.runners.kernels import cache
 from steprule.engine.runners.kernels.cpu import threads
+from steprule.engine.runners.kernels.cpu.printer import STRIP, SUMS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # slow to import
@@ -24,27 +27,68 @@ CHUNK_COST = 256
 ROWS, CHUNKS = 64, 64
 
 
+class Exact(NamedTuple):
+    """The sum over each tensor: in limbs, and as a double."""
+
+    limbs: NDArray[np.int64]
+    rounded: NDArray[np.float64]
+
+
+# The kernel that runs after a sweep with sums.
+COMBINE = """\"\"\"What the chunks of each tensor come to together; written by steprule.\"\"\"
+
+from steprule.engine.runners.kernels.cpu.sums import *
+
+
+def kernel(job):
+    count, tensors = sums_of_sweep(job), tensors_of_job(job)
+    for place in range(count):
+        for tensor in range(tensors):
+            total = sum_of_tensor(job, place * tensors + tensor)
+            clear(total)
+            first = first_chunks(job, tensor)
+            for chunk in range(first[0], first[1]):
+                add_sum(total, sum_of_chunk(job, chunk * count + place))
+            result = rounded_sums(job, place * tensors + tensor)
+            result[0] = rounded(total, sum_of_tensor(job, count * tensors))
+"""
+
+
 class Cut:
     """Chunks of the elements of tensors, or of their columns, and the job of a kernel that goes over them.
 
     lengths: how many elements, or columns, each tensor has. pieces: how many of them a chunk has. widest: the
-    most reductions of a kernel. codes: how many arrays are written as 8-bit codes.
+    most reductions of a kernel. codes: how many arrays are written as 8-bit codes. added: the dtype of what is
+    added up exactly, if anything is.
     """
 
     def __init__(
-        self, lengths: NDArray[np.int64], pieces: NDArray[np.int64] | int, widest: int, codes: int = 0
+        self,
+        lengths: NDArray[np.int64],
+        pieces: NDArray[np.int64] | int,
+        widest: int,
+        codes: int = 0,
+        added: Any = None,
     ):
         self.lengths = lengths
         self.chunks = chunks(lengths, pieces)
         self.job = threads.Job(tensors=len(lengths))
         self._address = ctypes.addressof(self.job)
         self._codes = codes
-        self._partials = np.zeros(len(self.chunks) * widest)
+        self._widest = widest
+        self._partials = np.zeros(len(self.chunks) * widest * WIDTH, dtype=np.int64)
+        self._added = added
+        self._values: NDArray[Any] = np.zeros(0)
         self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._scratch = np.zeros(0, dtype=np.float32)
         self.first_chunks = np.searchsorted(self.chunks[:, 0], np.arange(len(lengths) + 1)).astype(np.int64)
         self.point(chunks=self.chunks, partials=self._partials)
+        if added is not None:
+            self._add = threads.Kernel(cache.address_of("sums", COMBINE))
+            self._sums = np.zeros((widest * len(lengths) + 1) * WIDTH, dtype=np.int64)
+            self._rounded = np.zeros(widest * len(lengths))
+            self.point(first_chunks=self.first_chunks, sums=self._sums, rounded=self._rounded)
 
     def point(self, **tables: NDArray[Any]) -> None:
         """Put the addresses of tables, which the caller keeps alive, into the job."""
@@ -55,8 +99,20 @@ class Cut:
         """Run a kernel on so many threads. Returns what each of its reductions came to over each tensor."""
         self._share(number)
         kernel.run(self._address, number)
-        taken = self._partials[: len(self.chunks) * len(reductions)].reshape(-1, max(1, len(reductions)))
-        return [self._combine(step.word, taken[:, place]) for place, step in enumerate(reductions)]
+        count = len(reductions)
+        if self._added is not None and any(x.word in SUMS for x in reductions):
+            self.job.reductions = count
+            self._add.run(self._address, 1)
+        return [self._share_of(place, count, x.word) for place, x in enumerate(reductions)]
+
+    def _share_of(self, place: int, count: int, word: str) -> Any:
+        """What a reduction came to over each tensor: a double, or a sum in limbs and as a double."""
+        if self._added is None or word not in SUMS:
+            taken = self._partials[: len(self.chunks) * count * WIDTH].reshape(-1, count, WIDTH)
+            return self._combine(word, taken[:, place, 0].view(np.float64))
+        first, tensors = place * len(self.lengths), len(self.lengths)
+        limbs = self._sums[first * WIDTH : (first + tensors) * WIDTH].reshape(-1, WIDTH)
+        return Exact(limbs.copy(), self._rounded[first : first + tensors].copy())
 
     def _share(self, number: int) -> None:
         """Split the chunks into one share per thread, each of about the same work.
@@ -76,6 +132,10 @@ class Cut:
         self._scratch = _aligned(number * self._codes * storage.BLOCK)
         self.point(order=self._order, bounds=self._bounds, scratch=self._scratch)
         self.job.shares = number
+        if self._added is not None:
+            self.job.room = STRIP
+            self._values = np.zeros(number * self._widest * STRIP, dtype=self._added)
+            self.point(values=self._values)
         openmp = threads.openmp() if number > 1 else None
         for name in ("thread_number", "thread_count"):
             setattr(self.job, name, getattr(openmp, name, 0))

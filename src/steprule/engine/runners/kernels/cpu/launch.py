@@ -13,11 +13,14 @@ import numpy as np
 import torch
 
 from steprule.engine import lines
+from steprule.engine.program import exact, sums
 from steprule.engine.program.program import Program, Reduction
+from steprule.engine.program.sums import Partial
 from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 from steprule.engine.runners.kernels.cpu import threads as cpu_threads
-from steprule.engine.runners.kernels.cpu.cut import CHUNK, Cut, rows_together
+from steprule.engine.runners.kernels.cpu.cut import CHUNK, Cut, Exact, rows_together
+from steprule.engine.runners.kernels.cpu.printer import SUMS
 from steprule.engine.runners.kernels.printing import CODED, Source, arrays_of, noisy
 from steprule.engine.runners.kernels.turns import in_blocks, kept_rows
 
@@ -48,7 +51,10 @@ class Launch:
         self._lines = _Lines(program, dtypes, shapes, self._lengths) if program.lined else None
         pieces = CHUNK if self._lines is None else self._lines.pieces
         codes = sum(dtype in CODED for dtype in dtypes.values())
-        self._cut = Cut(self._lengths, pieces, max(map(len, self._reductions)), codes)
+        number = np.float64 if torch.float64 in dtypes.values() else np.float32
+        summed = self._lines is None and any(x.word in SUMS for words in self._reductions for x in words)
+        widest = max(map(len, self._reductions))
+        self._cut = Cut(self._lengths, pieces, widest, codes, number if summed else None)
         self._cuts = [self._cut]
         self._pointers = np.zeros((len(self._inputs), len(shapes)), dtype=np.int64)
         if self._lines is not None:
@@ -102,9 +108,19 @@ class Launch:
 
     def finished(self, reduction: Reduction, shares: Any) -> Any:
         """What a reduction comes to over each tensor."""
+        shares = shares.rounded if isinstance(shares, Exact) else shares
         if reduction.word == "mean":
             return shares / np.maximum(self._counts(reduction.operand.level), 1)
         return np.sqrt(shares) if reduction.word == "norm" else shares
+
+    def together(self, word: str, shares: Any) -> Partial:
+        """What a reduction comes to over all tensors, before it is finished."""
+        elements = int(self._lengths.sum())
+        if isinstance(shares, Exact):
+            return Partial(exact.from_limbs(shares.limbs.sum(0).tolist()), elements)
+        values: list[float] = shares.tolist()
+        parts = [Partial(x if word == "largest" else exact.of_number(x), 0) for x in values]
+        return sums.together(word, parts)._replace(elements=elements)
 
     def _counts(self, level: str) -> NDArray[np.int64]:
         """How many elements, rows or columns each tensor has."""

@@ -44,6 +44,10 @@ class _Doubles(Printer):
         self.kept = line_arrays(program)
         self._double = False
 
+    def _summed(self) -> list[int]:
+        """None: rows and columns are added in double, one after the other."""
+        return []
+
     def _line(self, step: Instruction) -> str:
         self._double = step.out.level == self._level
         text = super()._line(step)

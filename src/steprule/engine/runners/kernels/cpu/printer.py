@@ -62,7 +62,11 @@ POWERS = {
     -2.0: "number(1.0) / ({0} * {0})",
 }
 
-# How a reduction starts, and how it takes in one value.
+# How the values of a block are added, and how many elements are in one.
+SUMS = {"total": "add_values", "mean": "add_values", "norm": "add_squares"}
+STRIP = 1024
+
+# How a reduction over rows or columns starts, and how it takes in one value.
 REDUCTIONS = {
     "total": ("0.0", "sum_with({0}, float64({1}))"),
     "mean": ("0.0", "sum_with({0}, float64({1}))"),
@@ -84,7 +88,8 @@ class Printer:
         touched = sweep.inputs.keys() | sweep.outputs.keys()
         self.coded = [x for x in program.slots if dtypes[x] in CODED and x in touched]
         self.noisy = noisy(program, sweep, dtypes)
-        self.in_blocks = bool(self.coded or self.noisy)
+        self.summed = self._summed()
+        self.in_blocks = bool(self.coded or self.noisy or self.summed)
         # How the pointers are called that the loop over elements uses.
         self.prefix = "in" if self.in_blocks else "at"
         self.number = "float64" if "float64" in self.dtypes.values() else "float32"
@@ -93,7 +98,8 @@ class Printer:
         """The whole source."""
         head = [f'"""{title}; written by steprule.', "", str(self.program), '"""', ""]
         head += ["from numpy import float64, inf", f"from numpy import {self.number} as number", ""]
-        head += [*self.imports, "", ""]
+        sums = ["from steprule.engine.runners.kernels.cpu.sums import *"] if self.summed else []
+        head += [*sums, *self.imports, "", ""]
         head += [
             "def kernel(job):",
             "    for part in range(thread_number(job), shares(job), thread_count(job)):",
@@ -121,8 +127,19 @@ class Printer:
         lines += [f"key_{name} = key_of(at_{key}, {salt})" for name, (key, salt) in self.noisy.items()]
         lines.append("row = scalars_of(job, tensor)")
         lines += self._scalars()
-        starts = enumerate(map(self._start, self.sweep.reductions))
-        return lines + [f"total{place} = {start}" for place, start in starts]
+        count = len(self.sweep.reductions)
+        for place, reduction in enumerate(self.sweep.reductions):
+            if place in self.summed:
+                lines.append(f"values{place} = {self.number}_values(job, part * {count} + {place})")
+                lines.append(f"sum{place} = sum_of_chunk(job, chunk * {count} + {place})")
+                lines.append(f"clear(sum{place})")
+            else:
+                lines.append(f"total{place} = {self._start(reduction)}")
+        return lines
+
+    def _summed(self) -> list[int]:
+        """Which reductions are sums that are exact between blocks."""
+        return [place for place, x in enumerate(self.sweep.reductions) if x.word in SUMS]
 
     def _start(self, reduction: Reduction) -> str:
         """What a reduction starts from."""
@@ -148,9 +165,13 @@ class Printer:
         return ["for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
 
     def _blocks(self, inside: list[str]) -> list[str]:
-        """The same, block by block: noise restarts in each, and codes need its largest element first."""
+        """The same, block by block.
+
+        Noise restarts in each, codes need its largest element first, and what is going to be added is in the
+        nearest cache.
+        """
         written = [name for name in self.coded if name in self.sweep.outputs]
-        size = storage.BLOCK
+        size = storage.BLOCK if self.coded or self.noisy else STRIP
         lines = [f"buffer_{name} = scratch(job, part * {len(written)} + {i})" for i, name in enumerate(written)]
         lines += [f"for block in range((length_of(job, chunk) + {size - 1}) // {size}):"]
         body = [f"first = block * {size}", f"count = min({size}, length_of(job, chunk) - first)"]
@@ -160,6 +181,7 @@ class Printer:
         body += [f"noise_{name} = hash_of(key_{name}, start // {size} + block)" for name in self.noisy]
         body += [f"top_{name} = size_of_zero()" for name in written]
         body += ["for i in range(count):", *("    " + x for x in inside)]
+        body += [self._block_added(place) for place in self.summed]
         # Memory would be idle while codes are computed, so fetch what comes next meanwhile.
         body += [f"fetch(in_{name}, {2 * size})" for name in arrays if written]
         for name in written:
@@ -200,9 +222,12 @@ class Printer:
         lines = [f"{r} = {self._loaded(name)}" for name, r in self.sweep.inputs.items()]
         lines += [self._line(x) for x in self.sweep.instructions]
         for place, reduction in enumerate(self.sweep.reductions):
-            form = REDUCTIONS[reduction.word][1]
             value = self._number(reduction.operand)
-            lines.append(f"total{place} = {form.format(f'total{place}', value)}")
+            if place not in self.summed:
+                form = REDUCTIONS[reduction.word][1]
+                lines.append(f"total{place} = {form.format(f'total{place}', value)}")
+            elif self._in_memory(place) is None:
+                lines.append(f"store(values{place}, i, {value})")
         for name, register in self.sweep.outputs.items():
             lines += self._stored(name, self._number(register))
         return lines
@@ -210,7 +235,26 @@ class Printer:
     def _after(self) -> list[str]:
         """The lines that keep the results of the reductions over the chunk."""
         count = len(self.sweep.reductions)
-        return [f"keep_partial(job, {count}, {place}, chunk, float64(total{place}))" for place in range(count)]
+        return [
+            f"keep_partial(job, {count}, {place}, chunk, float64(total{place}))"
+            for place in range(count)
+            if place not in self.summed
+        ]
+
+    def _in_memory(self, place: int) -> str | None:
+        """The array whose elements a sum is taken of as they are, if there is one."""
+        operand = self.sweep.reductions[place].operand
+        for name, register in self.sweep.inputs.items():
+            as_it_is = self.dtypes[name] == self.number and self._loaded(name) == f"load(in_{name}, i)"
+            if register == operand and as_it_is and name not in self.sweep.outputs:
+                return name
+        return None
+
+    def _block_added(self, place: int) -> str:
+        """The line that adds the values of a block to a sum."""
+        word, name = SUMS[self.sweep.reductions[place].word], self._in_memory(place)
+        values = f"values{place}" if name is None else f"in_{name}"
+        return f"{word}(sum{place}, {values}, values{place}, count)"
 
     def _line(self, step: Instruction) -> str:
         return f"{step.out} = {self._expression(step)}"

@@ -34,7 +34,12 @@ class Job(ctypes.Structure):
     pointers: int  # address of one address per array and tensor
     scalars: int  # address of the doubles computed on the host
     rows: int  # address of one index per tensor: where its scalars begin
-    partials: int  # address of one double per reduction and chunk: the result for that chunk
+    reductions: int  # how many the sweep takes
+    partials: int  # address of a sum in limbs per chunk and reduction, or of another result in its first place
+    values: int  # address of what each share is going to add: a row per share and reduction
+    room: int  # how many values a row has room for
+    sums: int  # address of a sum in limbs per reduction and tensor, and one more
+    rounded: int  # address of the same sums as doubles
     scratch: int  # address of one block of floats per share and array of 8-bit codes
     lines: int  # address of the number of rows per tensor
     columns: int  # address of the number of columns per tensor

@@ -19,6 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from steprule.engine import storage
+from steprule.engine.program.exact import WIDTH
 from steprule.engine.runners.kernels.cpu.threads import Job
 
 INT16, INT32, INT64 = (ir.IntType(bits) for bits in (16, 32, 64))
@@ -177,14 +178,15 @@ smaller = binary(_extreme("<"))
 at_least = binary(_bounded(">"))
 at_most = binary(_bounded("<"))
 where = ternary(lambda builder, condition, a, b: builder.select(condition, a, b))
-# A sum over a tensor may be taken in any order, so that several lanes can share it.
+# A sum over a row may be taken in any order, so that several lanes can share it.
 sum_with = binary(lambda builder, total, x: builder.fadd(total, x, flags=("reassoc",)))
 
 
 # The job
 
 
-def _field(builder, job, name):
+def field_of(builder, job, name):
+    """The value of a field of the job."""
     address = builder.add(job, ir.Constant(INT64, getattr(Job, name).offset))
     return builder.load(builder.inttoptr(address, INT64.as_pointer()))
 
@@ -197,7 +199,7 @@ def _ask_openmp(name, otherwise):
     """The result of an OpenMP function without arguments; `otherwise` if its address is 0."""
 
     def build(builder, job):
-        address = _field(builder, job, name)
+        address = field_of(builder, job, name)
         known = builder.icmp_unsigned("!=", address, ir.Constant(INT64, 0))
         before = builder.block
         with builder.if_then(known):
@@ -214,7 +216,7 @@ def _ask_openmp(name, otherwise):
 
 def _row_of(table):
     def build(builder, job, index):
-        return builder.load(_entry(builder, _field(builder, job, table), index))
+        return builder.load(_entry(builder, field_of(builder, job, table), index))
 
     return build
 
@@ -222,14 +224,14 @@ def _row_of(table):
 def _chunk(part):
     def build(builder, job, chunk):
         index = builder.add(builder.mul(chunk, ir.Constant(INT64, 3)), ir.Constant(INT64, part))
-        return builder.load(_entry(builder, _field(builder, job, "chunks"), index))
+        return builder.load(_entry(builder, field_of(builder, job, "chunks"), index))
 
     return build
 
 
 thread_number = unary(_ask_openmp("thread_number", 0))
 thread_count = unary(_ask_openmp("thread_count", 1))
-shares = unary(lambda builder, job: _field(builder, job, "shares"))
+shares = unary(lambda builder, job: field_of(builder, job, "shares"))
 first_place = binary(_row_of("bounds"))
 chunk_at = binary(_row_of("order"))
 tensor_of = binary(_chunk(0))
@@ -243,24 +245,21 @@ def scalar(context, job, index):
     """One of the doubles computed on the host."""
 
     def generate(context, builder, signature, values):
-        table = _field(builder, values[0], "scalars")
+        table = field_of(builder, values[0], "scalars")
         return builder.load(_entry(builder, table, values[1], ir.DoubleType()))
 
     return types.float64(job, index), generate
 
 
-def _cell(builder, job, table, width, row, column):
-    index = builder.add(builder.mul(row, width), column)
-    return _entry(builder, _field(builder, job, table), index, ir.DoubleType())
-
-
 @intrinsic
 def keep_partial(context, job, reductions, reduction, chunk, value):
-    """Keep the result of a reduction over a chunk."""
+    """Keep the result of a reduction over a chunk, unless it is a sum in limbs."""
 
     def generate(context, builder, signature, values):
         job, reductions, reduction, chunk, value = values
-        builder.store(value, _cell(builder, job, "partials", reductions, chunk, reduction))
+        row = builder.add(builder.mul(chunk, reductions), reduction)
+        place = builder.mul(row, ir.Constant(INT64, WIDTH))
+        builder.store(value, _entry(builder, field_of(builder, job, "partials"), place, ir.DoubleType()))
         return context.get_dummy_value()
 
     return types.void(job, reductions, reduction, chunk, value), generate
@@ -275,8 +274,8 @@ def array_of(kind):
 
     def generate(context, builder, signature, values):
         job, array, tensor, start = values
-        index = builder.add(builder.mul(array, _field(builder, job, "tensors")), tensor)
-        address = builder.load(_entry(builder, _field(builder, job, "pointers"), index))
+        index = builder.add(builder.mul(array, field_of(builder, job, "tensors")), tensor)
+        address = builder.load(_entry(builder, field_of(builder, job, "pointers"), index))
         return _entry(builder, address, start, context.get_value_type(kind))
 
     @intrinsic
@@ -410,7 +409,7 @@ def scratch(context, job, place):
 
     def generate(context, builder, signature, values):
         index = builder.mul(values[1], _constant(storage.BLOCK, INT64))
-        return _entry(builder, _field(builder, values[0], "scratch"), index, ir.FloatType())
+        return _entry(builder, field_of(builder, values[0], "scratch"), index, ir.FloatType())
 
     return pointer(job, place), generate
 

@@ -16,14 +16,16 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from steprule import errors
+from steprule.engine.program import exact, sums
 from steprule.engine.program.program import Program, Reduction
+from steprule.engine.program.sums import Partial
 from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
@@ -63,6 +65,7 @@ class Launch:
         self._wide = [not name.endswith(("_scale", "_key")) for name in self._inputs]
         self._texts = gpu_kernel.sources(program, dtypes)
         self._kernels = [_functions(*text) for text in self._texts]
+        self._elements = sum(map(math.prod, shapes))
         sizes = np.array(list(map(math.prod, shapes)), dtype=np.int64)
         chunks = _chunks(sizes)
         self._programs = len(chunks)
@@ -125,6 +128,12 @@ class Launch:
         if reduction.word == "mean":
             return shares / self._lengths
         return shares.sqrt() if reduction.word == "norm" else shares
+
+    def together(self, word: str, shares: Tensor) -> Partial:
+        """What a reduction comes to over all tensors, before it is finished."""
+        values: list[float] = cast(Any, shares).tolist()
+        parts = [Partial(x if word == "largest" else exact.of_number(x), 0) for x in values]
+        return sums.together(word, parts)._replace(elements=self._elements)
 
     def _start(self, word: str) -> Tensor:
         start = -math.inf if word == "largest" else 0.0

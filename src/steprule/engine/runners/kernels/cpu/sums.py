@@ -1,0 +1,256 @@
+"""The words of CPU kernels for sums: see `program.exact` for what they compute.
+
+Importing this module imports numba, so only the compiler does it.
+"""
+# numba has no type annotations, and the body of a word sees only its compiler's objects.
+# pyright: basic, reportCallIssue=false
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, register_jitable
+
+from steprule.engine.program.exact import BLOCK, LANES, LIMBS, LOWEST, SHIFT, WIDTH
+from steprule.engine.runners.kernels.cpu.words import field_of, unary
+
+INT32, INT64 = ir.IntType(32), ir.IntType(64)
+LAST = 32 * (LIMBS - 2)
+
+
+def _block(square):
+    """The word that adds one block of an array: (array, block), or the squares of its elements."""
+
+    @intrinsic
+    def word(context, array, block):
+        kind = ir.FloatType() if array.dtype == types.float32 else ir.DoubleType()
+        return types.float64(array, block), _adding(kind, square)
+
+    return word
+
+
+def _adding(kind, square):
+    wide, lanes = ir.VectorType(ir.DoubleType(), LANES), ir.VectorType(kind, LANES)
+
+    def generate(context, builder, signature, values):
+        array, block = values
+        start = builder.gep(array, [builder.mul(block, ir.Constant(INT64, BLOCK))])
+        start = builder.bitcast(start, lanes.as_pointer())
+        total = None
+        for part in range(BLOCK // LANES):
+            place = builder.gep(start, [ir.Constant(INT64, part)])
+            x = builder.load(place, align=kind.get_abi_size(context.target_data))
+            x = x if kind == ir.DoubleType() else builder.fpext(x, wide)
+            x = builder.fmul(x, x) if square else x
+            total = x if total is None else builder.fadd(total, x)
+        width = LANES
+        while width > 1:
+            width //= 2
+            halves = [
+                builder.shuffle_vector(
+                    total,
+                    total,
+                    ir.Constant(ir.VectorType(INT32, width), list(range(first, first + width))),
+                )
+                for first in (0, width)
+            ]
+            total = builder.fadd(*halves)
+        return builder.extract_element(total, ir.Constant(INT32, 0))
+
+    return generate
+
+
+sum_of_block = _block(square=False)
+squares_of_block = _block(square=True)
+
+
+@intrinsic
+def bits_of_double(context, x):
+    """The bits of a double, as a whole number."""
+
+    def generate(context, builder, signature, values):
+        return builder.bitcast(values[0], INT64)
+
+    return types.int64(x), generate
+
+
+@register_jitable
+def add_exactly(limbs, x):
+    """Add a double to a sum in limbs."""
+    bits = bits_of_double(x)
+    exponent = (bits >> 52) & 2047
+    mantissa = bits & ((1 << 52) - 1)
+    if exponent > 0:
+        mantissa |= 1 << 52
+    else:
+        exponent = 1
+    place = exponent - SHIFT
+    if place >= LAST:
+        limbs[LIMBS + (2 if x != x else (1 if x < 0.0 else 0))] += 1
+        return
+    if place < 0:
+        mantissa >>= min(-place, 63)
+        place = 0
+    limb, shift = place >> 5, place & 31
+    low, high = (mantissa & 0xFFFFFFFF) << shift, (mantissa >> 32) << shift
+    first, second, third = low & 0xFFFFFFFF, ((low >> 32) & 0xFFFFFFFF) + (high & 0xFFFFFFFF), high >> 32
+    if bits < 0:
+        first, second, third = -first, -second, -third
+    limbs[limb] += first
+    limbs[limb + 1] += second
+    limbs[limb + 2] += third
+
+
+@register_jitable
+def clear(limbs):
+    """Begin a new sum."""
+    for place in range(WIDTH):
+        limbs[place] = 0
+
+
+@register_jitable
+def tail_of(array, values, count):
+    """Copy what is after the last whole block to `values`, and fill it up with zeros."""
+    whole = count - count % BLOCK
+    for i in range(count - whole):
+        values[i] = array[whole + i]
+    for i in range(count - whole, BLOCK):
+        values[i] = 0.0
+
+
+@register_jitable
+def add_values(limbs, array, values, count):
+    """Add `count` elements of an array to a sum. values: room for a block, which may be in the array."""
+    for block in range(count // BLOCK):
+        add_exactly(limbs, sum_of_block(array, block))
+    if count % BLOCK:
+        tail_of(array, values, count)
+        add_exactly(limbs, sum_of_block(values, 0))
+
+
+@register_jitable
+def add_squares(limbs, array, values, count):
+    """Add the squares of `count` elements."""
+    for block in range(count // BLOCK):
+        add_exactly(limbs, squares_of_block(array, block))
+    if count % BLOCK:
+        tail_of(array, values, count)
+        add_exactly(limbs, squares_of_block(values, 0))
+
+
+# What all chunks of a tensor come to
+
+
+def _pointer(kind, generate):
+    """The word that gives a pointer to numbers of this kind."""
+    pointer = types.CPointer(kind)
+
+    @intrinsic
+    def word(context, job, index):
+        return pointer(job, index), lambda context, builder, signature, values: builder.inttoptr(
+            generate(builder, *values), context.get_value_type(pointer)
+        )
+
+    return word
+
+
+def _row(table, bytes_of_row):
+    """The address of a row of a table."""
+
+    def generate(builder, job, index):
+        size = bytes_of_row(builder, job)
+        return builder.add(field_of(builder, job, table), builder.mul(index, size))
+
+    return generate
+
+
+def _bytes(count):
+    return lambda builder, job: ir.Constant(INT64, count)
+
+
+def _room(size):
+    return lambda builder, job: builder.mul(field_of(builder, job, "room"), ir.Constant(INT64, size))
+
+
+# Where a thread keeps the values that it is going to add: (job, which).
+float32_values = _pointer(types.float32, _row("values", _room(4)))
+float64_values = _pointer(types.float64, _row("values", _room(8)))
+# The sum of a chunk, of a tensor, and the latter as a double: (job, which).
+sum_of_chunk = _pointer(types.int64, _row("partials", _bytes(8 * WIDTH)))
+sum_of_tensor = _pointer(types.int64, _row("sums", _bytes(8 * WIDTH)))
+rounded_sums = _pointer(types.float64, _row("rounded", _bytes(8)))
+first_chunks = _pointer(types.int64, _row("first_chunks", _bytes(8)))
+
+
+sums_of_sweep = unary(lambda builder, job: field_of(builder, job, "reductions"))
+tensors_of_job = unary(lambda builder, job: field_of(builder, job, "tensors"))
+
+
+@intrinsic
+def double_of_bits(context, bits):
+    """The double with these bits."""
+
+    def generate(context, builder, signature, values):
+        return builder.bitcast(values[0], ir.DoubleType())
+
+    return types.float64(bits), generate
+
+
+@register_jitable
+def magnitude(limbs, work):
+    """Write the size of a sum to `work`, in limbs from 0 to 2³² and one more above; whether it is negative."""
+    carry = 0
+    for place in range(LIMBS):
+        limb = limbs[place] + carry
+        work[place] = limb & 0xFFFFFFFF
+        carry = limb >> 32
+    negative = carry < 0
+    if negative:
+        one = 1
+        for place in range(LIMBS):
+            limb = (work[place] ^ 0xFFFFFFFF) + one
+            work[place] = limb & 0xFFFFFFFF
+            one = limb >> 32
+        carry = -carry - 1 + one
+    work[LIMBS] = carry
+    return negative
+
+
+@register_jitable
+def rounded(limbs, work):
+    """The double that is nearest to a sum."""
+    if limbs[LIMBS + 2] > 0 or (limbs[LIMBS] > 0 and limbs[LIMBS + 1] > 0):
+        return np.nan
+    if limbs[LIMBS] > 0:
+        return np.inf
+    if limbs[LIMBS + 1] > 0:
+        return -np.inf
+    negative = magnitude(limbs, work)
+    top = LIMBS
+    while top >= 0 and work[top] == 0:
+        top -= 1
+    if top < 0:
+        return 0.0
+    high, middle, low = work[top], work[top - 1] if top > 0 else 0, work[top - 2] if top > 1 else 0
+    rest = 0
+    for place in range(top - 2):
+        rest |= work[place]
+    empty = 0  # bits above the first one of the highest limb
+    while high < 1 << (31 - empty):
+        empty += 1
+    cut = 32 - empty
+    window = (np.uint64(high) << np.uint64(32 + empty)) | (np.uint64(middle) << np.uint64(empty))
+    window |= np.uint64(low >> cut)
+    # A bit that stands for all that is cut off decides between two doubles as all of it would.
+    if (low & ((1 << cut) - 1)) != 0 or rest != 0:
+        window |= np.uint64(1)
+    size = np.float64(window) * double_of_bits((cut + 32 * (top - 2) + LOWEST + 1023) << 52)
+    return -size if negative else size
+
+
+@register_jitable
+def add_sum(limbs, others):
+    """Add one sum to another."""
+    for place in range(WIDTH):
+        limbs[place] += others[place]

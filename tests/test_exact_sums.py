@@ -1,0 +1,217 @@
+"""Sums that no order can change: what they mean, and the same bits from every runner and number of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels import exact_roots
+from rules import numbers
+from torch import Tensor, nn
+
+import steprule
+from steprule.engine.program import exact
+from steprule.engine.program.exact import Sum
+
+LARGEST = 2.0**403
+
+
+def rational(x: Tensor) -> Fraction:
+    return sum((Fraction(y) for y in x.double().reshape(-1).tolist()), Fraction(0))
+
+
+@pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 1000])
+def test_sums_of_whole_numbers_are_exact(count: int) -> None:
+    x = torch.randint(-1000, 1000, (count,), generator=torch.Generator().manual_seed(0)).float()
+    (plain,), (squares,) = exact.of_tensors([x], squares=False), exact.of_tensors([x], squares=True)
+    assert plain.rounded() == rational(x)
+    assert squares.rounded() == rational(x.double().square())
+
+
+def test_blocks_are_added_without_rounding() -> None:
+    """In double, 1 + 1e-30 is 1, and what comes first would decide."""
+    x = torch.zeros(5 * 128)
+    x[0], x[200], x[300], x[639] = 1e18, 1e-30, -1e18, 1e-30
+    (found,) = exact.of_tensors([x], squares=False)
+    assert found.rounded() == float(rational(x)) == 2 * float(x[200])
+
+
+def test_the_order_in_a_block_is_that_of_16_lanes() -> None:
+    x = numbers((128,), torch.float32, 1).double()
+    lanes = x.reshape(8, 16)
+    total = lanes[0].clone()
+    for lane in lanes[1:]:
+        total += lane
+    for half in (8, 4, 2, 1):
+        total = total[:half] + total[half:]
+    (found,) = exact.of_tensors([x], squares=False)
+    assert found.rounded() == float(total[0])
+
+
+@given(st.lists(st.floats(width=64), max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_any_doubles(values: list[float]) -> None:
+    """Each alone in its block; too large ones count as infinite, and the smallest bits are dropped."""
+    x = torch.zeros(len(values), 128, dtype=torch.float64)
+    x[:, 0] = torch.tensor(values, dtype=torch.float64)
+    (found,) = exact.of_tensors([x], squares=False)
+    total = Sum()
+    for value in reversed(values):
+        total = total.plus(exact.of_number(value))
+    assert found == total
+    wanted = [v if not math.isfinite(v) or abs(v) < LARGEST else math.copysign(math.inf, v) for v in values]
+    if all(map(math.isfinite, wanted)):
+        unit = Fraction(2) ** exact.LOWEST
+        units = sum((int(abs(Fraction(v)) / unit) * (1 if v > 0 else -1) for v in wanted), 0)
+        assert found.rounded() == float(units * unit)
+    else:
+        expected = math.nan if {math.inf, -math.inf} <= set(wanted) else sum(wanted)
+        assert found.rounded() == expected or (math.isnan(found.rounded()) and math.isnan(expected))
+
+
+def test_large_tensors_are_added_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [numbers(shape, torch.float32, i) for i, shape in enumerate([(1000,), (3,), (0,), (40, 30)])]
+    wanted = [exact.of_tensors([x], squares=True)[0] for x in tensors]
+    for piece in (128, 256, 1024):
+        monkeypatch.setattr(exact, "PIECE", piece)
+        assert exact.of_tensors(tensors, squares=True) == wanted
+
+
+def test_elements_are_taken_as_they_lie_in_memory() -> None:
+    x = numbers((4, 3, 8, 8), torch.float32, 1)
+    last = x.to(memory_format=torch.channels_last)
+    flat = torch.empty(0).set_(last.untyped_storage())
+    assert exact.of_tensors([last], squares=False) == exact.of_tensors([flat], squares=False)
+
+
+# In kernels
+
+
+def in_a_kernel(x: np.ndarray[Any, Any], squares: bool) -> tuple[Sum, float]:
+    """What the words of a CPU kernel make of these numbers."""
+    pytest.importorskip("numba")
+    from steprule.engine.runners.kernels import cache
+    from steprule.engine.runners.kernels.cpu.threads import Job, Kernel
+
+    kind, word = str(x.dtype), "add_squares" if squares else "add_values"
+    text = f"""
+from steprule.engine.runners.kernels.cpu.sums import *
+
+def kernel(job):
+    total = sum_of_chunk(job, 0)
+    clear(total)
+    {word}(total, {kind}_values(job, 0), {kind}_values(job, 1), sums_of_sweep(job))
+    result = rounded_sums(job, 0)
+    result[0] = rounded(total, sum_of_tensor(job, 0))
+"""
+    room = len(x) + 128
+    values = np.zeros(2 * room, dtype=x.dtype)
+    values[: len(x)] = x
+    kept, work, result = np.zeros(27, dtype=np.int64), np.zeros(27, dtype=np.int64), np.zeros(1)
+    job = Job(reductions=len(x), room=room)
+    for name, table in {"values": values, "partials": kept, "sums": work, "rounded": result}.items():
+        setattr(job, name, table.ctypes.data)
+    Kernel(cache.address_of("sums-test", text)).run(ctypes.addressof(job), 1)
+    return exact.from_limbs(kept.tolist()), float(result[0])
+
+
+@pytest.mark.parametrize("squares", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("count", [0, 1, 15, 128, 129, 1000])
+def test_a_kernel_adds_as_the_others_do(count: int, dtype: torch.dtype, squares: bool) -> None:
+    for scale in (1.0, -1e-3, 1e-25, 1e18, 1e-45):
+        x = numbers((count,), torch.float32, count).to(dtype) * scale
+        (wanted,) = exact.of_tensors([x], squares)
+        assert in_a_kernel(x.numpy(), squares) == (wanted, wanted.rounded())
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 1e200, -1e200, 1e-310, -5e-324, -0.0])
+def test_a_kernel_meets_odd_numbers(bad: float) -> None:
+    x = torch.tensor([1.0, *[0.0] * 127, bad, -3.0], dtype=torch.float64)
+    (wanted,) = exact.of_tensors([x], squares=False)
+    found, result = in_a_kernel(x.numpy(), squares=False)
+    assert found == wanted
+    assert result == wanted.rounded() or (math.isnan(result) and math.isnan(wanted.rounded()))
+
+
+@given(st.lists(st.integers(-(2**62), 2**62), min_size=24, max_size=24))
+@settings(max_examples=200, deadline=None)
+def test_limbs_are_rounded_to_the_nearest_double(limbs: list[int]) -> None:
+    pytest.importorskip("numba")
+    from steprule.engine.runners.kernels import cache
+    from steprule.engine.runners.kernels.cpu.threads import Job, Kernel
+
+    text = """
+from steprule.engine.runners.kernels.cpu.sums import *
+
+def kernel(job):
+    result = rounded_sums(job, 0)
+    result[0] = rounded(sum_of_chunk(job, 0), sum_of_tensor(job, 0))
+"""
+    kept, work, result = np.array([*limbs, 0, 0, 0]), np.zeros(27, dtype=np.int64), np.zeros(1)
+    job = Job(partials=kept.ctypes.data, sums=work.ctypes.data, rounded=result.ctypes.data)
+    Kernel(cache.address_of("sums-round", text)).run(ctypes.addressof(job), 1)
+    assert result[0] == exact.from_limbs(kept.tolist()).rounded()
+
+
+# In rules and modifiers
+
+RULES = ("LAMB", "LARS", "Prodigy", "DoG", "LDoG", "DoWG", "StableAdamW", "NovoGrad", "DAdaptAdam", "AdamW")
+MODIFIERS: dict[str, list[Any]] = {
+    "none": [],
+    "clipped": [steprule.GlobalNormClip, steprule.Cautious],
+    "measured": [steprule.Metrics, steprule.UpdateClip],
+}
+SHAPES = ((), (7,), (0,), (130,), (64, 3, 3, 3), (300, 70))
+
+
+def after_steps(rule: str, modifiers: str, dtype: torch.dtype, **options: Any) -> list[Tensor]:
+    params = [nn.Parameter(numbers(shape, dtype, i)) for i, shape in enumerate(SHAPES)]
+    low = {"low_precision": "none"} if dtype == torch.bfloat16 else {}
+    made: Any = getattr(steprule, rule)
+    optimizer = made(params, modifiers=[x() for x in MODIFIERS[modifiers]], **low, **options)
+    for step in range(3):
+        for place, param in enumerate(params):
+            param.grad = numbers(tuple(param.shape), dtype, 100 * step + place)
+        optimizer.step()
+    state = [x for param in params for x in optimizer.state[param].values() if isinstance(x, Tensor)]
+    return [*map(Tensor.detach, params), *state]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("modifiers", MODIFIERS)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_runner_and_any_number_of_threads_give_the_same_bits(
+    rule: str, modifiers: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = {"fused": False, "foreach": False}
+    pairs = [(loop, {"fused": False, "foreach": True}, False)]
+    if pytest.importorskip("numba"):
+        from steprule.engine.runners.kernels.cpu import launch, threads
+
+        monkeypatch.setattr(launch, "CHUNK", 1024)
+        monkeypatch.setattr(threads, "SMALL", 0)
+        pairs += [(loop, {"fused": True}, True), ({"fused": True}, {"fused": True, "threads": 1}, True)]
+    for one, other, rounded_once in pairs:
+        found: list[list[Tensor]] = []
+        for options in (one, other):
+            own = dict(options)
+            before = torch.get_num_threads()
+            torch.set_num_threads(int(own.pop("threads", 2)))
+            try:
+                if rounded_once:
+                    with exact_roots():
+                        found.append(after_steps(rule, modifiers, dtype, **own))
+                else:
+                    found.append(after_steps(rule, modifiers, dtype, **own))
+            finally:
+                torch.set_num_threads(before)
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
