@@ -167,7 +167,7 @@ RULES = ("LAMB", "LARS", "Prodigy", "DoG", "LDoG", "DoWG", "StableAdamW", "NovoG
 MODIFIERS: dict[str, list[Any]] = {
     "none": [],
     "clipped": [steprule.GlobalNormClip, steprule.Cautious],
-    "measured": [steprule.Metrics, steprule.UpdateClip],
+    "measured": [steprule.Metrics, steprule.NormClip],
 }
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SHAPES = ((), (7,), (0,), (130,), (64, 3, 3, 3), (300, 70))
