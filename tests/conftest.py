@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,3 +99,16 @@ def same_random_numbers() -> Iterator[None]:
     sys.path[:] = path  # where a test loads a user's file, the folder of that file is added
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The GPU kernels in Triton's interpreter."""
+    if torch.cuda.is_available() or os.environ.setdefault("TRITON_INTERPRET", "1") != "1":
+        pytest.skip("needs TRITON_INTERPRET=1")
+    pytest.importorskip("triton")
+    from gpu import pretend_a_gpu, small_chunks
+
+    pretend_a_gpu(monkeypatch)
+    with small_chunks():
+        yield {}

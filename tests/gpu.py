@@ -150,13 +150,20 @@ class Kernels:
         self.launch.run([self.scalars(s) for s in self.states], list(range(len(self.states))))
 
     def _sweeps(self, scaling: Tensor | None) -> None:
+        program, counters, launch = self.program, self.counters, self.launch
         reduced: dict[int, Any] = {}
-        for number, sweep in enumerate(self.program.passes):
-            if number:
-                self.counters.add(number, reduced)
-            found = self.launch.run(self.counters.table, self.counters.rows, scaling, number)
-            for x, shares in zip(sweep.reductions, found, strict=True):
-                reduced[x.index] = self.launch.finished(x, shares)
+        for number in range(max(map(len, (program.passes, program.scalars, program.columns)))):
+            if 0 < number < len(program.scalars):
+                counters.add(number, reduced)
+            given = counters.table, counters.rows, scaling
+            found: list[Any] = []
+            if number < len(program.columns) and program.columns[number] is not None:
+                found += zip(
+                    program.columns[number].reductions, launch.run_columns(*given, number), strict=True
+                )
+            if number < len(program.passes) and not program.passes[number].idle:
+                found += zip(program.passes[number].reductions, launch.run(*given, number), strict=True)
+            reduced |= {x.index: launch.finished(x, shares) for x, shares in found}
 
     def scalars(self, state: dict[str, Any]) -> list[float]:
         """The scalars of one tensor's next step, which is counted."""

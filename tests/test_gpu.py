@@ -49,7 +49,7 @@ def test_a_step_is_one_launch_and_a_schedule_compiles_nothing() -> None:
     give(optimizer, 0)
     optimizer.step()
     (plan,) = plans.of(optimizer).plans.values()
-    ((kernel, _),) = plan.batches[0].launch._kernels
+    (kernel,) = (x.kernel for x in plan.batches[0].launch._kernels)
     before = sum(len(entry[0]) for entry in kernel.device_caches.values())
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:

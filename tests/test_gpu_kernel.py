@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import steprule
 from steprule.engine.runners.kernels.cache import NoKernel
+from steprule.engine.runners.kernels.chunks import chunks
 from steprule.engine.runners.kernels.gpu import counters as gpu_counters
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
 from steprule.engine.runners.kernels.gpu import launch as gpu_launch
@@ -129,13 +130,12 @@ def test_offsets_beyond_32_bits() -> None:
     assert_same(param.detach(), wanted)
 
 
-def test_chunks_of_a_tensor_of_more_than_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_launch, "CHUNK", 1 << 20)
+def test_chunks_of_a_tensor_of_more_than_32_bits() -> None:
     length = (1 << 34) + 5
-    chunks = gpu_launch._chunks(np.array([3, length]))
-    assert chunks[0].tolist() == [0, 0, 3]
-    assert chunks[-1].tolist() == [1, 1 << 34, 5]
-    assert chunks[:, 2].sum() == length + 3
+    cut = chunks(np.array([3, length]), 1 << 20)
+    assert cut[0].tolist() == [0, 0, 3]
+    assert cut[-1].tolist() == [1, 1 << 34, 5]
+    assert cut[:, 2].sum() == length + 3
 
 
 class Sent:
@@ -144,7 +144,7 @@ class Sent:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, launch: gpu_launch.Launch):
         self.arrays: list[Any] = []
         self.launches: list[dict[str, Any]] = []
-        send, (kernel, _) = launch._send, launch._kernels[0]
+        send, kernel = launch._send, launch._kernels[0].kernel
         run = kernel.run
 
         def note_array(array: Any, dtype: Any = None) -> Tensor:

@@ -25,6 +25,7 @@ from steprule.engine import storage
 from steprule.engine.runners.kernels import batch
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
 from steprule.engine.runners.kernels.gpu import launch as gpu_launch
+from steprule.engine.runners.kernels.gpu.functions import OPTIONS, functions_of
 from steprule.words import larger, largest, mean, norm
 
 GOLDEN = Path(__file__).parent / "golden" / "gpu"
@@ -106,7 +107,7 @@ def compiled() -> dict[str, dict[str, int]]:
             ("reduced", "partials", "lengths"), "*fp64"
         )
         for number, source in enumerate(sources(name)):
-            for function in filter(None, gpu_launch._functions(*source)):
+            for function in filter(None, functions_of(*source)):
                 places = {argument: place for place, argument in enumerate(function.arg_names)}
                 given = {"ALIGNED": not unaligned, "BLOCK": gpu_launch.BLOCK}
                 constants = {(places[x],): value for x, value in given.items() if x in places}
@@ -115,7 +116,7 @@ def compiled() -> dict[str, dict[str, int]]:
                 made = triton.compile(
                     ASTSource(function, signature, constants, hints),
                     target=GPUTarget("cuda", 90, 32),
-                    options=gpu_launch.OPTIONS,
+                    options=OPTIONS,
                 )
                 words = re.findall(r"^\s+(?:@!?%\w+ )?([a-z][\w.:]+)", made.asm["ptx"], re.MULTILINE)
                 found[" ".join([name, str(number), function.__name__, unaligned]).strip()] = dict(
@@ -139,7 +140,7 @@ def test_every_pass_compiles(instructions: dict[str, dict[str, int]]) -> None:
 
 
 ARRAYS = {"AdamW": (4, 3), "AdamW-bfloat16": (4, 3), "Rprop-float16": (4, 3)}
-THREADS = 32 * gpu_launch.OPTIONS["num_warps"]
+THREADS = 32 * OPTIONS["num_warps"]
 
 
 @pytest.mark.parametrize("name", ARRAYS)

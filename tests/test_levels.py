@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -182,19 +181,6 @@ def meant(rule: Any, dtype: torch.dtype, lrs: Any = (0.5, 0.5)) -> list[Any]:
 @pytest.fixture(params=[*RUNNERS, "gpu"])
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     return RUNNERS[request.param] if request.param in RUNNERS else request.getfixturevalue("on_a_gpu")
-
-
-@pytest.fixture
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """The GPU kernels in Triton's interpreter."""
-    if torch.cuda.is_available() or os.environ.setdefault("TRITON_INTERPRET", "1") != "1":
-        pytest.skip("needs TRITON_INTERPRET=1")
-    pytest.importorskip("triton")
-    from gpu import pretend_a_gpu, small_chunks
-
-    pretend_a_gpu(monkeypatch)
-    with small_chunks():
-        yield {}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -45,6 +45,37 @@ def test_the_kernel_equals_the_loop_in_every_storage(rule: Any, name: str) -> No
         assert_same_numbers(kernel, loop)
 
 
+@pytest.mark.parametrize("name", STORAGES)
+@pytest.mark.parametrize("rule", [RowWise, Both])
+def test_the_kernel_on_a_gpu_equals_the_loop_in_every_storage(rule: Any, name: str, on_a_gpu: Any) -> None:
+    from gpu import small_chunks
+
+    dtype, options = STORAGES[name]
+    if name == "fp16" and rule is Both:
+        options = {"state_dtype": {"variance": "bf16"}}
+    # Of 8-bit codes: rows with blocks of their own, rows that share them, and a vector that is one row.
+    with exact_roots(), small_chunks(2048, 1024):
+        kernel, loop = (
+            advance(rule([nn.Parameter(numbers(x, dtype, 5)) for x in shapes], **options, **switches), 2)
+            for shapes in [((6, 768), (50, 90), (5000,))]
+            for switches in ({}, LOOP)
+        )
+    assert_same_numbers(kernel, loop)
+    shared = "parameter 1 by the reference: its rows of 90 elements share blocks of 256 8-bit codes"
+    coded = options.get("state_dtype") == "int8" and rule is RowWise
+    assert (shared in explain(kernel)) == coded
+
+
+@pytest.mark.parametrize("rule", [ColumnWise, Both])
+def test_nothing_is_looked_at_on_a_gpu(rule: Any, on_a_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpu import NoLooking
+
+    optimizer = advance(rule([nn.Parameter(numbers((5, 3), torch.float32, 5))], capturable=True), 2)
+    with monkeypatch.context() as looking, NoLooking():
+        looking.setattr(Tensor, "numpy", None)
+        optimizer.step()
+
+
 @pytest.mark.parametrize("rule", MEANING)
 def test_sums_in_double_differ_only_by_their_order(rule: Any) -> None:
     made = [

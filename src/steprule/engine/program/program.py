@@ -108,6 +108,11 @@ class Pass:
     kept_rows: tuple[Reduction, ...] = ()
     column_sums: tuple[Reduction, ...] = ()
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do: it only stands for the time that values per column take."""
+        return not (self.outputs or self.reductions or self.row_sums or self.column_sums)
+
 
 @dataclass(frozen=True)
 class Columns:

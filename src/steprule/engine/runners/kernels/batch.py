@@ -129,7 +129,7 @@ class Batch:
         columns = self.program.columns[number] if number < len(self.program.columns) else None
         if columns is not None:
             found += zip(columns.reductions, self.launch.run_columns(*given, stage=number), strict=True)
-        if number < len(self.program.passes):
+        if number < len(self.program.passes) and not self.program.passes[number].idle:
             sweep = self.program.passes[number]
             found += zip(sweep.reductions, self.launch.run(*given, sweep=number), strict=True)
         return found

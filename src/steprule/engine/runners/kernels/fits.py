@@ -16,11 +16,20 @@ from steprule.engine.runners.kernels.counters import KINDS, keys_of
 _OWN_DISPATCH = cast(Any, Tensor).__torch_dispatch__
 
 
-def why_not(program: Program, param: Tensor, gradient: Tensor, state: Mapping[str, Any]) -> str | None:
-    """Why the kernel of a program cannot step this parameter, or None."""
-    reason = _odd_tensors(program, param, gradient, slots_of(program, state))
+def why_not(
+    program: Program, param: Tensor, gradient: Tensor, state: Mapping[str, Any], rows_share_codes: bool
+) -> str | None:
+    """Why the kernel of a program cannot step this parameter, or None.
+
+    rows_share_codes: whether the kernels can step rows that share a block of codes with their neighbours.
+    """
+    slots = slots_of(program, state)
+    reason = _odd_tensors(program, param, gradient, slots)
     if reason is None and program.lined:
         reason = _odd_lines(program, param)
+        coded = any(x.dtype in printing.CODED for x in slots.values())
+        if reason is None and coded and not rows_share_codes:
+            reason = _shared_codes(param)
     return reason or _no_count(keys_of(program, state), state) or _odd_storage(param, state)
 
 
@@ -71,6 +80,13 @@ def _odd_lines(program: Program, param: Tensor) -> str | None:
     if not param.is_contiguous() and (by_column or (rows > 1 and param.stride(0) * rows != param.numel())):
         return "its rows are not one after the other in memory"
     return None
+
+
+def _shared_codes(param: Tensor) -> str | None:
+    columns = lines.fact(param.shape, "columns", stacked=False)
+    if columns == param.numel() or columns % storage.BLOCK == 0:
+        return None
+    return f"its rows of {columns:,} elements share blocks of {storage.BLOCK} 8-bit codes"
 
 
 def _no_count(keys: Sequence[str], state: Mapping[str, Any]) -> str | None:

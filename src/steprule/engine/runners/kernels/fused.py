@@ -183,6 +183,7 @@ class Plan:
     ):
         params: list[Tensor] = group["params"]
         self.program = program
+        self._share = kernels.rows_share_codes
         self.options = _options(group)
         self.absent = [gradient is None for gradient in gradients]
         self.present = [place for place, gradient in enumerate(gradients) if gradient is not None]
@@ -225,7 +226,7 @@ class Plan:
         """Why the kernel cannot take a parameter, or None; and what those have in common that step together."""
         program = self.program.of(param)
         slots, keys = fits.slots_of(program, state), keys_of(program, state)
-        reason = fits.why_not(program, param, gradient, state)
+        reason = fits.why_not(program, param, gradient, state, self._share)
         if reason is not None:
             return reason, None
         where = param.device if counts_there(program, group) else torch.device("cpu")
@@ -295,7 +296,7 @@ class Plan:
         """Whether what was refused before could be taken now."""
         try:
             program = self.program.of(param)
-            return fits.why_not(program, param, _resolved(param.grad), state) is None  # type: ignore[arg-type]
+            return fits.why_not(program, param, _resolved(param.grad), state, self._share) is None  # type: ignore[arg-type]
         except (AttributeError, KeyError):
             return True
 

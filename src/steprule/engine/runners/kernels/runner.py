@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class Kernels(Runner):
 
     switch = "fused"
     plans = True
+    # Whether rows that share a block of 8-bit codes with their neighbours can be stepped.
+    rows_share_codes: ClassVar[bool]
 
     def why_not(self, own: Composition, group: dict[str, Any]) -> str | None:
         """Why no kernel can run this in this group, or None."""
@@ -91,6 +93,7 @@ class CpuKernels(Kernels):
     """Kernels compiled by numba, on torch's own threads."""
 
     name = "cpu_kernel"
+    rows_share_codes = True
 
     def on(self, device: torch.device) -> bool:
         """Whether this is the CPU."""
@@ -126,6 +129,7 @@ class GpuKernels(Kernels):
     """Kernels compiled by Triton."""
 
     name = "gpu_kernel"
+    rows_share_codes = False
     unscales = True
 
     def on(self, device: torch.device) -> bool:

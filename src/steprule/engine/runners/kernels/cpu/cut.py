@@ -13,6 +13,7 @@ from steprule.engine import storage
 from steprule.engine.program.exact import WIDTH
 from steprule.engine.program.program import Reduction
 from steprule.engine.runners.kernels import cache
+from steprule.engine.runners.kernels.chunks import chunks, first_chunks
 from steprule.engine.runners.kernels.cpu import threads
 from steprule.engine.runners.kernels.cpu.printer import STRIP, SUMS
 
@@ -82,7 +83,7 @@ class Cut:
         self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._scratch = np.zeros(0, dtype=np.float32)
-        self.first_chunks = np.searchsorted(self.chunks[:, 0], np.arange(len(lengths) + 1)).astype(np.int64)
+        self.first_chunks = first_chunks(self.chunks, len(lengths))
         self.point(chunks=self.chunks, partials=self._partials)
         if added is not None:
             self._add = threads.Kernel(cache.address_of("sums", COMBINE))
@@ -147,15 +148,6 @@ class Cut:
         combine = np.maximum if word == "largest" else np.add
         result[some] = combine.reduceat(partials, self.first_chunks[:-1][some])
         return result
-
-
-def chunks(lengths: NDArray[np.int64], pieces: NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """(tensor, first element, number of elements) of each chunk, tensor after tensor."""
-    counts = -(-lengths // pieces)
-    tensors = np.repeat(np.arange(len(lengths)), counts)
-    sizes = np.broadcast_to(pieces, lengths.shape)[tensors]
-    starts = (np.arange(len(tensors)) - np.repeat(np.cumsum(counts) - counts, counts)) * sizes
-    return np.stack((tensors, starts, np.minimum(sizes, lengths[tensors] - starts)), axis=1)
 
 
 def rows_together(rows: int, columns: int, with_columns: bool, in_blocks: bool) -> int:

@@ -17,7 +17,7 @@ from steprule.engine.runners.kernels.printing import DTYPES, STORAGE, Source, ar
 
 
 def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]:
-    """The kernels of a program, one per pass.
+    """The kernels of a program, one per pass that is not idle.
 
     dtypes: of 'p', 'g' and every slot letter of the program, then of what `storage` keeps next to them: the
     scales of codes ('<letter>_scale') and the entries named in `storage.EXTRA_KEYS`.
@@ -25,6 +25,8 @@ def sources(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[Source]
     printed: list[Source] = []
     sweeps = program.passes
     for number, sweep in enumerate(sweeps):
+        if sweep.idle:
+            continue
         title = f"{program.rule}, pass {number + 1} of {len(sweeps)}"
         printer = (LinePrinter if program.lined else Printer)(program, sweep, dtypes)
         name = _name(program, dtypes, str(number + 1) * (len(sweeps) > 1))

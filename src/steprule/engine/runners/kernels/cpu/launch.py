@@ -40,7 +40,8 @@ class Launch:
     def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], shapes: Sequence[Sequence[int]]):
         self._inputs = arrays_of(program, dtypes)
         self._texts = cpu_kernel.sources(program, dtypes)
-        self._kernels = [_compiled(text) for text in self._texts]
+        texts = iter(self._texts)
+        self._kernels = [None if sweep.idle else _compiled(next(texts)) for sweep in program.passes]
         self._reductions = [list(sweep.reductions) for sweep in program.passes]
         self.sweeps = len(self._reductions)
         self._lengths = np.array(list(map(math.prod, shapes)), dtype=np.int64)
@@ -85,9 +86,10 @@ class Launch:
         scalars: rows of what `Program.scalars` have computed so far. rows: which of them is each tensor's own.
         Returns, for each reduction of the sweep, what it came to over each tensor.
         """
+        kernel = self._kernels[sweep]
+        assert kernel is not None
         self._take(scalars, rows)
-        number = cpu_threads.threads(self.bytes)
-        return self._cut.run(self._kernels[sweep], number, self._reductions[sweep])
+        return self._cut.run(kernel, cpu_threads.threads(self.bytes), self._reductions[sweep])
 
     def run_columns(self, scalars: Sequence[Sequence[float]], rows: Sequence[int], stage: int) -> list[Any]:
         """What is computed for each column before a sweep, or after the last one; as `run`."""

@@ -7,15 +7,11 @@ has changed, and the scalars at every step. Nothing waits for the device, and no
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import linecache
 import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -26,16 +22,16 @@ from steprule import errors
 from steprule.engine.program import exact, sums
 from steprule.engine.program.program import Program, Reduction
 from steprule.engine.program.sums import Partial
-from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cache import NoKernel
+from steprule.engine.runners.kernels.chunks import chunks, first_chunks
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
+from steprule.engine.runners.kernels.gpu.functions import Functions, file_of
+from steprule.engine.runners.kernels.gpu.line_memory import Lines, pieces_of
 from steprule.engine.runners.kernels.printing import arrays_of
 
 # How many elements one program of the launch processes, and how many it holds in registers at a time.
 CHUNK = 1 << 13
 BLOCK = 1 << 10
-# Products are fused with sums only where the rule says so.
-OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 class Launch:
@@ -59,30 +55,38 @@ class Launch:
         self.device = device
         self._rule = program.rule
         self._shares = program.shares
-        self.dtype = torch.float64 if torch.float64 in dtypes.values() else torch.float32
+        # What scalars are rounded to; values per row or column are made of doubles.
+        double = program.lined or torch.float64 in dtypes.values()
+        self.dtype = torch.float64 if double else torch.float32
         self._inputs = arrays_of(program, dtypes)
         # The others are read one value at a time.
         self._wide = [not name.endswith(("_scale", "_key")) for name in self._inputs]
         self._texts = gpu_kernel.sources(program, dtypes)
-        self._kernels = [_functions(*text) for text in self._texts]
         self._elements = sum(map(math.prod, shapes))
+        texts = iter(self._texts)
+        self._kernels = [None if sweep.idle else Functions(*next(texts)) for sweep in program.passes]
         sizes = np.array(list(map(math.prod, shapes)), dtype=np.int64)
-        chunks = _chunks(sizes)
-        self._programs = len(chunks)
-        self._chunks = self._send(chunks)
-        self._bounds = self._send(np.searchsorted(chunks[:, 0], np.arange(len(sizes) + 1)))
+        cut = chunks(sizes, pieces_of(program, shapes, CHUNK) if program.lined else CHUNK)
+        self._programs = len(cut)
+        self._chunks = self._send(cut)
+        self._bounds = self._send(first_chunks(cut, len(sizes)))
         self._lengths = self._send(np.maximum(sizes, 1), torch.float64)
         self._unscaled = self._send(np.array([1.0, 0.0]), torch.float32)
         self._reductions = [list(sweep.reductions) for sweep in program.passes]
-        self._partials = self._send(np.zeros(len(chunks) * max(map(len, self._reductions))))
+        self._partials = self._send(np.zeros(len(cut) * max(map(len, self._reductions))))
         self._pointers = np.zeros((len(sizes), len(self._inputs)), dtype=np.int64)
+        self._lines: Lines | None = None
+        if program.lined:
+            self._lines = Lines(program, dtypes, shapes, cut, self._send)
+            self._pointers = np.concatenate((self._pointers, self._lines.places), axis=1)
         self._sent: tuple[Any, Tensor] | None = None
         self._rows: tuple[list[int], Tensor] | None = None
         self._compile()
 
     def explain(self) -> list[str]:
         """Where the kernels can be read."""
-        return [f"kernel: {_file_of(*text)}" for text in self._texts]
+        texts = [*self._texts, *(self._lines.texts if self._lines is not None else ())]
+        return [f"kernel: {file_of(*text)}" for text in texts]
 
     def check(self, counts_on_host: bool) -> None:
         """Raise RuntimeError if a CUDA graph is to repeat what the host has to know."""
@@ -114,17 +118,43 @@ class Launch:
             found = [self._start(reduction.word) for reduction in self._reductions[sweep]]
             if not self._programs:
                 return found
-            if not isinstance(scalars, Tensor):
-                scalars = self._send(np.array(scalars, dtype=np.float64), self.dtype)
-            if self._rows is None or self._rows[0] != rows:
-                self._rows = list(rows), self._send(np.array(rows, dtype=np.int64))
-            tables = [self._pointer_table(), self._chunks, self._rows[1], scalars.to(self.dtype)]
-            tables += [self._unscaled if scaling is None else scaling]
-            aligned = not np.bitwise_or.reduce(self._pointers[:, self._wide], axis=None) & 15
-            return list(self._launch(sweep, tables, bool(aligned)))
+            tables, aligned = self._tables(scalars, rows, scaling), self._aligned()
+            return list(self._launch(sweep, tables, aligned))
+
+    def run_columns(
+        self,
+        scalars: Sequence[Sequence[float]] | Tensor,
+        rows: list[int],
+        scaling: Tensor | None = None,
+        stage: int = 0,
+    ) -> list[Tensor]:
+        """What is computed for each column before a sweep, or after the last one; as `run`."""
+        assert self._lines is not None
+        with _on(self.device):
+            tables = self._tables(scalars, rows, scaling)
+            return list(self._lines.run(stage, [*tables, *self._more()], self._options(self._aligned())))
+
+    def _tables(
+        self, scalars: Sequence[Sequence[float]] | Tensor, rows: list[int], scaling: Tensor | None
+    ) -> list[Tensor]:
+        if not isinstance(scalars, Tensor):
+            scalars = self._send(np.array(scalars, dtype=np.float64), self.dtype)
+        if self._rows is None or self._rows[0] != rows:
+            self._rows = list(rows), self._send(np.array(rows, dtype=np.int64))
+        tables = [self._pointer_table(), self._chunks, self._rows[1], scalars.to(self.dtype)]
+        return [*tables, self._unscaled if scaling is None else scaling]
+
+    def _more(self) -> list[Tensor]:
+        """What kernels on rows and columns are also given: how many there are, and whose chunks are which."""
+        return [] if self._lines is None else [*self._lines.tables, self._bounds]
+
+    def _aligned(self) -> bool:
+        return not np.bitwise_or.reduce(self._pointers[:, : len(self._wide)][:, self._wide], axis=None) & 15
 
     def finished(self, reduction: Reduction, shares: Tensor) -> Tensor:
         """What a reduction comes to over each tensor."""
+        if reduction.word == "mean" and self._lines is not None and reduction.operand.level != "element":
+            return shares / self._lines.counts[reduction.operand.level]
         if reduction.word == "mean":
             return shares / self._lengths
         return shares.sqrt() if reduction.word == "norm" else shares
@@ -140,16 +170,13 @@ class Launch:
         return torch.full((len(self._pointers),), start, dtype=torch.float64, device=self.device)
 
     def _launch(self, sweep: int, tables: list[Tensor], aligned: bool, only_compile: bool = False) -> Any:
-        kernel, combine = self._kernels[sweep]
-        options = {**OPTIONS, "BLOCK": BLOCK, "warmup": only_compile}
-        partials = [self._partials] if combine is not None else []
-        kernel.run(*tables, *partials, ALIGNED=aligned, grid=(self._programs,), **options)
-        if combine is None:
-            return ()
-        tensors = len(self._pointers)
-        reduced = torch.empty(len(self._reductions[sweep]), tensors, dtype=torch.float64, device=self.device)
-        combine.run(self._bounds, self._partials, reduced, grid=(tensors,), **options)
-        return reduced
+        tables, count = [*tables, *self._more()], len(self._reductions[sweep])
+        given = tables, self._programs, self._bounds, self._partials, count
+        kernel = self._kernels[sweep]
+        return () if kernel is None else kernel.run(*given, self._options(aligned, only_compile))
+
+    def _options(self, aligned: bool, only_compile: bool = False) -> dict[str, Any]:
+        return {"ALIGNED": aligned, "BLOCK": BLOCK, "warmup": only_compile}
 
     def _compile(self) -> None:
         """Compile the kernels, or find those that an earlier process compiled."""
@@ -159,6 +186,8 @@ class Launch:
                 tables = [integers, integers, integers, numbers, self._unscaled]
                 for sweep in range(len(self._kernels)):
                     self._launch(sweep, tables, aligned=True, only_compile=True)
+                if self._lines is not None:
+                    self._lines.compile([*tables, *self._more()], self._options(True, only_compile=True))
         except Exception as error:
             raise NoKernel(f"no kernel could be made ({type(error).__name__}: {error})") from error
 
@@ -213,32 +242,3 @@ def missing(device: torch.device) -> str | None:
         if found < (7, 0):
             return f"Triton needs compute capability 7.0 or higher, {device} has {found[0]}.{found[1]}"
     return None
-
-
-@cache
-def _functions(name: str, text: str) -> tuple[Any, Any]:
-    """The functions `kernel` and `combine` of a source; the second is None where nothing is reduced."""
-    file = _file_of(name, text)
-    if os.path.isabs(file):
-        with contextlib.suppress(OSError):
-            kernel_cache.keep(Path(file), text.encode())
-    # Triton reads the text of a function from this cache, so a full disk does not matter.
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    module = ModuleType(name)
-    exec(compile(text, file, "exec"), vars(module))
-    return module.kernel, getattr(module, "combine", None)
-
-
-def _file_of(name: str, text: str) -> str:
-    """The file of a kernel's text: in the cache folder, or only a name if there is none."""
-    file = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
-    folder = kernel_cache.cache_folder()
-    return file if folder is None else str(folder / file)
-
-
-def _chunks(lengths: Any) -> Any:
-    """(tensor, first element, number of elements) of each chunk, tensor after tensor."""
-    counts = -(-lengths // CHUNK)
-    tensors = np.repeat(np.arange(len(lengths)), counts)
-    starts = (np.arange(len(tensors)) - np.repeat(np.cumsum(counts) - counts, counts)) * CHUNK
-    return np.stack((tensors, starts, np.minimum(CHUNK, lengths[tensors] - starts)), axis=1)

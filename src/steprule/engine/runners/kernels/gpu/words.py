@@ -87,6 +87,13 @@ def largest(x):
 
 
 @triton.jit
+def largest_along(x):
+    """The largest entry of each column; NaN if any of its entries is NaN."""
+    undefined = tl.max(tl.where(x == x, 0, 1), 0)
+    return tl.where(undefined == 0, tl.max(tl.where(x == x, x, float("-inf")), 0), float("nan"))
+
+
+@triton.jit
 def bits_of(x):
     """The bits of a float32."""
     return x.to(tl.int32, bitcast=True)

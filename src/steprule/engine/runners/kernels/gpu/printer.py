@@ -1,0 +1,323 @@
+"""Prints one pass of a program over memory as the source of a GPU kernel.
+
+Each word of a program becomes one line, by the table below. All values are computed in float32, or in float64
+if the arrays have that dtype, and rounded once, to nearest with ties to even, when they are stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from steprule.engine.program.program import Columns, Instruction, Operand, Pass, Program, Register
+from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, arrays_of, noisy
+
+# What each word becomes; the operands' texts are filled in. `-x` would be `0 - x` in Triton and lose the sign
+# of zero.
+WORDS = {
+    "neg": "{0} * -1.0",
+    "abs": "tl.abs({0})",
+    "sqrt": "tl.sqrt_rn({0})",
+    "sign": "tl.where({0} > 0.0, 1.0, tl.where({0} < 0.0, -1.0, 0.0)).to(number)",
+    # The fast exponential of GPUs is off by many units in the last place for large x.
+    "exp": "tl.exp({0}.to(tl.float64)).to(number)",
+    "log": "tl.log({0}.to(tl.float64)).to(number)",
+    "atan2": "atan2({0}, {1}).to(number)",
+    "reciprocal": "tl.div_rn(1.0, {0})",
+    "shift": "{0} + {1}",
+    "scale": "{0} * {1}",
+    "divide": "tl.div_rn({0}, {1})",
+    "power": "power({0}, {1})",
+    "exponential": "power({1}, {0})",
+    "add": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "mul": "{0} * {1}",
+    "div": "tl.div_rn({0}, {1})",
+    "add_scaled": "tl.fma({2}, {1}, {0})",
+    "addcmul": "tl.fma({3} * {1}, {2}, {0})",
+    "lerp": "tl.fma(tl.where({3}, {2}, {2} - 1.0), {1} - {0}, tl.where({3}, {0}, {1}))",
+    "larger": "tl.maximum({0}, {1}, tl.PropagateNan.ALL)",
+    "smaller": "tl.minimum({0}, {1}, tl.PropagateNan.ALL)",
+    "less": "{0} < {1}",
+    "less_equal": "{0} <= {1}",
+    "greater": "{0} > {1}",
+    "greater_equal": "{0} >= {1}",
+    "equal": "{0} == {1}",
+    "not_equal": "{0} != {1}",
+}
+
+# Double precision is rounded correctly by the plain words.
+WORDS_IN_DOUBLE = {
+    "sqrt": "tl.sqrt({0})",
+    "exp": "tl.exp({0})",
+    "log": "tl.log({0})",
+    "reciprocal": "1.0 / {0}",
+    "divide": "{0} / {1}",
+    "div": "{0} / {1}",
+}
+
+# Powers that torch computes without `pow`, in words.
+POWERS: dict[float, tuple[str, ...]] = {
+    1.0: (),
+    2.0: ("square",),
+    3.0: ("cube",),
+    0.5: ("sqrt",),
+    -0.5: ("sqrt", "reciprocal"),
+    -1.0: ("reciprocal",),
+    -2.0: ("square", "reciprocal"),
+}
+PRODUCTS = {"square": "{0} * {0}", "cube": "{0} * {0} * {0}"}
+
+# How a reduction starts, and how it takes in one block of values; masked values count as its start.
+REDUCTIONS = {
+    "total": ("0.0", "{0} + {1}"),
+    "mean": ("0.0", "{0} + {1}"),
+    "norm": ("0.0", "{0} + {1} * {1}"),
+    "largest": ('float("-inf")', WORDS["larger"]),
+}
+
+# How its lanes become one number.
+FOLDS = {"total": "tl.sum({0})", "mean": "tl.sum({0})", "norm": "tl.sum({0})", "largest": "largest({0})"}
+
+
+class Printer:
+    """Prints a pass in which every element is on its own."""
+
+    def __init__(self, program: Program, sweep: Pass | Columns, dtypes: Mapping[str, torch.dtype]):
+        self.program = program
+        self.sweep = sweep
+        self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
+        self.arrays = arrays_of(program, dtypes)
+        self.number = "tl.float64" if "float64" in self.dtypes.values() else "tl.float32"
+        self.touched = [name for name in program.inputs if name in sweep.inputs or name in sweep.outputs]
+        self.coded = [x for x in self.touched if dtypes[x] in CODED]
+        beside = [f"{name}_scale" for name in self.coded]
+        beside += [x for x in ("compensation", "low_bits") if x in dtypes and "p" in self.touched]
+        self.walked = [*self.touched, *beside]
+        self.noisy = noisy(program, sweep, dtypes)
+        used = {x for step in sweep.instructions for x in step.operands}
+        self.scalars = [i for i in range(program.scalar_count) if any(str(x) == f"c{i}" for x in used)]
+        self.totals = [f"total{place}" for place in range(len(sweep.reductions))]
+
+    def text(self, title: str) -> str:
+        """The whole source."""
+        head = f'"""{title}; written by steprule.\n\n{self.program}\n"""\n\n'
+        head += "import triton\nimport triton.language as tl\n\n"
+        head += "from steprule.engine.runners.kernels.gpu.words import *\n\n"
+        head += f"number = tl.constexpr({self.number})\n\n"
+        functions = [*self._functions(), *([self._combine()] if self.totals else [])]
+        return head + "\n" + "\n\n\n".join("\n".join(lines) for lines in functions) + "\n"
+
+    def _functions(self) -> list[list[str]]:
+        """All functions but `combine`."""
+        return [self._entries(), self._kernel()]
+
+    # One block of elements
+
+    def _entries(self) -> list[str]:
+        """The function that loads, computes and stores."""
+        given = [*self._given(), *self.totals, "first", "lanes", "inside"]
+        given += ["BLOCK: tl.constexpr"] if self.coded else []
+        lines = ["@triton.jit", f"def entries({', '.join(given)}):", "    i = first + lanes"]
+        for name, register in self.sweep.inputs.items():
+            lines.append(f"    {register} = {self._load(name)}")
+        for step in self.sweep.instructions:
+            lines += [f"    {step.out} = {x}" for x in self._expressions(step)]
+        for total, step in zip(self.totals, self.sweep.reductions, strict=True):
+            start, form = REDUCTIONS[step.word]
+            value = self._number(step.operand)
+            lines += [f"    value = {value}.to(tl.float64)"]
+            lines += ["    if inside is not None:", f"        value = tl.where(inside, value, {start})"]
+            lines += [f"    {total} = {form.format(total, 'value')}"]
+        for name, register in self.sweep.outputs.items():
+            lines += [f"    {line}" for line in self._store(name, self._number(register))]
+        return [*lines, f"    return {', '.join(self.totals)}"] if self.totals else lines
+
+    def _given(self) -> list[str]:
+        """What `entries` is handed because it is the same for all entries of a tensor."""
+        names = {str(x) for step in self.sweep.instructions for x in step.operands}
+        scaling = ["unscale"] if "g" in self.sweep.inputs else []
+        scalars = [f"c{i}" for i in self.scalars if f"c{i}" in names]
+        arrays = [f"at_{name}" for name in self.walked]
+        keys = [*(f"key_{name}" for name in self.noisy), "start"] if self.noisy else []
+        return [*arrays, *keys, *scaling, *scalars]
+
+    def _load(self, name: str) -> str:
+        """The text that loads elements of an array and decodes them."""
+        if name in self.coded:
+            codes, scales = (
+                f"tl.load(at_{name} + i, inside)",
+                f"tl.load(at_{name}_scale + i // SHARING, inside)",
+            )
+            return f"from_code({codes}, {scales}, {self._kind(name)})"
+        if name == "p" and "low_bits" in self.walked:
+            return "from_halves(tl.load(at_p + i, inside), tl.load(at_low_bits + i, inside))"
+        loaded = self._wide(name, f"tl.load(at_{name} + i, inside)")
+        if name == "p" and "compensation" in self.walked:
+            loaded += " + " + self._wide("compensation", "tl.load(at_compensation + i, inside)")
+        return f"{loaded} * unscale" if name == "g" else loaded
+
+    def _store(self, name: str, value: str) -> list[str]:
+        """Lines that store."""
+        if name in self.coded:
+            given = f"first, lanes, inside, {value}, noise_at(key_{name}, start + i), {self._kind(name)}, BLOCK"
+            return [f"store_codes(at_{name}, at_{name}_scale, {given})"]
+        if name == "p" and "low_bits" in self.walked:
+            return [
+                f"upper = upper_half({value})",
+                "tl.store(at_p + i, upper.to(tl.uint16), inside)",
+                f"tl.store(at_low_bits + i, (bits_of({value}) - (upper << 16)).to(tl.int16), inside)",
+            ]
+        if name == "p" and "compensation" in self.walked:
+            rest = self._narrow("compensation", "rest")
+            return [
+                f"kept = {self._narrow(name, value)}",
+                "tl.store(at_p + i, kept, inside)",
+                f"rest = finite_or_zero({value} - {self._wide(name, 'kept')})",
+                f"tl.store(at_compensation + i, {rest}, inside)",
+            ]
+        if name in self.noisy:
+            rounded = f"to_bfloat16_at_random({value}, noise_at(key_{name}, start + i))"
+            return [f"tl.store(at_{name} + i, {rounded}, inside)"]
+        return [f"tl.store(at_{name} + i, {self._narrow(name, value)}, inside)"]
+
+    def _kind(self, name: str) -> str:
+        return "SIGNED" if self.dtypes[name] == "int8" else "UNSIGNED"
+
+    def _wide(self, name: str, stored: str) -> str:
+        """Values in the precision they are computed in, from what an array holds."""
+        if self.dtypes[name] == "bfloat16":
+            return f"from_bfloat16({stored})"
+        return stored if f"tl.{self.dtypes[name]}" == self.number else f"{stored}.to(number)"
+
+    def _narrow(self, name: str, value: str) -> str:
+        """What an array holds, from values."""
+        if self.dtypes[name] == "bfloat16":
+            return f"to_bfloat16({value})"
+        return value if f"tl.{self.dtypes[name]}" == self.number else f"{value}.to(tl.{self.dtypes[name]})"
+
+    # One chunk of a tensor
+
+    def _kernel(self) -> list[str]:
+        """The function that every program of the launch runs, on a chunk of its own."""
+        given = ["pointers", "chunks", "rows", "scalars", "scaling"]
+        given += ["partials"] if self.totals else []
+        flags = ["ALIGNED: tl.constexpr", "BLOCK: tl.constexpr"]
+        lines = ["@triton.jit", f"def kernel({', '.join([*given, *flags])}):"]
+        lines += [f"    {line}" for line in self._before()]
+        call = f"entries({', '.join([*self._given(), *self.totals])}"
+        block = ", BLOCK" if self.coded else ""
+        kept = f"{', '.join(self.totals)} = " if self.totals else ""
+        lines += [
+            "    lanes = tl.arange(0, BLOCK)",
+            "    full = length // BLOCK * BLOCK",
+            "    for first in range(0, full, BLOCK):",
+            f"        {kept}{call}, first, lanes, None{block})",
+            "    if full < length:",
+            f"        {kept}{call}, full, lanes, full + lanes < length{block})",
+        ]
+        for place, (total, step) in enumerate(zip(self.totals, self.sweep.reductions, strict=True)):
+            folded = FOLDS[step.word].format(total)
+            cell = f"{len(self.totals)} * tl.program_id(0).to(tl.int64) + {place}"
+            lines.append(f"    tl.store(partials + {cell}, {folded})")
+        return lines
+
+    def _before(self) -> Iterator[str]:
+        """Where the chunk is, and what is the same for all its elements; a skipped step has none."""
+        yield "chunk = chunks + 3 * tl.program_id(0).to(tl.int64)"
+        yield "tensor, start = tl.load(chunk), tl.load(chunk + 1)"
+        yield "length = tl.where(tl.load(scaling + 1) == 0.0, tl.load(chunk + 2), 0).to(tl.int32)"
+        if "g" in self.sweep.inputs:
+            yield "unscale = tl.load(scaling).to(number)"
+        for name in self.walked:
+            kind = "uint16" if self.dtypes[name] == "bfloat16" else self.dtypes[name]
+            first = "start // SHARING" if name.endswith("_scale") else "start"
+            yield f"at_{name} = {self._address(name)}.to(tl.pointer_type(tl.{kind})) + {first}"
+        for name in self.walked:
+            if not name.endswith("_scale"):
+                yield f"at_{name} = tl.multiple_of(at_{name}, 16 if ALIGNED else 1)"
+        for name, (key, salt) in self.noisy.items():
+            found = f"tl.load({self._address(key)}.to(tl.pointer_type(tl.int64)))"
+            yield f"key_{name} = {found}.to(tl.uint32) ^ {salt}"
+        if self.scalars:
+            yield f"row = scalars + {self.program.scalar_count} * tl.load(rows + tensor)"
+        for index in self.scalars:
+            yield f"c{index} = tl.load(row + {index})"
+        for total, step in zip(self.totals, self.sweep.reductions, strict=True):
+            yield f"{total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)"
+
+    def _address(self, name: str) -> str:
+        return f"tl.load(pointers + {len(self.arrays)} * tensor + {self.arrays.index(name)})"
+
+    # All chunks of a tensor
+
+    def _combine(self) -> list[str]:
+        """The function that brings together what the reductions came to over a tensor's chunks, in order."""
+        lines = [
+            "@triton.jit",
+            "def combine(bounds, partials, reduced, BLOCK: tl.constexpr):",
+            "    tensor = tl.program_id(0).to(tl.int64)",
+            "    chunk, end = tl.load(bounds + tensor), tl.load(bounds + tensor + 1)",
+        ]
+        count = len(self.totals)
+        steps = list(zip(self.totals, self.sweep.reductions, strict=True))
+        for total, step in steps:
+            lines.append(f"    {total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)")
+        lines += ["    while chunk < end:", "        lanes = chunk + tl.arange(0, BLOCK)"]
+        for place, (total, step) in enumerate(steps):
+            start, form = REDUCTIONS["largest" if step.word == "largest" else "mean"]
+            value = f"tl.load(partials + {count} * lanes + {place}, lanes < end, {start})"
+            lines += [f"        value = {value}", f"        {total} = {form.format(total, 'value')}"]
+        lines.append("        chunk += BLOCK")
+        for place, (total, step) in enumerate(steps):
+            cell = f"{place} * tl.num_programs(0) + tensor"
+            lines.append(f"    tl.store(reduced + {cell}, {FOLDS[step.word].format(total)})")
+        return lines
+
+    # One word
+
+    def _expressions(self, step: Instruction) -> list[str]:
+        """What the word's register is set to; where there are several, each builds on the one before."""
+        if step.word == "where":
+            return [self._where(step)]
+        if step.word == "clamp":
+            x, low, high = map(self._number, step.operands)
+            return [WORDS["larger"].format(x, low), WORDS["smaller"].format(step.out, high)]
+        plain = self._form(step.word).startswith("{0} ")
+        texts = [self._number(operand, plain) for operand in step.operands]
+        # `lerp` goes from whichever end is nearer.
+        texts += [f"tl.abs({texts[2]}) < 0.5"] if step.word == "lerp" else []
+        exponent = step.operands[-1]
+        if step.word == "power" and isinstance(exponent, float) and exponent in POWERS:
+            forms = [self._form(word) for word in POWERS[exponent]] or ["{0}"]
+            return [form.format(step.out if i else texts[0]) for i, form in enumerate(forms)]
+        return [self._form(step.word).format(*texts)]
+
+    def _form(self, word: str) -> str:
+        if self.number == "tl.float64" and word in WORDS_IN_DOUBLE:
+            return WORDS_IN_DOUBLE[word]
+        return PRODUCTS[word] if word in PRODUCTS else WORDS[word]
+
+    def _where(self, step: Instruction) -> str:
+        condition, a, b = step.operands
+        if isinstance(condition, float):
+            chosen = a if condition else b
+            text = self._number(chosen)
+            return text if isinstance(chosen, Register) else f"tl.broadcast_to({text}, i.shape)"
+        is_mask = isinstance(condition, Register) and condition.mask
+        test = str(condition) if is_mask else f"{condition} != 0.0"
+        return f"tl.where({test}, {self._number(a)}, {self._number(b)})"
+
+    def _number(self, operand: Operand, plain: bool = False) -> str:
+        """The operand's text; a comparison counts as 1 or 0, as in torch.
+
+        plain: next to an operator, a plain number takes the other side's precision; elsewhere it is float32.
+        """
+        if isinstance(operand, float):
+            value = repr(operand) if math.isfinite(operand) else f'float("{operand}")'
+            return value if plain else f"tl.full((), {value}, number)"
+        if isinstance(operand, Register) and operand.mask:
+            return f"tl.where({operand}, 1.0, 0.0).to(number)"
+        return str(operand)
