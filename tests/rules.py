@@ -190,8 +190,7 @@ class Case:
 
     def prepare(self, optimizer: Any) -> None:
         """What the rule needs between the backward pass and the step."""
-        if hasattr(optimizer, "update_hessian"):
-            optimizer.update_hessian(4)
+        estimate_curvature(optimizer)
 
     def __str__(self) -> str:
         return f"{self.name}-{self.runner}" + ("-options" if self.options else "")
@@ -272,6 +271,21 @@ def give_gradients(case: Case, optimizer: Any, number: int, without: Collection[
     for place, param in enumerate(flat(optimizer)):
         given = param.requires_grad and place not in without
         param.grad = gradient_for(case, param, 1000 * number + place) if given else None
+
+
+def estimate_curvature(optimizer: Any) -> None:
+    """Give rules that use the curvature one: the gradients, which stand for it here."""
+    if isinstance(optimizer, steprule.Sophia):
+        optimizer.update_hessian(4)
+    elif isinstance(optimizer, Elementwise):
+        own = [group for group in optimizer.param_groups if uses_curvature(optimizer.rule_of(group))]
+        given = {param: param.grad for group in own for param in group["params"]}
+        if given:
+            optimizer.update_hessian(given)
+
+
+def uses_curvature(rule: Any) -> bool:
+    return hasattr(rule, "estimate")
 
 
 def loss_with_gradients(optimizer: Any, without: Collection[int] = ()) -> Tensor:

@@ -39,6 +39,8 @@ def weight() -> nn.Parameter:
 
 
 def is_number(field: Any) -> bool:
+    if field.choices is not None:
+        return False
     return isinstance(field.default, (int, float)) and not isinstance(field.default, bool)
 
 

@@ -10,21 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from rules import LOOPS, Case
+from rules import LOOPS, Case, uses_curvature
 
 import steprule
+from steprule.engine.estimation import Estimator
 from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 
 GOLDEN = Path(__file__).parent / "golden" / "cpu"
 
 
 def texts() -> dict[str, str]:
-    """The kernels of each rule by file name, in float32; AdamW with every modifier, and once in bfloat16."""
+    """The kernels of each rule and its estimates by file name; AdamW with every modifier, and in bfloat16."""
     found: dict[str, str] = {}
     for case in LOOPS:
         if getattr(case.rule, "traced", False) and not case.sparse_only and case.name in BUILT_IN:
             name = case.name + ("-options" if case.options else "")
             found[f"{name}.txt"] = text_of(case, torch.float32)
+        if uses_curvature(case.rule) and not case.options:
+            optimizer = Estimator(case.make(), {}, {"n": 4.0} if case.name == "Sophia" else {})
+            found[f"{case.name}.estimate.txt"] = printed(optimizer, torch.float32)
     for name, modifier in steprule.modifier_catalogue().items():
         options: dict[str, Any] = {"modifiers": [modifier()]}
         options |= {"weight_decay": 0.0} if "weight_decay" in modifier.not_with else {}
@@ -33,7 +37,10 @@ def texts() -> dict[str, str]:
 
 
 def text_of(case: Case, dtype: torch.dtype) -> str:
-    optimizer = case.make()
+    return printed(case.make(), dtype)
+
+
+def printed(optimizer: Any, dtype: torch.dtype) -> str:
     program = optimizer.program(optimizer.param_groups[0])
     kernels = cpu_kernel.sources(program, dict.fromkeys(program.inputs, dtype))
     return "\n\n".join(source.text for source in kernels)

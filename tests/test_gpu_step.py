@@ -14,6 +14,7 @@ from rules import assert_same, flat
 from torch import Tensor
 
 import steprule
+from steprule.engine.runners import reference
 from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
@@ -43,6 +44,27 @@ def test_a_step_takes_the_kernel_and_a_checkpoint_goes_on(options: dict[str, Any
     assert given._step_supports_amp_scaling == bool(options.get("fused"))
     for one, other in zip(flat(given), flat(loop), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+        for key, value in loop.state[other].items():
+            torch.testing.assert_close(given.state[one][key], value, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}], ids=str)
+def test_an_estimate_takes_the_kernel_and_counts_no_step(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = steprule.AdaHessian(parameters(SHAPES, torch.float32), **options)
+    loop = steprule.AdaHessian(parameters(SHAPES, torch.float32), foreach=False)
+    for step in range(3):
+        for optimizer in (loop, given):
+            give(optimizer, step)
+            with monkeypatch.context() as patch:
+                if optimizer is given:
+                    patch.setattr(reference, "run", None)
+                optimizer.update_hessian({p: 2 * p.grad for p in flat(optimizer)})
+            optimizer.step()
+    for one, other in zip(flat(given), flat(loop), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+        assert given.state[one]["step"] == given.state[one]["estimates"] == 3
         for key, value in loop.state[other].items():
             torch.testing.assert_close(given.state[one][key], value, rtol=1e-6, atol=1e-9)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from rules import RULES, assert_same, assert_same_run, flat, numbers, sums_of
+from rules import RULES, assert_same, assert_same_run, estimate_curvature, flat, numbers, sums_of
 from test_companions import SCHEDULERS, STEPS, advance_schedule
 from test_modifiers import RUNNERS
 from torch import nn
@@ -41,6 +41,7 @@ def advance(optimizer: Any, steps: int, first: int = 0) -> None:
     for step in range(first, first + steps):
         for index, group in enumerate(optimizer.param_groups):
             give(group["params"], 100 * step + 10 * int(group.get("name", index)))
+        estimate_curvature(optimizer)
         optimizer.step()
 
 
@@ -77,6 +78,7 @@ def test_two_rules_step_as_two_optimizers_do(name: str, runner: str) -> None:
         advance(together, 1, first=step)
         for index, optimizer in enumerate(apart):
             give(flat(optimizer), 100 * step + 10 * index)
+            estimate_curvature(optimizer)
             optimizer.step()
     assert_same([p.detach() for p in flat(together)], [p.detach() for x in apart for p in flat(x)])
     for group, other in zip(together.param_groups, apart, strict=True):

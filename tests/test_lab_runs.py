@@ -142,6 +142,18 @@ def test_sophia_is_given_its_curvature(folder: Path, capsys: pytest.CaptureFixtu
     assert last(made, "test")["accuracy"] > 80
 
 
+def test_rules_that_use_the_curvature_are_given_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rule in ("adahessian", "sophiah"):
+        assert run(capsys, "train", "--optimizer", rule, "--epochs", "1").code == 0
+        state = torch.load(folder / f"runs/digits-{rule}-1/checkpoint.pt", weights_only=True)["optimizer"][
+            "state"
+        ]
+        if rule == "adahessian":
+            assert all(entry["estimates"] == entry["step"] == 40 for entry in state.values())
+        else:
+            assert all(entry["hessian"].any() for entry in state.values())
+
+
 def test_options_reach_the_optimizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "own.py").write_text(OWN_TASK)
     arguments = ("--optimizer", "AdamW", "--lr", "0.01", "--set", "betas=0.8,0.95", "--set", "amsgrad=true")

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from papers import modifiers as meant
-from rules import assert_same, flat, numbers, sums_of
+from rules import assert_same, estimate_curvature, flat, numbers, sums_of, uses_curvature
 from test_rules import FOLLOWS
 from torch import nn
 
@@ -103,10 +103,10 @@ def trained(
         gs = [random.standard_normal(x.shape) for x in thetas]
         for param, g in zip(params, gs, strict=True):
             param.grad = torch.from_numpy(g.copy())
-        if name == "Sophia":
-            optimizer.update_hessian(3)
+        if uses_curvature(rule):
+            estimate_curvature(optimizer)
             for g, state in zip(gs, states, strict=True):
-                paper.update_hessian(g, state, 3, betas=(0.9, 0.95))
+                paper.update_hessian(g, state, *([4] if name == "Sophia" else []))
         optimizer.step()
         for modifier in wanted:
             gs = modifier.gradients(thetas, gs)

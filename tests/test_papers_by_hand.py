@@ -1,12 +1,12 @@
 """The transcriptions that torch.optim cannot check, against the arithmetic of their papers.
 
-torch has no AdaBelief, Sophia or Lion, and neither AMSGrad with `optimized_update` nor RAdam
+torch has no AdaBelief, Sophia, AdaHessian or Lion, and neither AMSGrad with `optimized_update` nor RAdam
 without its degeneration to SGD.
 """
 
 import numpy as np
 import pytest
-from papers import adabelief, adam, lion, radam, sophia
+from papers import adabelief, adahessian, adam, lion, radam, sophia, sophiah
 
 STEPS = 60
 
@@ -20,10 +20,16 @@ def test_documented_defaults():
     belief = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "optimized_update": True}
     options = {"amsgrad": False, "rectify": True, "degenerate_to_sgd": True, "eps_in_state": False}
     curvature = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-12, "rho": 0.03}
+    hutchinson = {"lr": 6e-4, "betas": (0.96, 0.99), "eps": 1e-12, "rho": 0.01}
+    hessian = {"lr": 0.15, "betas": (0.9, 0.999), "eps": 1e-4, "hessian_power": 1.0}
     sign = {"lr": 1e-4, "betas": (0.9, 0.99)}
     assert adabelief.step.__kwdefaults__ == belief | options | decay
     assert sophia.step.__kwdefaults__ == curvature | decay
     assert sophia.update_hessian.__kwdefaults__ == {"betas": (0.9, 0.95)}
+    assert sophiah.step.__kwdefaults__ == hutchinson | decay
+    assert sophiah.update_hessian.__kwdefaults__ == {"betas": (0.96, 0.99)}
+    assert adahessian.step.__kwdefaults__ == hessian | decay
+    assert adahessian.update_hessian.__kwdefaults__ == {"betas": (0.9, 0.999)}
     assert lion.step.__kwdefaults__ == sign | decay
 
 
@@ -176,6 +182,36 @@ def test_sophia_defaults_by_hand():
     # m = 0.1·(0.2, 0.2, 1e-13) = (0.02, 0.02, 1e-14);  m/(h + ε) = (0.02/2, 400, 1e-14/1e-12)
     theta = sophia.step(np.zeros(3), np.array([0.2, 0.2, 1e-13]), state, 1)
     close(theta, [-1e-4 / 0.03 * 0.02 / (2 + 1e-12), -1e-4, -1e-4 / 0.03 * 0.01], atol=0)
+
+
+def test_sophia_h_by_hand():
+    """β = (½, ¾), rho = ½, lr = 2, ε = ¼: clipped, not clipped, and negative curvature."""
+    options = {"lr": 2.0, "betas": (0.5, 0.75), "eps": 0.25, "rho": 0.5}
+    state = sophiah.init(np.zeros(3))
+    sophiah.update_hessian(np.array([1.0, 16.0, -8.0]), state, betas=options["betas"])
+    close(state["hessian"], [0.25, 4.0, -2.0])
+    # m = (1, 1, -1/16);  max(rho·h, ε) = (¼, 2, ¼);  m/that = (4 → 1, ½, -¼)
+    theta = sophiah.step(np.zeros(3), np.array([2.0, 2.0, -0.125]), state, 1, **options)
+    close(theta, [-2.0, -1.0, 0.5])
+
+
+def test_adahessian_by_hand():
+    """β = (½, ¾), lr = 1, ε = 1: two estimates before the first step, none before the second."""
+    options = {"lr": 1.0, "betas": (0.5, 0.75), "eps": 1.0}
+    state = adahessian.init(np.zeros(2))
+    close(adahessian.step(np.ones(2), np.ones(2), adahessian.init(np.ones(2)), 1, **options), [1.0, 1.0])
+    for diagonal in ([4.0, -2.0], [4.0, 0.0]):
+        adahessian.update_hessian(np.array(diagonal), state, betas=options["betas"])
+    # v = (¾·4 + ¼·16, ¾·1) = (7, ¾);  v̂ = v/(1 - 9/16) = (16, 12/7);  m = g/2, m̂ = g
+    theta = adahessian.step(np.zeros(2), np.array([10.0, 0.0]), state, 1, **options)
+    close(theta, [-2.0, 0.0])
+    # m̂ = (½·5 + ½·2)/¾ = 14/3, and ½·4/¾ = 8/3, over 5 and √(12/7) + 1;  with k = ½ over 3 and (12/7)^¼ + 1
+    close(
+        adahessian.step(theta, np.array([2.0, 4.0]), dict(state), 2, **options),
+        [-2 - 14 / 15, -8 / 3 / (np.sqrt(12 / 7) + 1)],
+    )
+    root = adahessian.step(theta, np.array([2.0, 4.0]), dict(state), 2, hessian_power=0.5, **options)
+    close(root, [-2 - 14 / 9, -8 / 3 / ((12 / 7) ** 0.25 + 1)])
 
 
 def test_lion_by_hand():

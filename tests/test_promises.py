@@ -396,9 +396,10 @@ def test_half_precision_is_computed_in_single_and_rounded_once(case: Case, dtype
     optimizer.init_state()
     for number in range(3):
         give_gradients(case, optimizer, number)
+        case.prepare(optimizer)
         twin = in_single_precision(case, optimizer)
-        case.step(optimizer)
-        case.step(twin)
+        optimizer.step()
+        twin.step()
         for param, wide in zip(flat(optimizer), flat(twin), strict=True):
             assert_same(param.detach(), wide.detach().to(dtype))
             for key, value in optimizer.state[param].items():

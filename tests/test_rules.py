@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from papers.decay import WeightDecay
+from rules import uses_curvature
 
 import steprule
 
@@ -37,6 +38,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "Adam": [{"amsgrad": True}, {"optimized_update": True}, {"decoupled_weight_decay": True}],
     "AdamAtan2": [{"a": 1.0, "b": 0.5, "lr": 0.1}],
+    "AdaHessian": [{"hessian_power": 0.5, "eps": 1e-8}],
     "AdEMAMix": [{"warmup": 40, "betas": (0.9, 0.99, 0.999)}],
     "Adafactor": [{"d": 1.5, "beta2_decay": -1.0, "eps": (1e-8, 1e-2)}],
     "Adagrad": [{"lr_decay": 0.1, "initial_accumulator_value": 0.2}],
@@ -69,6 +71,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ScheduleFreeRAdam": [{"silent_sgd_phase": False}, {"betas": (0.8, 0.99)}],
     "ScheduleFreeSGD": [{"momentum": 0.7, "warmup_steps": 9}],
     "Signum": [{"momentum": 0.0}],
+    "SophiaH": [{"rho": 0.5, "eps": 0.1}],
     "SGD": [
         {"momentum": 0.9},
         {"momentum": 0.9, "dampening": 0.5},
@@ -114,9 +117,22 @@ def ours(options: dict[str, Any]) -> dict[str, Any]:
 def feed(optimizer: Any, param: torch.Tensor, gradient: np.ndarray, name: str) -> None:
     g = torch.from_numpy(gradient.copy())
     param.grad = g.to_sparse(1) if name == "SparseAdam" else g
-    if name == "Sophia":
-        optimizer.update_hessian(3)
     optimizer.step()
+
+
+def feed_curvature(
+    optimizer: Any, param: Any, paper: Any, state: Any, gradient: np.ndarray, betas: Any
+) -> None:
+    """Both get the same curvature: Sophia the gradient, others a diagonal of both signs."""
+    own = {} if betas is None else {"betas": betas}
+    if isinstance(optimizer, steprule.Sophia):
+        param.grad = torch.from_numpy(gradient.copy())
+        optimizer.update_hessian(3)
+        paper.update_hessian(gradient, state, 3, **own)
+    elif uses_curvature(type(optimizer)):
+        diagonal = np.roll(gradient, 1) * 3
+        optimizer.update_hessian({param: torch.from_numpy(diagonal)})
+        paper.update_hessian(diagonal, state, **own)
 
 
 @pytest.mark.parametrize("runner", ["reference", "foreach", "fused"])
@@ -142,10 +158,9 @@ def test_equals_its_paper_in_double_precision(name: str, options: dict[str, Any]
         gradient = random.standard_normal(theta.shape) * scale
         if t % 7 == 0:
             gradient[0] = 0
+        if t % 3:
+            feed_curvature(optimizer, param, module, state, gradient, given.get("betas"))
         feed(optimizer, param, gradient, name)
-        if name == "Sophia":
-            betas = given.get("betas", (0.9, 0.95))
-            module.update_hessian(gradient, state, 3, betas=betas)
         rows = {"rows": np.any(gradient != 0, axis=1)} if name == "SparseAdam" else {}
         theta = module.step(theta, gradient, state, t, **given, **rows)
     tolerance = TOLERANCE.get(name, 1e-9)

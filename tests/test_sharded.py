@@ -189,3 +189,15 @@ def test_codes_refuse_shards() -> None:
     part = Part(torch.zeros(100, 100))
     with pytest.raises(ValueError, match=r"'int8' does not go with parameter 0 .* which is sharded"):
         steprule.AdamW([part], state_dtype="int8")
+
+
+def test_a_curvature_that_is_no_dtensor_is_refused() -> None:
+    class Part(nn.Parameter):
+        """Stands in for a DTensor."""
+
+        def to_local(self) -> None:
+            raise AssertionError("nothing is read")
+
+    part = Part(torch.zeros(3))
+    with pytest.raises(ValueError, match="the curvature of parameter 0 is a plain tensor, must be a DTensor"):
+        steprule.AdaHessian([part]).update_hessian({part: torch.ones(3)})

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import python
-from rules import LOOPS, Case, can_store, each
+from rules import LOOPS, Case, can_store, each, estimate_curvature
 
 import steprule
 from steprule.engine import storage
@@ -30,8 +30,7 @@ def feed(optimizer: Any, steps: int, first: int = 0) -> None:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
-        if hasattr(optimizer, "update_hessian"):
-            optimizer.update_hessian(3)
+        estimate_curvature(optimizer)
         optimizer.step()
 
 
@@ -298,8 +297,7 @@ def test_master_is_the_fp32_run_seen_through_16_bits(case: Case) -> None:
         feed(low, 1, first=number)
         for p, q in zip(wide.param_groups[0]["params"], low.param_groups[0]["params"], strict=True):
             p.grad = q.grad.float()
-        if hasattr(wide, "update_hessian"):
-            wide.update_hessian(3)
+        estimate_curvature(wide)
         wide.step()
     for p, q in zip(wide.param_groups[0]["params"], low.param_groups[0]["params"], strict=True):
         assert torch.equal(storage.load_parameter(q.detach(), low.state[q]), p)

@@ -10,6 +10,7 @@ from steprule.catalogue import find as find
 from steprule.catalogue import modifier_catalogue as modifier_catalogue
 from steprule.closure.lbfgs import LBFGS as LBFGS
 from steprule.convert import convert_state as convert_state
+from steprule.curvature import hutchinson as hutchinson
 from steprule.declare import Elementwise as Elementwise
 from steprule.declare import Modifier as Modifier
 from steprule.declare import decay as decay
@@ -20,6 +21,7 @@ from steprule.declare import slot as slot
 from steprule.elementwise.adabelief import AdaBelief as AdaBelief
 from steprule.elementwise.adadelta import Adadelta as Adadelta
 from steprule.elementwise.adagrad import Adagrad as Adagrad
+from steprule.elementwise.adahessian import AdaHessian as AdaHessian
 from steprule.elementwise.adam import Adam as Adam
 from steprule.elementwise.adam import AMSGrad as AMSGrad
 from steprule.elementwise.adamatan2 import AdamAtan2 as AdamAtan2
@@ -51,6 +53,7 @@ from steprule.elementwise.schedule_free import ScheduleFreeSGD as ScheduleFreeSG
 from steprule.elementwise.sgd import SGD as SGD
 from steprule.elementwise.signum import Signum as Signum
 from steprule.elementwise.sophia import Sophia as Sophia
+from steprule.elementwise.sophia_h import SophiaH as SophiaH
 from steprule.elementwise.sparse_adam import SparseAdam as SparseAdam
 from steprule.elementwise.stableadamw import StableAdamW as StableAdamW
 from steprule.elementwise.yogi import Yogi as Yogi

@@ -22,15 +22,13 @@ LARGEST = "largest mean of their squares"
 VARIANCE = "mean of their squared distance to the mean"
 
 _ADAMS = ("Adam", "AMSGrad", "AdamW", "NAdam", "RAdam", "SparseAdam", "NAdamW", "AdamAtan2", "LAMB", "AdEMAMix")
+_MEANS = ("Adamax", "Lion", "Sophia", "SophiaH", "AdaHessian", "Signum", "Adan", "StableAdamW", "Yogi")
 # Slots that are not listed mean something that no other rule keeps.
 MEANINGS: dict[str, dict[str, str]] = {
     **{name: {"exp_avg": MEAN, "exp_avg_sq": SQUARE, "max_exp_avg_sq": LARGEST} for name in _ADAMS},
     **{name: {"square_avg": SQUARE} for name in ("RMSprop", "Adadelta")},
     # The squares of Adan, StableAdamW and Yogi are those of something else, or averaged in another way.
-    **{
-        name: {"exp_avg": MEAN}
-        for name in ("Adamax", "Lion", "Sophia", "Signum", "Adan", "StableAdamW", "Yogi")
-    },
+    **{name: {"exp_avg": MEAN} for name in _MEANS},
     # Its exp_avg is the mean of gradients that are divided already.
     "LaProp": {"exp_avg_sq": SQUARE},
     "AdaBelief": {"exp_avg": MEAN, "exp_avg_var": VARIANCE},
@@ -42,7 +40,8 @@ DIVIDES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("RMSprop", "Adadelta"), ("square_avg",)),
     "NAdam": ("exp_avg_sq", "mu_product"),
     "Adamax": ("exp_inf",),
-    "Sophia": ("hessian",),
+    **dict.fromkeys(("Sophia", "SophiaH"), ("hessian",)),
+    "AdaHessian": ("exp_hessian_diag_sq", "estimates"),
     "AdaBelief": ("exp_avg_var",),
 }
 # What fills a slot if nothing has its own meaning: something larger, so that no step is too large.

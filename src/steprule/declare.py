@@ -36,6 +36,15 @@ are plain numbers.
 
 A boolean hyper-parameter is decided when the program is built, so `if h.nesterov:` is fine, and so is
 `if is_matrix(p):`. An `if` on anything else is an error: use `where(condition, a, b)`.
+
+A rule that uses the curvature has a second method. `d` is an element of the diagonal of the Hessian, or of what
+stands for it; only slots may be set, and nothing is returned:
+
+    @staticmethod
+    def estimate(h, p, d, s, t):
+        s.v = ema(s.v, d * d, h.betas[1])
+
+`optimizer.update_hessian` calls it, for no step; `t` is the number of the step to come.
 """
 
 from __future__ import annotations
@@ -50,10 +59,10 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast, dataclass_transform
 import torch
 
 from steprule import errors, rule_errors
-from steprule.engine import docstrings, statement
+from steprule.engine import docstrings, estimation, statement
 from steprule.engine.fields import FLAGS, OPTIONS, Field, Parameter, Shape, Slot, parameter
 from steprule.engine.modifier import ModifierBase, snake_case
-from steprule.engine.rule import RuleOptimizer, run_on_slots
+from steprule.engine.rule import RuleOptimizer
 from steprule.engine.weight_decay import MODES, WeightDecay
 
 __all__ = [
@@ -68,7 +77,6 @@ __all__ = [
     "errors",
     "hyper",
     "parameter",
-    "run_on_slots",
     "scalar_slot",
     "slot",
 ]
@@ -97,8 +105,8 @@ def hyper(
 
     default: the value, whose kind (number, whole number, boolean, tuple) every value must have.
     at_least, above, at_most, below: the range, checked in the constructor, in groups and on load.
-    choices: the allowed values, for a string. switch: zero means absent, so `if h.name:` is allowed.
-    kw_only: not accepted by position. meaning: a few words for `steprule show`.
+    choices: the allowed values; `if h.name == value:` is allowed. switch: zero means absent, so `if h.name:` is
+    allowed. kw_only: not accepted by position. meaning: a few words for `steprule show`.
     """
     return Field(
         default,
@@ -330,6 +338,30 @@ class Elementwise(_Rule):
 
     # Type checkers read the fields above as arguments of this constructor; subclasses get their own.
     params: Any
+
+    def update_hessian(self, diagonal: Mapping[torch.Tensor, torch.Tensor | None]) -> None:
+        """Give an estimate of the curvature to the rules that use one, such as AdaHessian; no parameter moves.
+
+            diagonal = steprule.hutchinson(loss, model.parameters())
+            loss.backward()
+            optimizer.update_hessian(diagonal)
+            optimizer.step()
+
+        Call it before the first step, then at every step or every few steps.
+
+        diagonal: for each parameter an estimate of the diagonal of the Hessian of the loss, of the parameter's
+        shape. Parameters that are left out or have None stay as they are, and so do those whose rule uses no
+        curvature.
+
+        Raises: TypeError, ValueError or RuntimeError that names what does not fit, and RuntimeError for NaN or
+        infinite elements where nonfinite="raise"; then nothing has changed.
+        """
+        estimation.check(self, diagonal)
+        self._estimate(diagonal)
+
+    def _estimate(self, curvature: estimation.Curvature, **numbers: float) -> None:
+        """Run `estimate` of every rule that has it. numbers: what it finds in `h` besides hyper-parameters."""
+        estimation.run(self, curvature, numbers)
 
 
 class Matrix(Elementwise):

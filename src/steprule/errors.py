@@ -399,10 +399,10 @@ def not_plain(path: object, wanted: Iterable[str]):
     )
 
 
-def nonfinite_gradients(who: str, names: Iterable[str]):
+def nonfinite_gradients(who: str, names: Iterable[str], what: str = "gradient"):
     """NaN or infinite gradients, where the user asked for an error."""
     names = list(names)
-    what = "the gradients of" if len(names) > 1 else "the gradient of"
+    what = f"the {what}s of" if len(names) > 1 else f"the {what} of"
     verb = "are" if len(names) > 1 else "is"
     return RuntimeError(
         f"{who}: {what} {listed(names)} {verb} NaN or infinite; nothing was moved. Look for the cause in "
@@ -439,14 +439,6 @@ def not_dense(who: str, name: str):
     """A sparse tensor as a parameter."""
     return ValueError(
         f"{who} requires dense parameter tensors (only gradients may be sparse), but {name} is sparse."
-    )
-
-
-def sophia_without_hessian(name: str) -> str:
-    """The warning for Sophia's first step when the curvature was never estimated."""
-    return (
-        f"Sophia: update_hessian was never called for {name}, so the curvature is 0 and every element moves "
-        "by lr. Call update_hessian(n) after a backward pass with labels sampled from the model."
     )
 
 

@@ -278,10 +278,10 @@ def stored_element(rule: str):
     )
 
 
-def changes_by_itself(rule: str):
+def changes_by_itself(where: str):
     """A rule with a random number or a counter of its own in it."""
     return RuntimeError(
-        f"{rule}.update does not say the same each time it is called. It is read once, so a random number, a "
+        f"{where} does not say the same each time it is called. It is read once, so a random number, a "
         "counter or any other value of Python would stay as it was then. Make it a hyper-parameter or a slot."
     )
 
@@ -311,6 +311,14 @@ def nothing_returned(rule: str):
     return TypeError(
         f"{rule}.update returned None. p is not changed in place: end with `return` and the change, as in "
         "`return -h.lr * g`."
+    )
+
+
+def estimate_returned(where: str):
+    """An `estimate` that returns something, as if it were a step."""
+    return TypeError(
+        f"{where} returned a value. It only sets slots, as in s.h = ema(s.h, d, h.betas[1]); leave the "
+        "return out."
     )
 
 

@@ -12,6 +12,9 @@ checkpoints and reports. A modifier adds one of these to the step of any rule, i
 
 Modifiers of one place run in the order in which they were given. Weight decay is a modifier, too: of the
 gradient, after all others, or of the parameter.
+
+`estimate` of a rule is a step of its own, between those of `update`: it changes only slots, and modifiers and
+weight decay have no part in it.
 """
 
 from __future__ import annotations
@@ -38,28 +41,45 @@ PEAK_LR = Field(0.0, name="peak_lr", at_least=0, meaning="the lr that the group 
 class Composition:
     """A rule with the modifiers, the weight decay and the options of a group. `composed` makes them.
 
-    modifiers: classes, without the weight decay. decay: the class of the weight decay, or None.
+    update: the rule's own, or its `estimate`. modifiers: classes, without the weight decay. decay: the class of
+    the weight decay, or None. numbers: further numbers in `h`, which who asks for an estimate puts into groups.
     """
 
-    def __init__(self, rule: Any, update: Update, modifiers: tuple[Any, ...], maximize: bool, decay: Any):
+    def __init__(
+        self,
+        rule: Any,
+        update: Update,
+        modifiers: tuple[Any, ...],
+        maximize: bool,
+        decay: Any,
+        numbers: tuple[str, ...],
+    ):
         self.rule = rule
         self.update = update
         self.modifiers = modifiers
         self.maximize = maximize
         self.decay = decay
+        self.numbers = numbers
+        self.estimates = update is getattr(rule, "estimate", None)
         # The traced steps, by the options that decide them.
         self.programs: dict[Any, Any] = {}
 
     @cached_property
     def name(self) -> str:
-        """The rule's name, and those of the modifiers."""
-        return "+".join(x.__name__ for x in (self.rule, *self.modifiers))
+        """The rule's name, and those of the modifiers; of an estimate the rule's and the method's."""
+        return self.method if self.estimates else "+".join(x.__name__ for x in (self.rule, *self.modifiers))
+
+    @cached_property
+    def method(self) -> str:
+        """The rule and its method, as messages name them."""
+        return f"{self.rule.__name__}.{'estimate' if self.estimates else 'update'}"
 
     @cached_property
     def fields(self) -> dict[str, Field]:
         """All hyper-parameters, by their keys in the group."""
         of_decay = {PEAK_LR.name: PEAK_LR} if self.decay is not None and self.decay.remembers_lr else {}
-        return {**self.rule.fields, **of_decay} | {
+        of_caller = {name: Field(0.0, name=name) for name in self.numbers}
+        return {**self.rule.fields, **of_decay, **of_caller} | {
             f"{modifier.name}.{name}": field.named(f"{modifier.name}.{name}", field.type)
             for modifier in self.modifiers
             for name, field in modifier.fields.items()
@@ -115,7 +135,12 @@ class Composition:
 
 @cache
 def composed(
-    rule: Any, update: Update, modifiers: tuple[Any, ...] = (), maximize: bool = False, decay: Any | None = None
+    rule: Any,
+    update: Update,
+    modifiers: tuple[Any, ...] = (),
+    maximize: bool = False,
+    decay: Any | None = None,
+    numbers: tuple[str, ...] = (),
 ) -> Composition:
     """The composition of these; always the same object.
 
@@ -126,7 +151,7 @@ def composed(
             raise rule_errors.not_together(
                 rule.__name__, modifier.__name__, "weight decay", modifier.not_with[DECAY], None
             )
-    return Composition(rule, update, modifiers, maximize, decay)
+    return Composition(rule, update, modifiers, maximize, decay, numbers)
 
 
 def _own(modifier: Any, slot: Slot) -> Slot:
@@ -273,6 +298,9 @@ class _SlotsOf:
 
 def one_step(whole: Composition, h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
     """The parameter after one step; the slots are set in `s`."""
+    if whole.estimates:
+        _estimate(whole, h, p, g, s, t)
+        return p
     before, decay, rule = p, whole.decay, whole.rule
     if whole.maximize:
         g = -g
@@ -306,6 +334,17 @@ def one_step(whole: Composition, h: Any, p: Number, g: Number, s: Any, t: Any) -
     for modifier in whole.at("apply"):
         new = asked(modifier, "apply", before, new)
     return new
+
+
+def _estimate(whole: Composition, h: Any, p: Number, d: Number, s: Any, t: Any) -> None:
+    """Have the rule take a curvature into its slots."""
+
+    def call() -> None:
+        result = whole.update(h, Parameter.of(p), d, s, t)
+        if result is not None:
+            raise rule_errors.estimate_returned(whole.method)
+
+    called(whole.method, whole.update, call)
 
 
 def weights(whole: Composition, h: Any, p: Number, s: Any, t: Any) -> Number:

@@ -1,13 +1,14 @@
-"""What the first step shows about 16-bit parameters: updates and state that round away."""
+"""What the first step shows: a missing curvature; updates and state of 16-bit parameters that round away."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steprule import errors
+from steprule import curvature_errors, errors
 from steprule.engine import storage
 from steprule.engine.runners.kernels.forms import has_elements
 
@@ -47,6 +48,31 @@ class Watch:
                     name = optimizer.name_of(self.narrow)
                     found.append(errors.state_rounds_away(who, key, name, slot.dtype, lost))
         return found
+
+
+def look_for_curvature(optimizer: Any, group: dict[str, Any]) -> bool:
+    """Warn if the first step of a rule with `estimate` uses no curvature; whether a parameter could show it.
+
+    Once: to look at every step would make the host wait for the device.
+    """
+    own = optimizer.composition(group)
+    if not own.traced:
+        return True
+    program = optimizer.program(group)
+    # What steps read and never write is what estimates write.
+    keys = [slot.key for x, slot in own.rule.slots.items() if x in program.slots and x not in program.outputs]
+    for param in group["params"]:
+        gradient = param.grad
+        if gradient is None or group.get("lr") == 0 or not has_elements(param) or not gradient.any():
+            continue
+        state = optimizer.state_of(param, group)
+        estimated = any(optimizer.slot_elements(state, key).any() for key in keys)
+        if not estimated and float(state.get("step", 0)) == 0:
+            warnings.warn(
+                curvature_errors.no_curvature(optimizer.who(group), optimizer.name_of(param)), stacklevel=7
+            )
+        return True
+    return False
 
 
 def _divisors(optimizer: Any, group: dict[str, Any], param: Tensor) -> list[tuple[str, Tensor]]:

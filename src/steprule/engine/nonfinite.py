@@ -69,22 +69,24 @@ def allow_step(optimizer: Any, count: bool = True) -> bool:
     """
     groups: list[dict[str, Any]] = optimizer.param_groups
     asked = [group for group in groups if group.get("nonfinite", "ignore") != "ignore"]
-    if all_finite([p.grad for group in asked for p in group["params"] if p.grad is not None]):
+    given = [x for group in asked for x in optimizer.gradients_of(group["params"])]
+    if all_finite([x for x in given if x is not None]):
         return True
     strict = [index for index, group in enumerate(groups) if group.get("nonfinite") == "raise"]
-    names = [place.shown for place in offenders(groups) if place.group in strict]
+    names = [place.shown for place in offenders(optimizer) if place.group in strict]
     if names:
-        raise errors.nonfinite_gradients(type(optimizer).__name__, names)
+        raise errors.nonfinite_gradients(type(optimizer).__name__, names, optimizer.taken_with)
     for group in groups if count else ():
         if SKIPPED_STEPS in group:
             group[SKIPPED_STEPS] += 1
     return False
 
 
-def offenders(groups: list[dict[str, Any]]) -> list[Place]:
+def offenders(optimizer: Any) -> list[Place]:
     """The parameters whose gradients are NaN or infinite."""
-    with_gradients = [place for place in own_places(groups) if place.key.grad is not None]
-    return [place for place in with_gradients if not all_finite([place.key.grad])]
+    places = own_places(optimizer.param_groups)
+    pairs = zip(places, optimizer.gradients_of([place.key for place in places]), strict=True)
+    return [place for place, gradient in pairs if gradient is not None and not all_finite([gradient])]
 
 
 @torch.no_grad()

@@ -72,6 +72,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     # One state for all parameters together, kept with the first; its vectors hold all of them in order.
     one_vector: ClassVar[bool] = False
+    # What `gradients_of` gives, for messages.
+    taken_with: ClassVar[str] = "gradient"
 
     @staticmethod
     def numbers_beside_slots(group: Mapping[str, Any]) -> float:
@@ -327,9 +329,13 @@ class CheckedOptimizer(torch.optim.Optimizer):
         asked = any("nonfinite" in group for group in self.param_groups)
         return not asked or checked_later or nonfinite.allow_step(self, count)
 
+    def gradients_of(self, params: Sequence[Tensor]) -> list[Tensor | None]:
+        """What a step of these parameters is taken with."""
+        return [param.grad for param in params]
+
     def nonfinite_parameters(self) -> list[str]:
         """The parameters whose gradients are NaN or infinite now, by name or by position."""
-        return [place.label for place in nonfinite.offenders(self.param_groups)]
+        return [place.label for place in nonfinite.offenders(self)]
 
     def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
         """Check whatever may fail in a step of this group; return what takes it, and raises no more.

@@ -28,15 +28,14 @@ from steprule.engine import (
     weight_decay,
 )
 from steprule.engine.checkpoint import restored
-from steprule.engine.composition import PEAK_LR, Composition, Update, composed
+from steprule.engine.composition import PEAK_LR, Composition, composed
 from steprule.engine.fields import FLAGS, OPTIONS, counts_on_device, make_step_counter
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.parts import Parts
 from steprule.engine.program.phases import Part
 from steprule.engine.program.program import Program
 from steprule.engine.program.trace import trace
-from steprule.engine.runners import choice, one_by_one, reference
-from steprule.engine.runners.kernels import forms
+from steprule.engine.runners import choice, one_by_one
 from steprule.engine.runners.reference import Work
 from steprule.engine.settled import Settled
 
@@ -62,8 +61,8 @@ class RuleOptimizer(CheckedOptimizer):
     # Whether torch's lists of tensors accept an lr or betas that are tensors.
     lists_take_tensors: ClassVar[bool] = True
     traced: ClassVar[bool] = True
-    has_elements = staticmethod(forms.has_elements)
     _watched_rounding: bool = False
+    _looked_for_curvature: bool = False
     # The rows and columns that `update` sees: "flattened" or "stacked", as in `lines`.
     matrices: ClassVar[str] = "flattened"
     # Whether the reference takes sums in the parameter's own precision, as torch's rule of this name does.
@@ -320,7 +319,10 @@ class RuleOptimizer(CheckedOptimizer):
         if settled.composition.shares_all:
             self._check_common(group)
         parts, left = settled.runner.prepare(self, group, settled.program, after)
-        return [*parts, one_by_one.prepare_some(self, left, group, after)] if left else parts
+        parts = [*parts, one_by_one.prepare_some(self, left, group, after)] if left else parts
+        if not self._looked_for_curvature and hasattr(settled.composition.rule, "estimate"):
+            self._looked_for_curvature = first_step.look_for_curvature(self, group)
+        return parts
 
     def _settle(self, group: dict[str, Any]) -> Settled:
         """What the group's options decide, found again only if they have changed."""
@@ -455,7 +457,7 @@ class RuleOptimizer(CheckedOptimizer):
     def checked(self, params: list[Tensor], group: dict[str, Any]) -> list[Work]:
         """The parameters with their gradients and states, checked so that the rule can use them."""
         self.check_storage(group)
-        pairs = [(param, param.grad) for param in params]
+        pairs = list(zip(params, self.gradients_of(params), strict=True))
         for param, gradient in pairs:
             if gradient is not None:
                 self.check_gradient(param, gradient, group)
@@ -501,14 +503,3 @@ def _check_tensors(who: str, group: dict[str, Any], index: int | None) -> None:
 def asks_for_storage(group: dict[str, Any]) -> bool:
     """Whether the group says how to store state or parameters."""
     return bool(group.get("low_precision") or group.get("state_dtype"))
-
-
-def run_on_slots(optimizer: RuleOptimizer, rule: type, update: Update, extra: Any) -> None:
-    """Run an update that only changes slots, such as a curvature estimate, on every gradient of this rule."""
-    with torch.no_grad():
-        groups = [group for group in optimizer.param_groups if issubclass(optimizer.rule_of(group), rule)]
-        work = [(group, optimizer.checked(group["params"], group)) for group in groups]
-        for group, entries in work:
-            own = composed(optimizer.rule_of(group), update)
-            for param, gradient, state in entries:
-                reference.run(own, group, param, gradient, state, extra)

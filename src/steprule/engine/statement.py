@@ -174,6 +174,7 @@ def check_modifier(modifier: Any, body: Mapping[str, Any]) -> None:
 
 def _check_update(rule: type[RuleOptimizer], body: Mapping[str, Any]) -> None:
     _check_method(rule, body, "update", ARGUMENTS)
+    _check_method(rule, body, "estimate", ["h", "p", "d", "s", "t"])
 
 
 def _check_method(rule: Any, body: Mapping[str, Any], method: str, arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 import steprule
@@ -14,9 +15,10 @@ from steprule.lab.data import Batch
 from steprule.lab.errors import LabError, failing, told
 from steprule.lab.tasks import Task
 
-__all__ = ["CURVATURE_EVERY", "estimate_curvature", "gradients_on", "judge", "output_of", "step_on"]
+__all__ = ["curvature_is_due", "estimate_curvature", "gradients_on", "judge", "output_of", "step_on"]
 
-CURVATURE_EVERY = 10
+# After how many steps the curvature is estimated again, where that is not at every step as the paper does.
+CURVATURE_EVERY = {"Sophia": 10, "SophiaH": 10}
 
 
 def step_on(
@@ -104,13 +106,28 @@ def _score_of(task: Task, output: Any, target: Tensor) -> float:
         return float(task.score.of_batch(output, target))
 
 
-def estimate_curvature(task: Task, model: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
-    """Give Sophia the gradient of the loss with labels drawn from the model; no-op for other rules.
+def curvature_is_due(optimizer: Optimizer, step: int) -> bool:
+    """Whether the curvature is estimated again before this step, counted from 0."""
+    return step % CURVATURE_EVERY.get(type(optimizer).__name__, 1) == 0
 
-    Raises `LabError` if the targets are not classes, one for each last dimension of the output.
+
+def estimate_curvature(task: Task, model: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+    """Give rules that use the curvature an estimate of it; no-op for other rules.
+
+    Raises `LabError` if Sophia gets targets that are not classes, one for each last dimension of the output.
     """
-    if not isinstance(optimizer, steprule.Sophia):
-        return
+    if isinstance(optimizer, steprule.Sophia):
+        _draw_labels(task, model, optimizer, batch)
+    elif isinstance(optimizer, steprule.Elementwise) and hasattr(optimizer, "estimate"):
+        given, target = batch
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        with failing("the estimate of the curvature"), sdpa_kernel(SDPBackend.MATH):
+            loss = _loss_of(task, output_of(model, given), target)
+            optimizer.update_hessian(steprule.hutchinson(loss, params))
+
+
+def _draw_labels(task: Task, model: nn.Module, optimizer: steprule.Sophia, batch: Batch) -> None:
+    """Give Sophia the gradient of the loss with labels drawn from the model."""
     given, target = batch
     output = output_of(model, given)
     if target.is_floating_point() or not isinstance(output, Tensor) or output.shape[:-1] != target.shape:

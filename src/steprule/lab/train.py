@@ -22,7 +22,7 @@ from steprule.lab.optimizers import (
 )
 from steprule.lab.randomness import order_of_epoch, random_state, set_random_state
 from steprule.lab.run_folder import RunConfig, RunFolder
-from steprule.lab.step import CURVATURE_EVERY, estimate_curvature, judge, step_on
+from steprule.lab.step import curvature_is_due, estimate_curvature, judge, step_on
 from steprule.lab.tasks import Task, shown
 
 __all__ = ["Screen", "Training", "named"]
@@ -181,7 +181,7 @@ class Training:
         batch = self.train.fetch(index)
         lr = float(self.optimizer.param_groups[0]["lr"])
         with at(lambda: f"step {self.step + 1}, {self._place('train', batch, index)}"):
-            if self.step % CURVATURE_EVERY == 0:
+            if curvature_is_due(self.optimizer, self.step):
                 estimate_curvature(self.task, self.model, self.optimizer, batch)
             loss, score = step_on(self.task, self.model, self.optimizer, batch, self.config.clip_norm)
         self._check_loss("train", loss, batch, index)

@@ -110,7 +110,7 @@ class Pass:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do: it only stands for the time that values per column take."""
+        """Whether there is nothing to do: it only stands for the time that columns or plain numbers take."""
         return not (self.outputs or self.reductions or self.row_sums or self.column_sums)
 
 
@@ -159,6 +159,8 @@ class Program:
     reductions: tuple[Reduction, ...]
     calls: tuple[Reduction, ...]
     scalars: tuple[Scalars, ...]
+    # Whether it is a step; an estimate of the curvature is none, and leaves the parameter alone.
+    counts: bool = True
     # The hyper-parameters that slots for all parameters are made of, so that all groups must agree on them.
     common: frozenset[str] = frozenset()
     # The keys under which scalars find the size of a tensor and its numbers of rows and columns, if they ask.

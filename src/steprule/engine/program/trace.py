@@ -236,7 +236,8 @@ def _trace_twice(composition: Composition, group: Mapping[str, Any], matrix: boo
     """The program of matrices or vectors, and whether there is a difference."""
     program, by_kind = _trace(composition, group, matrix)
     if str(_trace(composition, group, matrix)[0]) != str(program):
-        raise rule_errors.changes_by_itself(composition.name)
+        where = composition.method if composition.estimates else f"{composition.name}.update"
+        raise rule_errors.changes_by_itself(where)
     return program, by_kind
 
 
@@ -264,12 +265,12 @@ def _trace(composition: Composition, group: Mapping[str, Any], matrix: bool) -> 
     t = memory.symbol("t", "tensor")
     new = one_step(composition, h, Number(tracer, inputs["p"]), Number(tracer, inputs["g"]), s, t)
 
-    outputs = {"p": _as_register(tracer, new, inputs["p"])}
+    outputs = {} if composition.estimates else {"p": _as_register(tracer, new, inputs["p"])}
     like = {x: inputs["p" if slot.per == "element" else x] for x, slot in slots.items()}
     outputs |= {x: _as_register(tracer, s.numbers[x], like[x]) for x in slots if x in s.written}
     written = {letter: s.numbers[letter] for letter in scalar_slots if letter in s.written}
     made, reductions, used = _needed(tracer, outputs, written)
-    name_rule = partial(name_in, who=f"{tracer.rule}.update", written=composition.update)
+    name_rule = partial(name_in, who=composition.method, written=composition.update)
     scalars, renumber = _scalars(tracer, used, written, name_rule)
     program = Program(
         rule=composition.name,
@@ -289,6 +290,7 @@ def _trace(composition: Composition, group: Mapping[str, Any], matrix: bool) -> 
         reductions=tuple(reductions),
         calls=tuple(tracer.calls),
         scalars=scalars,
+        counts=not composition.estimates,
         common=frozenset(_hyperparameters_in(memory, written, scalar_slots)),
         facts=tuple(tracer.facts),
         stacked=tracer.stacks or any(x.stacked and x.per in ("row", "column") for x in slots.values()),

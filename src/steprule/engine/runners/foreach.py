@@ -326,7 +326,8 @@ class _Batch:
             found = _sweep(program, number, self._scalars, columns, dtype)
             yield from _finish(found, reduced, group)
         for row, (_, _, state) in enumerate(self._work):
-            reference.count(state)
+            if program.counts:
+                reference.count(state)
             for letter, column in self._new.items():
                 value: Any = cast("list[Any]", column)[row] if isinstance(column, list) else column
                 slot = program.scalar_slots[letter]

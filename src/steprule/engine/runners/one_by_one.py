@@ -57,7 +57,8 @@ def prepare_some(
             return
         shared, t = reference.Shared(asked[id(param)], known), reference.next_step(state)
         after.update(reference.run(own, group, param, gradient, state, t, shared))
-        reference.count(state)
+        if not own.estimates:
+            reference.count(state)
 
     def start() -> phases.Going | None:
         if any(keys):

@@ -132,16 +132,16 @@ def run(
 ) -> dict[str, float]:
     """One step of a composition on one parameter, in place: nothing is written before all of it is computed.
 
+    An estimate of the curvature leaves the parameter alone.
+
     Returns the new values of slots that parameters share, by key.
     Raises: Pending for a sum over several tensors that `shared` does not know.
     """
     slots, common, value = compute(composition, group, param, gradient, state, t, shared)
     live = bool(group.get("differentiable"))
     _store_state(state, slots, live)
-    if param.dtype in storage.HALF and not live:
-        storage.store_parameter(param, state, value)
-    else:
-        write(param, value)
+    if not composition.estimates:
+        _store_parameter(param, state, value, live)
     storage.next_keys(state)
     return common
 
@@ -264,6 +264,13 @@ def _fitted(machine: Eager, what: str, value: Any, like: Tensor) -> Tensor:
         return value.expand_as(like)
     except RuntimeError:
         raise rule_errors.wrong_shape(machine.rule, what, tuple(value.shape), tuple(like.shape)) from None
+
+
+def _store_parameter(param: Tensor, state: dict[str, Any], value: Tensor, live: bool) -> None:
+    if param.dtype in storage.HALF and not live:
+        storage.store_parameter(param, state, value)
+    else:
+        write(param, value)
 
 
 def _store_state(state: dict[str, Any], values: dict[str, Any], live: bool) -> None:

@@ -103,7 +103,8 @@ class Counters:
             t = math.nan
             if self._counting:
                 # In the count's own precision, where the largest ones no longer grow.
-                now[0] = t = self._cells[0].rounded(now[0] + 1)
+                t = self._cells[0].rounded(now[0] + 1)
+                now[0] = t if self._program.counts else now[0]
             own: dict[str, Any] = dict(self._facts[first])
             if self._letters:
                 own |= zip(self._letters, now[-len(self._letters) :], strict=True)

@@ -52,7 +52,7 @@ def prepare(
     values |= {x: float(group[slot.key]) for x, slot in program.scalar_slots.items() if slot.shared}
     own = plans.of(optimizer)
     # Kept alive until the kernel has read them, whatever other threads do.
-    gradients: list[Tensor | None] = [param.grad for param in group["params"]]
+    gradients: list[Tensor | None] = optimizer.gradients_of(group["params"])
     plan: Plan | None = own.of(group)
     found = plan and plan.look(optimizer.state, group, program, gradients)
     if plan is None or found is None:
@@ -194,7 +194,7 @@ class Plan:
         optimizer.check_storage(group)
         # All gradients first: a state that was made for some would outlive the error about another.
         for place in self.present:
-            optimizer.check_gradient(params[place], params[place].grad, group)
+            optimizer.check_gradient(params[place], gradients[place], group)
         states = {place: optimizer.state_of(params[place], group) for place in self.present}
         twice = sharing_state(states)
         for place, state in states.items():
@@ -260,6 +260,7 @@ class Plan:
         Records the gradients' addresses.
         """
         params: list[Tensor] = group["params"]
+        given = gradients
         if program is not self.program or _options(group) != self.options:
             return None
         if list(map(is_, gradients, repeat(None))) != self.absent:
@@ -269,7 +270,8 @@ class Plan:
             gradients = [gradients[place] for place in self.present]
         states = self._states(state, params)
         if states is None or any(
-            self._acceptable(x, state.get(x, {})) for x in (group["params"][i] for i in self._for_now)
+            self._acceptable(group["params"][i], given[i], state.get(group["params"][i], {}))
+            for i in self._for_now
         ):
             return None
         found: list[Iterable[Tensor]] = []
@@ -292,11 +294,11 @@ class Plan:
         states = list(map(state.get, params))
         return None if any(x is None for x in states) else states
 
-    def _acceptable(self, param: Any, state: dict[str, Any]) -> bool:
+    def _acceptable(self, param: Any, gradient: Tensor | None, state: dict[str, Any]) -> bool:
         """Whether what was refused before could be taken now."""
         try:
             program = self.program.of(param)
-            return fits.why_not(program, param, _resolved(param.grad), state, self._share) is None  # type: ignore[arg-type]
+            return fits.why_not(program, param, _resolved(gradient), state, self._share) is None  # type: ignore[arg-type]
         except (AttributeError, KeyError):
             return True
 

@@ -97,7 +97,7 @@ class DeviceCounters:
         scaling: what `scaling` made; a step that it skips is not counted.
         """
         skipped = None if scaling is None else scaling[1] != 0
-        if self._keys[:1] == ["step"]:
+        if self._program.counts and self._keys[:1] == ["step"]:
             self._tables[0] += 1 if skipped is None else ~skipped
         for table, value in self._after:
             value = as_table(value, self._device)
