@@ -49,11 +49,13 @@ stands for it; only slots may be set, and nothing is returned:
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias, cast, dataclass_transform
 
 import torch
@@ -220,20 +222,18 @@ class _Rule(RuleOptimizer):
 def _declared_fields(cls: type, body: dict[str, Any]) -> dict[str, Field]:
     declared = {name: value for name, value in body.items() if isinstance(value, Field)}
     texts: dict[str, Any] = body.get("__annotations__", {})
-    try:
-        # The module of a file that was loaded by hand may not be in sys.modules.
-        hints = typing.get_type_hints(cls, vars(sys.modules.get(cls.__module__, typing)))
-    except (NameError, TypeError):
-        hints = {}
+    hints = partial(_hint, cls, {})
     for name, value in cast("dict[str, object]", body).items():
-        text = str(texts.get(name) or hints.get(name, ""))
-        if type(value) in PLAIN and text and "ClassVar" not in text and not hasattr(RuleOptimizer, name):
+        if type(value) not in PLAIN or hasattr(RuleOptimizer, name):
+            continue
+        text = str(texts.get(name) or hints(name) or "")
+        if text and "ClassVar" not in text:
             kind = type(value).__name__
             fix = f"Write `{name}: {kind} = hyper(default={value!r})`, or ClassVar[{kind}] for a constant."
             raise rule_errors.bad_statement(cls.__name__, f"'{name}' is {value!r}, not a hyper-parameter", fix)
     fields: dict[str, Field] = {}
     for name, value in declared.items():
-        text = texts.get(name, hints.get(name))
+        text = texts.get(name) or hints(name)
         if text is None:
             kind = type(value.default).__name__
             fix = f"Write `{name}: {kind} = hyper(default={value.default!r})`."
@@ -243,6 +243,16 @@ def _declared_fields(cls: type, body: dict[str, Any]) -> dict[str, Field]:
             text = "bool"
         fields[name] = value.named(name, text)
     return fields
+
+
+def _hint(cls: type, known: dict[str, Any], name: str) -> Any:
+    """The type of an attribute as its bases state it, which takes long to find out."""
+    if not known:
+        known[""] = None
+        with contextlib.suppress(NameError, TypeError):
+            # The module of a file that was loaded by hand may not be in sys.modules.
+            known |= typing.get_type_hints(cls, vars(sys.modules.get(cls.__module__, typing)))
+    return known.get(name)
 
 
 def _declared_slots(cls: Any, body: dict[str, Any]) -> dict[str, Slot]:

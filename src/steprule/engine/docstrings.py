@@ -40,4 +40,6 @@ def _line(field: Field) -> str:
 
 @cache
 def _folded(line: str) -> str:
+    if len(line) <= 96:
+        return "    " + line
     return textwrap.fill(line, 100, initial_indent=" " * 4, subsequent_indent=" " * 8)
