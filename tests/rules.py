@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import steprule
 from steprule import Elementwise, decay, hyper, slot
-from steprule.declare import Matrix, parameter
+from steprule.declare import Matrix, Modifier, parameter
 from steprule.words import ema, sign
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -126,7 +126,7 @@ class Case:
     @property
     def shares(self) -> bool:
         """Whether parameters share a sum, so that what one does depends on the others."""
-        return bool(sums_of(self.rule) - {"tensor"})
+        return bool(sums_of(self.rule) & {"group", "all"})
 
     @property
     def returns(self) -> bool:
@@ -202,7 +202,19 @@ def sums_of(rule: Any) -> frozenset[str]:
     if not getattr(rule, "traced", False):
         return frozenset()
     optimizer = rule([nn.Parameter(torch.zeros(1))])
-    return frozenset(x.over for x in optimizer.program(optimizer.param_groups[0]).reductions)
+    programs = optimizer.program(optimizer.param_groups[0]).kinds
+    return frozenset(x.over for program in programs for x in program.reductions)
+
+
+@cache
+def by_lines(rule: Any) -> bool:
+    """Whether the rule, or the modifier on any rule, has values per row or column."""
+    if not getattr(rule, "traced", True):
+        return False
+    params = [nn.Parameter(torch.zeros(1))]
+    modifier = issubclass(rule, Modifier)
+    optimizer = SignedMomentum(params, modifiers=[rule()]) if modifier else rule(params)
+    return any(program.lined for program in optimizer.program(optimizer.param_groups[0]).kinds)
 
 
 def options_on(rule: Any) -> dict[str, Any]:

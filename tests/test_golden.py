@@ -41,9 +41,11 @@ def text_of(case: Case, dtype: torch.dtype) -> str:
 
 
 def printed(optimizer: Any, dtype: torch.dtype) -> str:
-    program = optimizer.program(optimizer.param_groups[0])
-    kernels = cpu_kernel.sources(program, dict.fromkeys(program.inputs, dtype))
-    return "\n\n".join(source.text for source in kernels)
+    kernels: list[Any] = []
+    for program in optimizer.program(optimizer.param_groups[0]).kinds:
+        dtypes = dict.fromkeys(program.inputs, dtype)
+        kernels += [*cpu_kernel.sources(program, dtypes), *cpu_kernel.sources_of_columns(program, dtypes)]
+    return "\n\n".join(source.text for source in kernels if source is not None)
 
 
 BUILT_IN = {case.name: case.rule for case in LOOPS if case.rule.__module__.startswith("steprule.")}

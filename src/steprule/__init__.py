@@ -73,6 +73,8 @@ from steprule.modifiers.averages import EMA as EMA
 from steprule.modifiers.averages import Average as Average
 from steprule.modifiers.averages import Lookahead as Lookahead
 from steprule.modifiers.cautious import Cautious as Cautious
+from steprule.modifiers.centralize import Centralize as Centralize
+from steprule.modifiers.clipping import AdaptiveClip as AdaptiveClip
 from steprule.modifiers.clipping import GlobalNormClip as GlobalNormClip
 from steprule.modifiers.clipping import NormClip as NormClip
 from steprule.modifiers.clipping import UpdateClip as UpdateClip

@@ -62,6 +62,31 @@ class ValueClip(Modifier):
         return [np.clip(g, -self.clip_value, self.clip_value) for g in gs]
 
 
+class AdaptiveClip(Modifier):
+    """Brock et al. 2021, equation 3: the norms of units, which are what has one first index."""
+
+    def __init__(self, clip_factor: float = 0.01, eps: float = 1e-3):
+        self.clip_factor, self.eps = clip_factor, eps
+
+    def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
+        made: Arrays = []
+        for theta, g in zip(thetas, gs, strict=True):
+            weights, gradients = (x.reshape(len(x) if x.ndim > 1 else 1, -1) for x in (theta, g))
+            limit = self.clip_factor * np.maximum(np.linalg.norm(weights, axis=1), self.eps)
+            size = np.linalg.norm(gradients, axis=1)
+            scale = np.where(size > limit, limit / np.where(size > 0, size, 1.0), 1.0)
+            made.append((gradients * scale[:, None]).reshape(g.shape))
+        return made
+
+
+class Centralize(Modifier):
+    """Yong et al. 2020, equation 1: the mean over all but the first index."""
+
+    def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
+        axes = [tuple(range(1, g.ndim)) for g in gs]
+        return [g - g.mean(axis, keepdims=True) if axis else g for g, axis in zip(gs, axes, strict=True)]
+
+
 class OrthoGrad(Modifier):
     """Prieto et al. 2025, ⊥Grad: the part of g that is orthogonal to θ, as long as g."""
 

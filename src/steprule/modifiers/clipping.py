@@ -73,6 +73,29 @@ class ValueClip(Modifier):
         return clamp(g, -h.clip_value, h.clip_value)
 
 
+class AdaptiveClip(Modifier):
+    """Scale the gradient of a unit down if its norm is above a share of the norm of the unit's weights.
+
+    When: convolutional networks without normalization, large batches, high lr. The authors leave the last layer
+    out: give it a group with modifiers=[].
+
+        gᵢ ← gᵢ · min(1, c·max(‖θᵢ‖, ε)/‖gᵢ‖)         i: the rows of the tensor; a vector is one row
+
+    State: none.
+    Differs: optax takes the last index for the unit, as its frameworks store weights.
+    Source: Brock, De, Smith, Simonyan 2021, "High-Performance Large-Scale Image Recognition Without
+    Normalization", §4.1, equation 3, https://arxiv.org/abs/2102.06171
+    """
+
+    clip_factor: float = hyper(default=0.01, above=0, meaning="c, the largest gradient for weights of norm 1")
+    eps: float = hyper(default=1e-3, above=0, meaning="ε, the smallest norm of weights to count with")
+
+    @staticmethod
+    def gradient(h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
+        limit = h.clip_factor * larger(norm(p, over="row"), h.eps)
+        return g * smaller(1.0, limit / norm(g, over="row"))
+
+
 class UpdateClip(Modifier):
     """Scale the change of a tensor down if its root mean square, without lr, is above a limit.
 
