@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_levels
 import torch
 from papers import dadaptadam, dog, dowg, prodigy
 from rules import assert_same, assert_same_run, flat, numbers, snapshot
@@ -25,7 +24,6 @@ RULES: dict[Any, tuple[Any, str, dict[str, Any]]] = {
     steprule.LDoG: (dog, "tensor", {"reps_rel": 0.01}),
     steprule.DoWG: (dowg, "group", {"reps_rel": 0.05}),
 }
-on_a_gpu = test_levels.on_a_gpu
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 each_runner = pytest.mark.parametrize("runner", RUNNERS)
 
