@@ -210,7 +210,7 @@ def test_a_description_comes_from_the_modifier(name: str) -> None:
     param = nn.Parameter(torch.zeros(500, 4))
     optimizer = steprule.SGD([param], modifiers=[modifier()])
     optimizer.init_state()
-    state = {key: value for key, value in optimizer.state[param].items() if key != "step"}
+    state = {key: value for key, value in optimizer.state[param].items() if key not in ("step", "noise_key")}
     (group,) = optimizer.param_groups
     assert set(said.slots) == {*state, *(key for key in group if key in said.slots)}
     assert said.numbers_per_parameter == sum(value.numel() for value in state.values() if value.dim()) / 2000

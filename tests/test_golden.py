@@ -43,7 +43,7 @@ def text_of(case: Case, dtype: torch.dtype) -> str:
 def printed(optimizer: Any, dtype: torch.dtype) -> str:
     kernels: list[Any] = []
     for program in optimizer.program(optimizer.param_groups[0]).kinds:
-        dtypes = dict.fromkeys(program.inputs, dtype)
+        dtypes = dict.fromkeys(program.inputs, dtype) | ({"noise_key": torch.int64} if program.draws else {})
         kernels += [*cpu_kernel.sources(program, dtypes), *cpu_kernel.sources_of_columns(program, dtypes)]
     return "\n\n".join(source.text for source in kernels if source is not None)
 

@@ -19,9 +19,12 @@ from formulas import (
     rule_of,
     rule_of_all,
 )
-from gpu import DEVICE, Kernels, small_chunks
+from gpu import DEVICE, INTERPRETED, SHAPES, Kernels, assert_same_numbers, pretend_a_gpu, small_chunks
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from rules import assert_same, flat
+from test_draws import Drawn, Lined
+from torch import nn
 
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
 
@@ -53,3 +56,36 @@ def test_random_formulas_come_to_what_they_mean(parts: Any, dtype: torch.dtype) 
         give(optimizer, step)
         kernels.step()
     assert_meant(parts, optimizer, dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [*((dtype, {}) for dtype in FLOATS), (torch.bfloat16, {"low_precision": "stochastic"})],
+)
+def test_random_numbers_are_those_of_the_loop(dtype: torch.dtype, options: dict[str, str]) -> None:
+    given, loop = (
+        Drawn([nn.Parameter(torch.zeros(shape, dtype=dtype, device=where)) for shape in SHAPES], **more)
+        for where, more in ((DEVICE, options), ("cpu", {**options, "foreach": False}))
+    )
+    give(given, 0)
+    kernels = Kernels(given)
+    for _ in range(2):
+        give(loop, 0)
+        kernels.step()
+        loop.step()
+    assert_same_numbers(given, loop)
+
+
+def test_random_numbers_of_rows_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        pretend_a_gpu(monkeypatch)
+    shapes = ((9, 40), (5, 3), (20,))
+    given = Lined([nn.Parameter(torch.zeros(x, device=DEVICE)) for x in shapes], fused=True)
+    loop = Lined([nn.Parameter(torch.zeros(x)) for x in shapes], foreach=False)
+    for optimizer in (given, loop):
+        for _ in range(2):
+            give(optimizer, 0)
+            optimizer.step()
+    for one, other in zip(flat(given), flat(loop), strict=True):
+        assert_same(given.state[one]["m"].cpu(), loop.state[other]["m"])
+        torch.testing.assert_close(one.detach().cpu(), other.detach(), rtol=1e-6, atol=1e-6)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from processes import python
+from test_draws import Drawn
 from torch import nn
 
 import steprule
@@ -50,7 +51,7 @@ class Normalized(Elementwise):
         return -h.lr * (g * norm(p) / larger(largest(abs(g)), 1e-3))
 
 
-KERNELS: dict[str, tuple[Any, torch.dtype, dict[str, str]]] = {
+KERNELS: dict[str, tuple[Any, torch.dtype, dict[str, Any]]] = {
     "AdamW": (steprule.AdamW, torch.float32, {}),
     "AdamW-bfloat16": (steprule.AdamW, torch.bfloat16, {}),
     "AdamW-float64": (steprule.AdamW, torch.float64, {}),
@@ -59,6 +60,8 @@ KERNELS: dict[str, tuple[Any, torch.dtype, dict[str, str]]] = {
     "Lion-kahan": (steprule.Lion, torch.bfloat16, {"low_precision": "kahan"}),
     "Lion-stochastic": (steprule.Lion, torch.bfloat16, {"low_precision": "stochastic"}),
     "Rprop-float16": (steprule.Rprop, torch.float16, {}),
+    "Drawn-stochastic": (Drawn, torch.bfloat16, {"low_precision": "stochastic"}),
+    "SGD-noise": (steprule.SGD, torch.float32, {"modifiers": [steprule.Noise()]}),
     "Normalized": (Normalized, torch.float32, {}),
 }
 

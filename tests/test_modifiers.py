@@ -43,6 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "OuterNesterov": {"every": 3},
     "RadialBrake": {"growth": 0.3},
     "ToStart": {"strength": 0.5},
+    "Noise": {"sigma": 0.3, "seed": 2**32 + 5},
 }
 # SAM and ASAM need the loss twice: tests/test_sam.py.
 MODIFIERS = {x.__name__: x for x in steprule.modifier_catalogue().values() if not hasattr(x, "climb")}
@@ -108,6 +109,8 @@ def trained(
             param.grad = torch.from_numpy(g.copy())
         if uses_curvature(rule):
             estimate_curvature(optimizer)
+            for modifier in wanted:
+                modifier.estimated()
             for g, state in zip(gs, states, strict=True):
                 paper.update_hessian(g, state, *([4] if name == "Sophia" else []))
         optimizer.step()
@@ -170,6 +173,7 @@ TOGETHER = [
     "OuterNesterov",
     "RadialBrake",
     "ToStart",
+    "Noise",
 ]
 
 
@@ -295,7 +299,7 @@ def test_modes_of_decay_are_named() -> None:
 
 
 EVERYTHING = ["GlobalNormClip", "Cautious", "EMA"]
-WEIGHTS = ["ToStart", "RadialBrake", "OuterNesterov"]
+WEIGHTS = ["ToStart", "RadialBrake", "OuterNesterov", "Noise"]
 GRADIENTS = ["ValueClip", "OrthoGrad", "NormClip", "GrokFast", "Grams"]
 ROWS = ["AdaptiveClip", "Centralize", "GlobalNormClip"]
 

@@ -78,10 +78,10 @@ def test_every_rule_in_every_storage_on_shards(tmp_path: Path) -> None:
     in_two_processes("compare", tmp_path)
 
 
-def in_two_processes(what: str, folder: Path) -> None:
-    """Run `what(rank, folder)` of this module in two processes; if one fails, so does this."""
+def in_two_processes(what: str, folder: Path, module: str = "test_sharded") -> None:
+    """Run `what(rank, folder)` of a module of tests in two processes; if one fails, so does this."""
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    script = f"import sys, test_sharded as t; t.{what}(int(sys.argv[1]), sys.argv[2])"
+    script = f"import sys, {module} as t; t.{what}(int(sys.argv[1]), sys.argv[2])"
     command = ("-W", "ignore", "-c", script)
     with contextlib.ExitStack() as stack:
         ranks = [

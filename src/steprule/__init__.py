@@ -83,6 +83,7 @@ from steprule.modifiers.grams import Grams as Grams
 from steprule.modifiers.grok_fast import GrokFast as GrokFast
 from steprule.modifiers.hyperball import Hyperball as Hyperball
 from steprule.modifiers.metrics import Metrics as Metrics
+from steprule.modifiers.noise import Noise as Noise
 from steprule.modifiers.ortho_grad import OrthoGrad as OrthoGrad
 from steprule.modifiers.outer_nesterov import OuterNesterov as OuterNesterov
 from steprule.modifiers.radial_brake import RadialBrake as RadialBrake

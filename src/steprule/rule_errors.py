@@ -62,6 +62,22 @@ def hyperparameter_assigned(rule: str, name: str):
     )
 
 
+def drawn_without_seed(rule: str, word: str):
+    """Random numbers in a rule or a modifier that has no seed."""
+    return TypeError(
+        f"{rule}.update: {word}() draws random numbers, and nothing says where they start. Declare "
+        "`seed: int = hyper(default=0, at_least=0)`."
+    )
+
+
+def drawn_outside_of_a_step(word: str):
+    """Random numbers where a runner would not know which."""
+    return RuntimeError(
+        f"{word}() draws random numbers for a step. Call it in the update or estimate of a rule, or in the "
+        "gradient, change, parameter or apply of a modifier."
+    )
+
+
 def bad_statement(rule: str, what: str, fix: str):
     """A rule whose declaration is wrong."""
     return TypeError(f"{rule}: {what}. {fix}")
@@ -164,8 +180,11 @@ OPERATORS = {
     "mul": "x * y",
     "multiply": "x * y",
     "neg": "-x",
+    "normal": "gaussian()",
     "pow": "x ** y",
     "power": "x ** y",
+    "randn": "gaussian()",
+    "randn_like": "gaussian()",
     "reciprocal": "1 / x",
     "rsqrt": "1 / sqrt(x)",
     "square": "x * x",
@@ -282,7 +301,8 @@ def changes_by_itself(where: str):
     """A rule with a random number or a counter of its own in it."""
     return RuntimeError(
         f"{where} does not say the same each time it is called. It is read once, so a random number, a "
-        "counter or any other value of Python would stay as it was then. Make it a hyper-parameter or a slot."
+        "counter or any other value of Python would stay as it was then. Make it a hyper-parameter or a slot. "
+        "Random numbers are gaussian() and coin()."
     )
 
 

@@ -29,6 +29,10 @@ class Machine(Protocol):
         """What has one value each of what a handle stands for."""
         ...
 
+    def draw(self, word: str) -> Any:
+        """A random number for every element, another at each call."""
+        ...
+
     def fact(self, name: str) -> Any:
         """The parameter's size or its number of rows or columns, as a plain number."""
         ...

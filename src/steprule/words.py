@@ -19,6 +19,9 @@ means the same in every runner, down to the rounding:
 * A row is what has one first index, and a column is what has the same other indices. A rule that says
   `matrices = "stacked"` has the rows and columns of the last two dimensions. A vector is one row, and each of
   its elements is a column.
+* `gaussian()` and `coin()` draw a random number for every element, another at each call. What draws them has a
+  hyper-parameter `seed`, a whole number. The numbers depend on the seed, the parameter's position, the step and
+  the element, and on nothing else: not on torch's seed, the runner, or how many processes train the model.
 * `size(p)`, `rows(p)` and `columns(p)` are plain numbers; an empty tensor has one of each. `is_matrix(p)`, for
   two dimensions and more, may decide an `if`.
 
@@ -27,6 +30,9 @@ These are the roundings of torch's own operations, so that the results equal tor
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, overload
 
@@ -42,10 +48,12 @@ __all__ = [
     "atan2",
     "becomes",
     "clamp",
+    "coin",
     "columns",
     "ema",
     "ema_sq",
     "exp",
+    "gaussian",
     "is_matrix",
     "larger",
     "largest",
@@ -245,6 +253,39 @@ def columns(p: Number) -> float:
 def is_matrix(p: Number) -> bool:
     """Whether the parameter has two dimensions or more, which may decide an `if`."""
     return _machine_of("is_matrix", p).is_matrix()
+
+
+class _Step(threading.local):
+    machine: Machine | None = None
+
+
+_step = _Step()
+
+
+@contextmanager
+def step_by(machine: Machine) -> Generator[None]:
+    """Within this, random numbers are drawn by this machine."""
+    before, _step.machine = _step.machine, machine
+    try:
+        yield
+    finally:
+        _step.machine = before
+
+
+def _drawn(word: str) -> Number:
+    if _step.machine is None:
+        raise rule_errors.drawn_outside_of_a_step(word)
+    return Number(_step.machine, _step.machine.draw(word))
+
+
+def gaussian() -> Number:
+    """A random number for every element, of the normal distribution with mean 0 and variance 1."""
+    return _drawn("gaussian")
+
+
+def coin() -> Number:
+    """1 or -1 for every element, at random."""
+    return _drawn("coin")
 
 
 def becomes(value: Number | float) -> Becomes:

@@ -11,6 +11,8 @@ import math
 
 import numpy as np
 
+from papers import draws
+
 Arrays = list[np.ndarray]
 
 
@@ -26,6 +28,9 @@ class Modifier:
 
     def applied(self, olds: Arrays, news: Arrays, lr: float) -> Arrays:
         return news
+
+    def estimated(self) -> None:
+        """A curvature was estimated."""
 
     def evaluated(self, thetas: Arrays) -> Arrays:
         return thetas
@@ -248,6 +253,22 @@ class ToStart(Modifier):
     def parameters(self, thetas: Arrays, lr: float) -> Arrays:
         self.start = thetas if self.start is None else self.start
         return [x - lr * self.lamb * (x - x0) for x, x0 in zip(thetas, self.start, strict=True)]
+
+
+class Noise(Modifier):
+    """Welling, Teh 2011, eq. 4."""
+
+    def __init__(self, sigma: float = 0.01, seed: int = 0):
+        self.sigma, self.seed = sigma, seed
+        self.steps = 0
+
+    def estimated(self) -> None:
+        self.steps += 1
+
+    def applied(self, olds: Arrays, news: Arrays, lr: float) -> Arrays:
+        noises = [draws.gaussian(x.shape, i, self.steps, seed=self.seed) for i, x in enumerate(news)]
+        self.steps += 1
+        return [x + math.sqrt(lr) * self.sigma * xi for x, xi in zip(news, noises, strict=True)]
 
 
 class Hyperball(Modifier):

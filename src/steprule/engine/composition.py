@@ -33,6 +33,8 @@ from steprule.values import Becomes, Condition, Machine, Number, Parameter, Symb
 Update = Callable[[Any, Any, Any, Any, Any], Any]
 # What modifiers call weight decay among the things that they do not go with.
 DECAY = "weight_decay"
+# The hyper-parameter of rules and modifiers that draw random numbers.
+SEED = "seed"
 PLACES = ("gradient", "change", "parameter", "apply")
 # For the kinds of weight decay that are relative to it.
 PEAK_LR = Field(0.0, name="peak_lr", at_least=0, meaning="the lr that the group was made with")
@@ -93,6 +95,12 @@ class Composition:
             for modifier in self.modifiers
             for letter, slot in modifier.slots.items()
         }
+
+    @cached_property
+    def seeds(self) -> dict[str, str]:
+        """The keys of the seeds, by the names of the rule and the modifiers that draw random numbers."""
+        own = {self.rule.__name__: SEED} if SEED in self.rule.fields else {}
+        return own | {x.__name__: f"{x.name}.{SEED}" for x in self.modifiers if SEED in x.fields}
 
     @cached_property
     def traced(self) -> bool:
@@ -298,9 +306,14 @@ class _SlotsOf:
 
 def one_step(whole: Composition, h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
     """The parameter after one step; the slots are set in `s`."""
-    if whole.estimates:
-        _estimate(whole, h, p, g, s, t)
-        return p
+    with words.step_by(p.machine):
+        if whole.estimates:
+            _estimate(whole, h, p, g, s, t)
+            return p
+        return _one_step(whole, h, p, g, s, t)
+
+
+def _one_step(whole: Composition, h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:
     before, decay, rule = p, whole.decay, whole.rule
     if whole.maximize:
         g = -g

@@ -8,11 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import plans
+from steprule.engine import plans, storage
 
 Move = Callable[[Tensor], Tensor]
 # Values kept once per tensor, besides the scalar slots that a rule declares.
-ON_HOST = frozenset({"step", "rounding_key", "slot_rounding_key"})
+ON_HOST = frozenset({"step", *storage.KEYS})
 
 
 def move_state(optimizer: Any, move_for: Callable[[Tensor], Move]) -> None:

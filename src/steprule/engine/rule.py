@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from steprule import errors, rule_errors
 from steprule.engine import (
+    draws,
     effects,
     evaluation,
     first_step,
@@ -283,6 +284,7 @@ class RuleOptimizer(CheckedOptimizer):
         for slot in own.slots.values():
             if not storage.holds(there, slot.key) and slot.exists(group):
                 new |= storage.create(slot, param, group)
+        new |= draws.create(own, group, there, place)
         if asks_for_storage(group):
             new |= storage.create_for_parameter(param, group, {**there, **new}, place)
         return new

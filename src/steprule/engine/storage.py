@@ -26,8 +26,9 @@ the state and of checkpoints.
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -57,12 +58,14 @@ HEADROOM = 16 / 15 * (1 + 2.0**-22)
 # The bits of 1.0 and of infinity.
 ONE, INFINITE = 0x3F800000, 0x7F800000
 SLOT_KEY = "slot_rounding_key"
+# Of the random numbers that a rule draws (see draws.py); it is kept as the other keys are.
+NOISE_KEY = "noise_key"
 # What `marks` puts under a slot's own key: the number of bits of its codes.
 MARK = 8
 # The state entry that each `low_precision` adds for a parameter.
 BESIDE = {"kahan": "compensation", "master": "low_bits", "stochastic": "rounding_key"}
-KEYS = ("rounding_key", SLOT_KEY)
-EXTRA_KEYS = (*BESIDE.values(), SLOT_KEY)
+KEYS = ("rounding_key", SLOT_KEY, NOISE_KEY)
+EXTRA_KEYS = (*BESIDE.values(), SLOT_KEY, NOISE_KEY)
 HALF = (torch.bfloat16, torch.float16)
 GOLDEN = 0x9E3779B9
 _UINT32 = 0xFFFFFFFF
@@ -217,7 +220,7 @@ def create_for_parameter(
 
 def keeps_more(state: Mapping[str, Any]) -> bool:
     """Whether the state has entries that torch's own operations would ignore."""
-    return any(key in state for key in EXTRA_KEYS)
+    return any(key in state for key in EXTRA_KEYS if key != NOISE_KEY)
 
 
 # Slots
@@ -275,7 +278,7 @@ def store(state: dict[str, Any], key: str, value: Tensor) -> None:
         _encode(value.float(), noise >> (32 - MANTISSA), stored, state[f"{key}_scale"])
     elif stored.dtype == torch.bfloat16 and SLOT_KEY in state:
         noise = noise_for(int(state[SLOT_KEY]) ^ salt_of(rounded_at_random(state).index(key)), stored)
-        _local(stored, stored).copy_(_to_bfloat16(_local(value, stored).float(), noise >> 16))
+        local(stored, stored).copy_(_to_bfloat16(local(value, stored).float(), noise >> 16))
     else:
         stored.copy_(value)
 
@@ -296,19 +299,26 @@ def salt_of(place: int) -> int:
 
 def noise_for(key: int, like: Tensor) -> Tensor:
     """32 bits for each element: equal steps of the golden ratio, from a random start in each block."""
-    places = _places(like)
+    # In memory, as kernels count them.
+    places = _places(like, like.stride())
     return (mix((places // BLOCK) ^ key) + places % BLOCK * GOLDEN) & _UINT32
 
 
-def _places(like: Any) -> Tensor:
-    """The position of each element in memory, as kernels count them; for a shard, in the whole tensor."""
+def places_in_rows(like: Any) -> Tensor:
+    """The place of each element if the tensor is read row by row; for a shard, in the whole tensor."""
+    shape = tuple(like.shape)
+    return _places(like, [math.prod(shape[d + 1 :]) for d in range(len(shape))])
+
+
+def _places(like: Any, strides: Sequence[int]) -> Tensor:
+    """The position of each element, if neighbours are so far apart; for a shard, in the whole tensor."""
     shape, first = tuple(like.shape), (0,) * like.dim()
     if sharded(like):
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
         shape, first = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
     places = torch.zeros(shape, dtype=torch.int64, device=like.device)
-    for d, (size, start, stride) in enumerate(zip(shape, first, like.stride(), strict=True)):
+    for d, (size, start, stride) in enumerate(zip(shape, first, strides, strict=True)):
         along = torch.arange(start, start + size, device=like.device) * stride
         places += along.view([-1 if i == d else 1 for i in range(len(shape))])
     return places
@@ -327,27 +337,32 @@ def split(tensor: Any) -> bool:
     return any(number > 1 and not placement.is_replicate() for number, placement in parts)
 
 
-def _local(tensor: Any, like: Any) -> Tensor:
+def local(tensor: Any, like: Any) -> Tensor:
     """This process's part of a tensor, sharded as `like` is: bits can only be read there."""
     if not sharded(like):
         return tensor
     return tensor.redistribute(placements=like.placements).to_local()
 
 
-def _whole(local: Tensor, like: Any) -> Tensor:
+def whole(part: Tensor, like: Any) -> Tensor:
     """The tensor of which this is a part, sharded as `like` is."""
     if not sharded(like):
-        return local
+        return part
     layout = {"shape": like.shape, "stride": like.stride(), "run_check": False}
     dtensor = cast(Any, type(like))
-    return dtensor.from_local(local, like.device_mesh, like.placements, **layout)
+    return dtensor.from_local(part, like.device_mesh, like.placements, **layout)
 
 
 def next_keys(state: dict[str, Any]) -> None:
-    """Set new keys for the random roundings of the next step."""
+    """Set the keys of the next step."""
     for key in KEYS:
         if key in state:
-            state[key].fill_(mix(int(state[key]) + 1))
+            state[key].fill_(next_key(key, int(state[key])))
+
+
+def next_key(name: str, key: Any) -> Any:
+    """The key of the step after this one; for ints and int64 tensors."""
+    return key + 1 if name == NOISE_KEY else mix(key + 1)
 
 
 def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
@@ -395,9 +410,9 @@ def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
     if "compensation" in state:
         return wide + state["compensation"].float()
     if "low_bits" in state:
-        upper, lower = _local(param, param), _local(state["low_bits"], param)
+        upper, lower = local(param, param), local(state["low_bits"], param)
         bits = (upper.contiguous().view(torch.int16).to(torch.int32) << 16) + lower.to(torch.int32)
-        return _whole(bits.view(torch.float32), param.detach())
+        return whole(bits.view(torch.float32), param.detach())
     return wide
 
 
@@ -405,13 +420,13 @@ def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None
     """Store the parameter in its 16 bits, and what they leave out in the state."""
     if "rounding_key" in state:
         noise = noise_for(int(state["rounding_key"]), param) >> 16
-        _local(param, param).copy_(_to_bfloat16(_local(value, param), noise))
+        local(param, param).copy_(_to_bfloat16(local(value, param), noise))
     elif "low_bits" in state:
-        bits = _local(value, param).contiguous().view(torch.int32)
+        bits = local(value, param).contiguous().view(torch.int32)
         # Round half up, not to even: the lower half must fit into 16 bits with a sign.
         upper = (bits + 0x8000) >> 16
-        _local(state["low_bits"], param).copy_((bits - (upper << 16)).to(torch.int16))
-        _local(param, param).copy_((upper << 16).view(torch.float32))
+        local(state["low_bits"], param).copy_((bits - (upper << 16)).to(torch.int16))
+        local(param, param).copy_((upper << 16).view(torch.float32))
     else:
         param.copy_(value)
         if "compensation" in state:

@@ -247,7 +247,8 @@ class _States:
             elif key == ASIDE:
                 fitted[key] = self._stored(place, key, value)
             elif key in storage.EXTRA_KEYS:
-                if key in (beside, storage.SLOT_KEY):
+                drawn = key == storage.NOISE_KEY and self.optimizer.composition(group).seeds
+                if drawn or key in (beside, storage.SLOT_KEY):
                     fitted[key] = self._stored(place, key, value)
                 else:
                     self.unexpected.append(f"{place.label}: {key}")
@@ -305,8 +306,9 @@ class _States:
             "low_bits": (tuple(param.shape), torch.int16),
             "rounding_key": ((), torch.int64),
             storage.SLOT_KEY: ((), torch.int64),
+            storage.NOISE_KEY: ((), torch.int64),
         }
-        if key.endswith("rounding_key") and isinstance(value, Tensor) and value.is_floating_point():
+        if key in storage.KEYS and isinstance(value, Tensor) and value.is_floating_point():
             # torch.optim has loaded it and cast it to the parameter's dtype. Any key will do.
             self.converted.append(Change(f"{place.label}: {key}", value.dtype, torch.int64))
             return torch.tensor(int(value.nan_to_num().abs() % 2**32), device="cpu")

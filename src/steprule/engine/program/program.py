@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from steprule.engine.fields import Slot
+
+# The words for random numbers, which are told which draw of the step they are.
+DRAWS = ("gaussian", "coin")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Instruction:
     def reads(self) -> tuple[Register, ...]:
         """The registers among its operands."""
         return tuple(x for x in self.operands if isinstance(x, Register))
+
+    @property
+    def draw(self) -> int | None:
+        """For a random number, which draw of the step it is."""
+        return int(cast(float, self.operands[0])) if self.word in DRAWS else None
 
     def __str__(self) -> str:
         lined = "" if self.out.level == "element" else f" per {self.out.level}"
@@ -193,6 +201,11 @@ class Program:
     def scalar_count(self) -> int:
         """How many scalars there are, of all stages."""
         return self.scalars[-1].first + self.scalars[-1].count
+
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers are drawn."""
+        return any(x.draw is not None for x in self.instructions)
 
     @property
     def shares(self) -> bool:

@@ -15,7 +15,7 @@ asks whether a parameter is a matrix has two, one of them for vectors. A program
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
@@ -76,13 +76,16 @@ class _Memory:
 class _Tracer:
     """The machine that records words.
 
-    matrix: whether the parameter is one. stacked: whether the rule that is asked sees a stack of them.
+    matrix: whether the parameter is one. stacked: whether the rule that is asked sees a stack of them. seeded:
+    the rule and the modifiers that may draw random numbers.
     """
 
-    def __init__(self, rule: str, matrix: bool, stacked: bool):
+    def __init__(self, rule: str, matrix: bool, stacked: bool, seeded: Container[str]):
         self.rule = rule
         self.stacked = stacked
         self.matrix = matrix
+        self.seeded = seeded
+        self.draws = 0
         self.memory = _Memory(rule)
         self.count = 0
         self.instructions: list[Instruction] = []
@@ -148,6 +151,16 @@ class _Tracer:
     def level_of(self, handle: Register) -> str:
         """What has one value each."""
         return handle.level
+
+    def draw(self, word: str) -> Register:
+        """Record a random number for every element: which draw of the step it is."""
+        if self.rule not in self.seeded:
+            raise rule_errors.drawn_without_seed(self.rule, word)
+        out = self.register()
+        self.stages[out] = 0
+        self.instructions.append(Instruction(word, (float(self.draws),), out))
+        self.draws += 1
+        return out
 
     def fact(self, name: str) -> Symbol:
         """A plain number that the parameter's shape says."""
@@ -247,7 +260,9 @@ def _asked(program: Program) -> list[Any]:
 
 
 def _trace(composition: Composition, group: Mapping[str, Any], matrix: bool) -> tuple[Program, bool]:
-    tracer = _Tracer(composition.rule.__name__, matrix, composition.rule.matrices == "stacked")
+    tracer = _Tracer(
+        composition.rule.__name__, matrix, composition.rule.matrices == "stacked", composition.seeds
+    )
     memory = tracer.memory
     fields = {name: fld for name, fld in composition.fields.items() if name in group and not fld.free}
     values = {name: _symbolic(memory, name, fld, group[name]) for name, fld in fields.items()}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steprule import rule_errors
 from steprule.engine import lines
+from steprule.engine.draws import Draws
 from steprule.engine.fields import scalar_dtype
 from steprule.engine.program import sums
 from steprule.levels import finest, reduced
@@ -114,10 +115,10 @@ class Eager:
     """Carries words out at once, on tensors.
 
     live: autograd records what is done. shared: what gives sums over several tensors. shape: the parameter's.
-    as_torch: the rule whose sums are taken as torch takes them.
+    as_torch: the rule whose sums are taken as torch takes them. draws: what gives random numbers.
     """
 
-    __slots__ = ("as_torch", "dtype", "live", "rule", "shape", "shared", "stacked")
+    __slots__ = ("as_torch", "draws", "dtype", "live", "rule", "shape", "shared", "stacked")
 
     def __init__(
         self,
@@ -134,6 +135,7 @@ class Eager:
         self.shape = shape
         self.stacked = False
         self.as_torch: str | None = None
+        self.draws: Draws | None = None
 
     def emit(self, word: str, *operands: Any) -> Any:
         """Carry out one word on tensors and plain numbers."""
@@ -169,6 +171,12 @@ class Eager:
         if isinstance(handle, Lined):
             return handle.level
         return "tensor" if not handle.dim() and self.shape else "element"
+
+    def draw(self, word: str) -> Tensor:
+        """A random number for every element."""
+        if self.draws is None:
+            raise rule_errors.drawn_outside_of_a_step(word)
+        return self.draws.next(self.rule, word, self.dtype)
 
     def fact(self, name: str) -> int:
         """The parameter's size, its rows or its columns."""

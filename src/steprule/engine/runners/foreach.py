@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import lines, storage
+from steprule.engine import draws, lines, storage
 from steprule.engine.program import phases, sums
 from steprule.engine.program.phases import Going, Part
 from steprule.engine.program.program import Instruction, Pass, Program, Reduction, Register, Scalar, Scalars
@@ -78,7 +78,7 @@ def _sweep(
     sweep = program.passes[number]
     live = most_alive(program, [name for name, column in columns.items() if column[0].dtype != dtype])
     found: list[tuple[Reduction, list[Partial]]] = [(x, []) for x in sweep.reductions]
-    whole = bool(sweep.reductions) or any(isinstance(x, list) for x in scalars)
+    whole = bool(sweep.reductions) or program.draws or any(isinstance(x, list) for x in scalars)
     first = 0
     for bucket in _buckets(columns, live, dtype, cut=not whole):
         count = len(bucket["p"])
@@ -111,7 +111,11 @@ def _run_bucket(
         # In place: on a temporary that is not needed any more, or on a slot that this word replaces.
         mine = index in owned or (index in home and goal.get(step.out.index) == home[index])
         reuse = mine and index in dying and step.word in IN_PLACE and _fits(step, first, scalars)
-        values[step.out.index] = _carry_out(machine, step, values, scalars, reuse)
+        values[step.out.index] = (
+            _carry_out(machine, step, values, scalars, reuse)
+            if step.draw is None
+            else _drawn(step.word, step.draw, columns, dtype)
+        )
         if reuse and index in home:
             home[step.out.index] = home[index]
         else:
@@ -166,6 +170,12 @@ def _carry_out(
         # A plain choice returns one of its operands: copy it, since results are later changed in place.
         result.append(made.clone() if any(made is x for x in row) else made)
     return result
+
+
+def _drawn(word: str, draw: int, columns: dict[str, Tensors], dtype: torch.dtype) -> Tensors:
+    """A random number for every element."""
+    pairs = zip(columns["p"], columns[storage.NOISE_KEY], strict=True)
+    return [draws.drawn(word, draw, int(key), like, dtype) for like, key in pairs]
 
 
 def _differ(step: Instruction, scalars: Sequence[Any]) -> bool:
@@ -328,6 +338,7 @@ class _Batch:
         for row, (_, _, state) in enumerate(self._work):
             if program.counts:
                 reference.count(state)
+            storage.next_keys(state)
             for letter, column in self._new.items():
                 value: Any = cast("list[Any]", column)[row] if isinstance(column, list) else column
                 slot = program.scalar_slots[letter]
@@ -369,5 +380,7 @@ def _columns(program: Program, entries: list[Work]) -> dict[str, Tensors]:
         "p": [real(param) for param, _, _ in entries],
         "g": [real(gradient).resolve_neg() for _, gradient, _ in entries],
     }
+    if program.draws:
+        columns[storage.NOISE_KEY] = [state[storage.NOISE_KEY] for _, _, state in entries]
     slots = program.slots.items()
     return columns | {x: [real(state[slot.key]) for _, _, state in entries] for x, slot in slots}

@@ -15,6 +15,7 @@ from torch import Tensor
 from steprule import rule_errors
 from steprule.engine import storage
 from steprule.engine.composition import Composition, Hyper, Slots, one_step, weights
+from steprule.engine.draws import Draws
 from steprule.engine.fields import Slot, make_step_counter
 from steprule.engine.program import phases, sums
 from steprule.engine.runners.eager import Eager, Lined
@@ -165,6 +166,7 @@ def compute(
     # A differentiable step keeps old values on the tape, so the parameter must not alias them.
     p = _loaded(machine, param.clone() if live else storage.load_parameter(param, state))
     g = _loaded(machine, gradient)
+    machine.draws = Draws(composition.seeds, state, p.handle)
     t = Number(machine, t) if isinstance(t, Tensor) else t
     # What the step began with may be a slot's memory, which is written before the other results are read.
     begun = [x.handle for x in (*s.numbers.values(), *((p, g) if live else ())) if isinstance(x, Number)]

@@ -242,13 +242,13 @@ def vectorized(source: str) -> Callable[..., tuple[Any, Any]]:
 class Keys:
     """The random rounding keys of many tensors.
 
-    columns: for each kind of key, the tensors' keys. Only their addresses are kept.
+    columns: for each kind of key, by its name, the tensors' keys. Only their addresses are kept.
     """
 
-    def __init__(self, columns: Sequence[Sequence[Tensor]]):
-        self._cells = [Cells(list(map(Tensor.data_ptr, column)), "q") for column in columns]
+    def __init__(self, columns: Mapping[str, Sequence[Tensor]]):
+        self._cells = {name: Cells(list(map(Tensor.data_ptr, x)), "q") for name, x in columns.items()}
 
     def advance(self) -> None:
         """New keys for the next step, as `storage.next_keys` makes them."""
-        for cells in self._cells:
-            cells.write(storage.mix(cells.read() + 1))
+        for name, cells in self._cells.items():
+            cells.write(storage.next_key(name, cells.read()))

@@ -102,6 +102,8 @@ def _no_count(keys: Sequence[str], state: Mapping[str, Any]) -> str | None:
 
 def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
     """Why what is kept next to the slots cannot be used as it is, or None."""
+    if storage.NOISE_KEY in state and not param.is_contiguous():
+        return "its elements are not in memory in the order in which random numbers are drawn"
     for key, value in state.items():
         if key in storage.EXTRA_KEYS or key.endswith("_scale"):
             if _wrapped(value) or value.is_neg():

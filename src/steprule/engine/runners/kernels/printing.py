@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 
 from steprule.engine import storage
-from steprule.engine.program.program import Columns, Pass, Program
+from steprule.engine.program.program import Columns, Instruction, Pass, Program
 
 DTYPES = {
     torch.float64: "float64",
@@ -43,6 +43,11 @@ def noisy(
     if "rounding_key" in dtypes:
         found["p"] = ("rounding_key", 0)
     return {x: noise for x, noise in found.items() if x in sweep.outputs}
+
+
+def draws_in(instructions: Iterable[Instruction]) -> list[int]:
+    """The random numbers among these: which draws of the step they are."""
+    return [x.draw for x in instructions if x.draw is not None]
 
 
 def why_not(dtypes: Mapping[str, torch.dtype]) -> str | None:

@@ -19,7 +19,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Ready(NamedTuple):
-    """What steps some parameters: kernels, what is counted once per tensor, and the keys of random rounding."""
+    """What steps some parameters: kernels, what is counted once per tensor, and the keys of random numbers."""
 
     launch: Any
     counters: Any
@@ -117,11 +117,11 @@ class CpuKernels(Kernels):
         from steprule.engine.runners.kernels.cpu.launch import Launch
 
         counted = keys_of(program, states[0])
-        rounding = [key for key in storage.KEYS if key in states[0]]
+        keys = [key for key in storage.KEYS if key in states[0]]
         return Ready(
             Launch(program, dtypes, shapes),
             Counters(program, shapes, counted, columns(states, counted)),
-            Keys(columns(states, rounding)),
+            Keys(dict(zip(keys, columns(states, keys), strict=True))),
         )
 
 

@@ -194,6 +194,9 @@ class LinePrinter(_Doubles):
             lines += self._stored(name, self._number(register))
         return lines
 
+    def _place(self) -> str:
+        return f"block * {SIZE} + i" if self.in_blocks else "first + i"
+
     def _added(self, x: Reduction, array: str) -> str:
         """The text of a column's sum with one more element."""
         value, before = f"float64({self._number(x.operand)})", f"load({array}, i)"

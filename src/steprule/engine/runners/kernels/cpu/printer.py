@@ -12,7 +12,7 @@ import torch
 
 from steprule.engine import storage
 from steprule.engine.program.program import Columns, Instruction, Operand, Pass, Program, Reduction, Register
-from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, arrays_of, noisy
+from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, arrays_of, draws_in, noisy
 
 # What each word becomes; the operands' texts are filled in. The roundings are those of torch's CPU operations.
 WORDS = {
@@ -88,6 +88,7 @@ class Printer:
         touched = sweep.inputs.keys() | sweep.outputs.keys()
         self.coded = [x for x in program.slots if dtypes[x] in CODED and x in touched]
         self.noisy = noisy(program, sweep, dtypes)
+        self.draws = draws_in(sweep.instructions)
         self.summed = self._summed()
         self.in_blocks = bool(self.coded or self.noisy or self.summed)
         # How the pointers are called that the loop over elements uses.
@@ -98,8 +99,9 @@ class Printer:
         """The whole source."""
         head = [f'"""{title}; written by steprule.', "", str(self.program), '"""', ""]
         head += ["from numpy import float64, inf", f"from numpy import {self.number} as number", ""]
-        sums = ["from steprule.engine.runners.kernels.cpu.sums import *"] if self.summed else []
-        head += [*sums, *self.imports, "", ""]
+        more = [name for name, used in (("draw_words", self.draws), ("sums", self.summed)) if used]
+        head += [f"from steprule.engine.runners.kernels.cpu.{name} import *" for name in more]
+        head += [*self.imports, "", ""]
         head += [
             "def kernel(job):",
             "    for part in range(thread_number(job), shares(job), thread_count(job)):",
@@ -118,6 +120,7 @@ class Printer:
         """What is the same for all elements of a tensor."""
         touched = self.sweep.inputs.keys() | self.sweep.outputs.keys()
         beside = {f"{name}_scale" for name in self.coded} | set(storage.EXTRA_KEYS)
+        beside -= set() if self.draws else {storage.NOISE_KEY}
         lines: list[str] = []
         for index, name in enumerate(self.arrays):
             if name in touched | beside:
@@ -125,6 +128,9 @@ class Printer:
                     f"at_{name} = {self.dtypes[name]}_array(job, {index}, tensor, {self._first(name)})"
                 )
         lines += [f"key_{name} = key_of(at_{key}, {salt})" for name, (key, salt) in self.noisy.items()]
+        for draw in self.draws:
+            lines.append(f"stream_{draw} = stream_of(at_{storage.NOISE_KEY}, {storage.salt_of(draw)})")
+            lines.append(f"turn_{draw} = turn_of(at_{storage.NOISE_KEY}, stream_{draw}, start)")
         lines.append("row = scalars_of(job, tensor)")
         lines += self._scalars()
         count = len(self.sweep.reductions)
@@ -262,6 +268,9 @@ class Printer:
     def _expression(self, step: Instruction) -> str:
         if step.word == "where":
             return self._where(step)
+        if step.draw is not None:
+            bits = f"bits_at(stream_{step.draw}, turn_{step.draw}, start + {self._place()})"
+            return f"number({step.word}({bits}))"
         texts = [self._number(operand) for operand in step.operands]
         form = WORDS[step.word]
         if step.word in BOUNDS and not isinstance(step.operands[1], Register):
@@ -269,6 +278,10 @@ class Printer:
         if step.word == "power" and isinstance(step.operands[1], float):
             form = POWERS.get(step.operands[1], form)
         return form.format(*texts)
+
+    def _place(self) -> str:
+        """Where in the chunk an element is."""
+        return "first + i" if self.in_blocks else "i"
 
     def _where(self, step: Instruction) -> str:
         condition, a, b = step.operands

@@ -356,15 +356,19 @@ def _bits_of(builder, x):
     return builder.bitcast(x, INT32)
 
 
+def _mixed(builder, x):
+    """storage.mix."""
+    x = builder.mul(builder.xor(x, builder.lshr(x, _constant(16))), _constant(0x7FEB352D))
+    x = builder.mul(builder.xor(x, builder.lshr(x, _constant(15))), _constant(0x846CA68B))
+    return builder.xor(x, builder.lshr(x, _constant(16)))
+
+
 @intrinsic
 def hash_of(context, key, place):
-    """32 random bits for a position: storage.mix, on the low 32 bits."""
+    """32 random bits for a position."""
 
     def generate(context, builder, signature, values):
-        x = builder.xor(builder.trunc(values[1], INT32), values[0])
-        x = builder.mul(builder.xor(x, builder.lshr(x, _constant(16))), _constant(0x7FEB352D))
-        x = builder.mul(builder.xor(x, builder.lshr(x, _constant(15))), _constant(0x846CA68B))
-        return builder.xor(x, builder.lshr(x, _constant(16)))
+        return _mixed(builder, builder.xor(builder.trunc(values[1], INT32), values[0]))
 
     return types.int32(key, place), generate
 

@@ -178,12 +178,12 @@ class DeviceKeys:
 
     def __init__(self, states: Sequence[dict[str, Any]], device: torch.device):
         keys = [key for key in storage.KEYS if key in states[0]]
-        self._tables = [_table(states, key, device) for key in keys]
+        self._tables = {key: _table(states, key, device) for key in keys}
 
     def advance(self, scaling: Tensor | None = None) -> None:
         """New keys for the next step, as `storage.next_keys` makes them; a skipped step leaves them."""
-        for table in self._tables:
-            new: Tensor = storage.mix(table + 1)
+        for key, table in self._tables.items():
+            new: Tensor = storage.next_key(key, table)
             table.copy_(new if scaling is None else torch.where(scaling[1] == 0, new, table))
 
 

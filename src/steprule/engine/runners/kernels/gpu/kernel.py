@@ -26,7 +26,7 @@ def why_not(program: Program, dtypes: Mapping[str, torch.dtype]) -> str | None:
         if dtypes[name] not in (*DTYPES, *CODED):
             return f"no GPU kernel is written for '{name}' in {dtypes[name]}"
     double = torch.float64 in dtypes.values()
-    if double and len(set(dtypes.values())) > 1:
+    if double and len({dtypes[name] for name in program.inputs}) > 1:
         return "float64 is mixed with another precision"
     if any(_needs_power(step) for step in program.instructions if double or step.out.level != "element"):
         return "no GPU kernel is written for powers in double precision"

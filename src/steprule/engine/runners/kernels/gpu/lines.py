@@ -24,6 +24,7 @@ from steprule.engine.program.program import (
     Scalar,
 )
 from steprule.engine.runners.kernels.gpu.printer import FOLDS, REDUCTIONS, Printer
+from steprule.engine.runners.kernels.printing import draws_in
 from steprule.engine.runners.kernels.turns import Turn, line_arrays, turns_of
 
 # How many columns, and how many chunks of each, are worked on at a time between passes.
@@ -104,11 +105,6 @@ class _Doubles(Printer):
         yield "length = tl.where(tl.load(scaling + 1) == 0.0, tl.load(chunk + 2), 0).to(tl.int32)"
         yield "columns = tl.load(widths + tensor).to(tl.int32)"
 
-    def _keys(self) -> Iterator[str]:
-        for name, (key, salt) in self.noisy.items():
-            found = f"tl.load({self._address(key)}.to(tl.pointer_type(tl.int64)))"
-            yield f"key_{name} = {found}.to(tl.uint32) ^ {salt}"
-
     def _pointer(self, name: str, first: str) -> str:
         kind = "uint16" if self.dtypes[name] == "bfloat16" else self.dtypes[name]
         return f"at_{name} = {self._address(name)}.to(tl.pointer_type(tl.{kind})) + {first}"
@@ -188,8 +184,7 @@ class LinePrinter(_Doubles):
         names |= {f"{name}_scale" for name in names}
         names |= {"compensation", "low_bits"} if "p" in names else set[str]()
         arrays = [f"at_{name}" for name in self.walked if name in names]
-        noisy = [f"key_{name}" for name in self.noisy if name in turn.outputs]
-        keys = [*noisy, "start"] if noisy else []
+        keys = self._given_for_noise((x for x in self.noisy if x in turn.outputs), draws_in(turn.instructions))
         scaling = ["unscale"] if "g" in turn.inputs else []
         scalars = [f"c{index}" for index in self._scalars_of(turn.instructions)]
         operands = [x for step in turn.instructions for x in step.reads]

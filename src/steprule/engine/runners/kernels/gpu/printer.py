@@ -7,12 +7,13 @@ if the arrays have that dtype, and rounded once, to nearest with ties to even, w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
+from steprule.engine import storage
 from steprule.engine.program.program import Columns, Instruction, Operand, Pass, Program, Register
-from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, arrays_of, noisy
+from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, arrays_of, draws_in, noisy
 
 # What each word becomes; the operands' texts are filled in. `-x` would be `0 - x` in Triton and lose the sign
 # of zero.
@@ -97,6 +98,7 @@ class Printer:
         beside += [x for x in ("compensation", "low_bits") if x in dtypes and "p" in self.touched]
         self.walked = [*self.touched, *beside]
         self.noisy = noisy(program, sweep, dtypes)
+        self.draws = draws_in(sweep.instructions)
         used = {x for step in sweep.instructions for x in step.operands}
         self.scalars = [i for i in range(program.scalar_count) if any(str(x) == f"c{i}" for x in used)]
         self.totals = [f"total{place}" for place in range(len(sweep.reductions))]
@@ -141,8 +143,13 @@ class Printer:
         scaling = ["unscale"] if "g" in self.sweep.inputs else []
         scalars = [f"c{i}" for i in self.scalars if f"c{i}" in names]
         arrays = [f"at_{name}" for name in self.walked]
-        keys = [*(f"key_{name}" for name in self.noisy), "start"] if self.noisy else []
-        return [*arrays, *keys, *scaling, *scalars]
+        return [*arrays, *self._given_for_noise(self.noisy, self.draws), *scaling, *scalars]
+
+    def _given_for_noise(self, noisy: Iterable[str], draws: Iterable[int]) -> list[str]:
+        """What random roundings and draws are made of, and where the chunk begins."""
+        keys = [f"key_{name}" for name in noisy]
+        keys += [f"{what}_{draw}" for draw in draws for what in ("stream", "turn")]
+        return [*keys, "start"] if keys else []
 
     def _load(self, name: str) -> str:
         """The text that loads elements of an array and decodes them."""
@@ -238,15 +245,24 @@ class Printer:
         for name in self.walked:
             if not name.endswith("_scale"):
                 yield f"at_{name} = tl.multiple_of(at_{name}, 16 if ALIGNED else 1)"
-        for name, (key, salt) in self.noisy.items():
-            found = f"tl.load({self._address(key)}.to(tl.pointer_type(tl.int64)))"
-            yield f"key_{name} = {found}.to(tl.uint32) ^ {salt}"
+        yield from self._keys()
         if self.scalars:
             yield f"row = scalars + {self.program.scalar_count} * tl.load(rows + tensor)"
         for index in self.scalars:
             yield f"c{index} = tl.load(row + {index})"
         for total, step in zip(self.totals, self.sweep.reductions, strict=True):
             yield f"{total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)"
+
+    def _keys(self) -> Iterator[str]:
+        """What random roundings and draws of a tensor are made of."""
+        for name, (key, salt) in self.noisy.items():
+            found = f"tl.load({self._address(key)}.to(tl.pointer_type(tl.int64)))"
+            yield f"key_{name} = {found}.to(tl.uint32) ^ {salt}"
+        if self.draws:
+            yield f"noise = tl.load({self._address(storage.NOISE_KEY)}.to(tl.pointer_type(tl.int64)))"
+        for draw in self.draws:
+            yield f"stream_{draw} = stream_of(noise, {storage.salt_of(draw)})"
+            yield f"turn_{draw} = turn_of(noise, stream_{draw}, start)"
 
     def _address(self, name: str) -> str:
         return f"tl.load(pointers + {len(self.arrays)} * tensor + {self.arrays.index(name)})"
@@ -282,6 +298,9 @@ class Printer:
         """What the word's register is set to; where there are several, each builds on the one before."""
         if step.word == "where":
             return [self._where(step)]
+        if step.draw is not None:
+            bits = f"bits_at(stream_{step.draw}, turn_{step.draw}, start + i)"
+            return [f"{step.word}({bits}).to(number)"]
         if step.word == "clamp":
             x, low, high = map(self._number, step.operands)
             return [WORDS["larger"].format(x, low), WORDS["smaller"].format(step.out, high)]

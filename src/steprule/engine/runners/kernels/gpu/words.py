@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from steprule.engine import storage
+from steprule.engine import draws, storage
 
 # Module-level numbers must be constants for Triton.
 SHARING = tl.constexpr(storage.BLOCK)
@@ -19,6 +19,7 @@ MANTISSA = tl.constexpr(storage.MANTISSA)
 STEP = tl.constexpr(storage.GOLDEN)
 HEADROOM = tl.constexpr(storage.HEADROOM)
 TINIEST = tl.constexpr(storage.TINIEST)
+TOP, BOTTOM, TAILS = tl.constexpr(draws.TOP), tl.constexpr(draws.BOTTOM), tl.constexpr(draws.TAILS)
 ONE, INFINITE = tl.constexpr(storage.ONE), tl.constexpr(storage.INFINITE)
 
 
@@ -148,12 +149,60 @@ def finite_or_zero(x):
 
 
 @triton.jit
-def noise_at(key, place):
-    """32 random bits for an element's position, as in `storage.noise_for`."""
-    x = key ^ (place // SHARING).to(tl.uint32)
+def mixed(x):
+    """`storage.mix`."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
-    return (x ^ (x >> 16)) + (place % SHARING).to(tl.uint32) * STEP
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def noise_at(key, place):
+    """32 random bits for an element's position, as in `storage.noise_for`."""
+    return mixed(key ^ (place // SHARING).to(tl.uint32)) + (place % SHARING).to(tl.uint32) * STEP
+
+
+# Random numbers, as in `draws`.
+
+
+@triton.jit
+def stream_of(key, salt):
+    """The stream of a draw, from the parameter's noise key."""
+    return mixed((key >> 32).to(tl.uint32) + salt)
+
+
+@triton.jit
+def turn_of(key, stream, start):
+    """What a stream is shifted by in this step; `start` is where the chunk begins in the tensor."""
+    return mixed(key.to(tl.uint32) + stream) + (start >> 32).to(tl.uint32) * STEP
+
+
+@triton.jit
+def bits_at(stream, turn, place):
+    """32 random bits for an element's place."""
+    return mixed(mixed(place.to(tl.uint32) ^ stream) + turn)
+
+
+@triton.jit
+def gaussian(bits):
+    """The quantile of the normal distribution for 32 random bits."""
+    tail = ((bits & 0x7FFFFFFF).to(tl.int32).to(tl.float32) + 0.5) * TAILS
+    v = 1.0 - tl.sqrt_rn(tl.sqrt_rn(tl.sqrt_rn(tail)))
+    top = (((v * TOP[0] + TOP[1]) * v + TOP[2]) * v + TOP[3]) * v + TOP[4]
+    bottom = (((v * BOTTOM[0] + BOTTOM[1]) * v + BOTTOM[2]) * v + BOTTOM[3]) * v + BOTTOM[4]
+    return signed(tl.div_rn(v * top, bottom), bits)
+
+
+@triton.jit
+def coin(bits):
+    """1 or -1, by the first of 32 random bits."""
+    return signed(tl.full(bits.shape, 1.0, tl.float32), bits)
+
+
+@triton.jit
+def signed(size, bits):
+    """A size with its sign changed if the first bit is set."""
+    return float_of(size.to(tl.uint32, bitcast=True) ^ (bits & 0x80000000))
 
 
 # Codes
