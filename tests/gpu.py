@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steprule.engine import storage
-from steprule.engine.runners.kernels import batch, counters
+from steprule.engine.runners.kernels import batch, counters, runner
 from steprule.engine.runners.kernels.gpu import counters as gpu_counters
 from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 from steprule.engine.runners.kernels.runner import CpuKernels, GpuKernels
@@ -114,9 +114,10 @@ class Kernels:
         for name, key in batch.beside(self.program, self.states[0]).items():
             self.columns[name] = [state[key] for state in self.states]
         dtypes = {name: column[0].dtype for name, column in self.columns.items()}
-        self.shapes = [p.shape for p in self.params]
-        self.launch = gpu_launch.Launch(self.program, dtypes, self.shapes, DEVICE)
-        arguments = (self.program, self.states, DEVICE, self.launch.dtype, self.shapes)
+        shapes = [p.shape for p in self.params]
+        self.facts = runner.facts_of(self.program, dtypes, shapes)
+        self.launch = gpu_launch.Launch(self.program, dtypes, shapes, DEVICE)
+        arguments = (self.program, self.states, DEVICE, self.launch.dtype, self.facts)
         self.counters: Any = gpu_counters.DeviceCounters(*arguments) if counts == "device" else None
 
     def step(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
@@ -141,7 +142,7 @@ class Kernels:
         counted = counters.keys_of(self.program, self.states[0])
         counts = [[state[key] for state in self.states] for key in counted]
         if len(self.program.scalars) > 1:
-            self.counters = gpu_counters.SentCounters(self.program, self.shapes, counted, counts, DEVICE)
+            self.counters = gpu_counters.SentCounters(self.program, self.facts, counted, counts, DEVICE)
             self.counters.next(self.group)
             self._sweeps(None)
             self.counters.count()
@@ -189,13 +190,23 @@ def both(case: Case, dtype: torch.dtype, shapes: Any = SHAPES, **options: Any) -
 def advance(case: Case, given: Any, loop: Any) -> None:
     """Three steps of both from the same gradients."""
     give(given, 0)
-    kernels = Kernels(given)
-    for step in range(3):
-        for optimizer in (given, loop):
-            give(optimizer, step)
-            case.prepare(optimizer)
-        kernels.step()
-        loop.step()
+    kernels = None if by_shape(case) else Kernels(given)
+    with pytest.MonkeyPatch.context() as patch:
+        if kernels is None and INTERPRETED:
+            pretend_a_gpu(patch)
+        for step in range(3):
+            for optimizer in (given, loop):
+                give(optimizer, step)
+                case.prepare(optimizer)
+            given.step() if kernels is None else kernels.step()
+            loop.step()
+
+
+def by_shape(case: Case) -> bool:
+    """Whether what steps a parameter depends on its shape, so that an optimizer has to sort them out."""
+    optimizer = case.make()
+    programs = optimizer.program(optimizer.param_groups[0]).kinds
+    return len(programs) > 1 or programs[0].lined
 
 
 class NoLooking(TorchDispatchMode):

@@ -231,6 +231,7 @@ CASES = LOOPS + [
     for runner in ("lists", "default")
     for rule in RULES.values()
     if getattr(rule, "traced", False) and rule.gradients != "rows only"
+    if not (runner == "lists" and by_lines(rule))
 ]
 
 

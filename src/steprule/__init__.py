@@ -20,6 +20,7 @@ from steprule.declare import scalar_slot as scalar_slot
 from steprule.declare import slot as slot
 from steprule.elementwise.adabelief import AdaBelief as AdaBelief
 from steprule.elementwise.adadelta import Adadelta as Adadelta
+from steprule.elementwise.adafactor import Adafactor as Adafactor
 from steprule.elementwise.adagrad import Adagrad as Adagrad
 from steprule.elementwise.adahessian import AdaHessian as AdaHessian
 from steprule.elementwise.adam import Adam as Adam
@@ -66,7 +67,6 @@ from steprule.engine.optimizer import explain as explain
 from steprule.groups import Audit as Audit
 from steprule.groups import audit as audit
 from steprule.groups import split as split
-from steprule.matrix.adafactor import Adafactor as Adafactor
 from steprule.matrix.muon import Muon as Muon
 from steprule.modifiers import decay as _modes  # noqa: F401 # pyright: ignore[reportUnusedImport]
 from steprule.modifiers.averages import EMA as EMA

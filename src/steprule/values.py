@@ -34,7 +34,7 @@ class Machine(Protocol):
         ...
 
     def fact(self, name: str) -> Any:
-        """The parameter's size or its number of rows or columns, as a plain number."""
+        """The parameter's size, its number of rows or columns or its epsilon, as a plain number."""
         ...
 
     def is_matrix(self) -> bool:

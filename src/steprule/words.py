@@ -22,8 +22,9 @@ means the same in every runner, down to the rounding:
 * `gaussian()` and `coin()` draw a random number for every element, another at each call. What draws them has a
   hyper-parameter `seed`, a whole number. The numbers depend on the seed, the parameter's position, the step and
   the element, and on nothing else: not on torch's seed, the runner, or how many processes train the model.
-* `size(p)`, `rows(p)` and `columns(p)` are plain numbers; an empty tensor has one of each. `is_matrix(p)`, for
-  two dimensions and more, may decide an `if`.
+* `size(p)`, `rows(p)` and `columns(p)` are plain numbers; an empty tensor has one of each. So is `epsilon(p)`,
+  the step from 1 to the next number in the precision of p. `is_matrix(p)`, for two dimensions and more, may
+  decide an `if`.
 
 These are the roundings of torch's own operations, so that the results equal torch.optim's.
 """
@@ -52,6 +53,7 @@ __all__ = [
     "columns",
     "ema",
     "ema_sq",
+    "epsilon",
     "exp",
     "gaussian",
     "is_matrix",
@@ -248,6 +250,11 @@ def rows(p: Number) -> float:
 def columns(p: Number) -> float:
     """The number of columns of the parameter: its size for a vector."""
     return _machine_of("columns", p).fact("columns")
+
+
+def epsilon(p: Number) -> float:
+    """How far the next number is from 1 in the precision that steps of the parameter are computed in."""
+    return _machine_of("epsilon", p).fact("epsilon")
 
 
 def is_matrix(p: Number) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from steprule.engine import storage
+from steprule.engine import lines, storage
 
 NAMES = {dtype: name for name, dtype in storage.DTYPES.items()} | {torch.float64: "fp64"}
 
@@ -42,8 +42,10 @@ def without_effect(optimizer: Any, group: dict[str, Any]) -> list[str]:
 def _asked(optimizer: Any, group: dict[str, Any]) -> dict[str, list[Any]]:
     """The slots of this group for each kind that `state_dtype` asks for."""
     found: dict[str, list[Any]] = {}
+    kinds = {lines.is_matrix(p.shape) for p in group["params"] if not is_lazy(p)}
     for slot in optimizer.composition(group).slots.values():
-        kind = storage.kind_of(slot, group) if slot.exists(group) else None
+        there = slot.exists(group) and any(map(slot.fits, kinds))
+        kind = storage.kind_of(slot, group) if there else None
         if kind is not None:
             found.setdefault(kind, []).append(slot)
     return found

@@ -46,6 +46,19 @@ def fact(shape: Shape, name: str, stacked: bool) -> int:
     return max(1, found)
 
 
-def facts(shape: Shape, keys: Iterable[str]) -> dict[str, int]:
-    """What the scalars of a program ask for, by the keys that they know it by."""
-    return {key: fact(shape, key.partition("(")[0], key.endswith(" of stacked")) for key in keys}
+def epsilon(double: bool) -> float:
+    """How far the next number is from 1, in double or in single precision."""
+    return 2.0**-52 if double else 2.0**-23
+
+
+def facts(shape: Shape, double: bool, keys: Iterable[str]) -> dict[str, float]:
+    """What the scalars of a program ask for about a tensor, by the keys that they know it by.
+
+    double: whether steps of it are computed in double precision.
+    """
+    found: dict[str, float] = {}
+    for key in keys:
+        name = key.partition("(")[0]
+        stacked = key.endswith(" of stacked")
+        found[key] = epsilon(double) if name == "epsilon" else fact(shape, name, stacked)
+    return found

@@ -17,31 +17,6 @@ def _norm(tensor: Tensor, **options: Any) -> Tensor:
     return norm(tensor, **options)
 
 
-def rms(x: Number) -> float:
-    """‖x‖ / √n, the root mean square over the whole tensor, as a plain number."""
-    tensor: Tensor = x.handle
-    return _norm(tensor).item() / (max(1, tensor.numel()) ** 0.5)
-
-
-def mean_square(x: Number, dim: int) -> Number:
-    """The mean of x² along one dimension, which stays with length 1."""
-    tensor: Tensor = x.handle
-    length = tensor.size(dim)
-    return Number(x.machine, _norm(tensor, dim=dim, keepdim=True).square_().div_(length))
-
-
-def rank_one(rows: Number, columns: Number, floor: float) -> Number:
-    """Rows · columns / mean(rows): the rank-one matrix with these row and column means."""
-    row, column = rows.handle, columns.handle
-    scale = row.mean(dim=-2, keepdim=True).clamp_(min=floor)
-    return Number(rows.machine, torch.matmul(row, column).div_(scale))
-
-
-def inverse_root(x: Number, floor: float) -> Number:
-    """1/√max(x, floor)."""
-    return Number(x.machine, x.handle.clamp(min=floor).rsqrt_())
-
-
 def orthogonalize(x: Number, coefficients: tuple[float, float, float], steps: int, eps: float) -> Number:
     """Almost UVᵀ of x = USVᵀ: all singular values pushed towards 1 by a quintic iteration in bfloat16.
 

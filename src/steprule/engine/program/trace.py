@@ -163,9 +163,10 @@ class _Tracer:
         return out
 
     def fact(self, name: str) -> Symbol:
-        """A plain number that the parameter's shape says."""
-        self.stacks |= self.stacked and name != "size"
-        key = f"{name}(p) of stacked" if self.stacked and name != "size" else f"{name}(p)"
+        """A plain number that is known of the parameter before it is read."""
+        stacked = self.stacked and name in ("rows", "columns")
+        self.stacks |= stacked
+        key = f"{name}(p) of stacked" if stacked else f"{name}(p)"
         self.facts[key] = name
         return self.memory.symbol(f"n[{key!r}]", "tensor")
 

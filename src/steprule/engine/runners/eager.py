@@ -178,8 +178,10 @@ class Eager:
             raise rule_errors.drawn_outside_of_a_step(word)
         return self.draws.next(self.rule, word, self.dtype)
 
-    def fact(self, name: str) -> int:
-        """The parameter's size, its rows or its columns."""
+    def fact(self, name: str) -> float:
+        """The parameter's size, its rows or its columns, or its epsilon."""
+        if name == "epsilon":
+            return lines.epsilon(self.dtype == torch.float64)
         return lines.fact(self.shape, name, self.stacked)
 
     def is_matrix(self) -> bool:

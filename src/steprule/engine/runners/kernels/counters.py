@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.engine import lines, storage
+from steprule.engine import storage
 from steprule.engine.fields import scalar_dtype
 from steprule.engine.program.program import Program
 from steprule.plain import DOUBLE_WORDS
@@ -57,14 +57,14 @@ class Cells:
 class Counters:
     """The counts of tensors that step together. Tensors with equal counts share one row of scalars.
 
-    shapes: of the tensors; what the program asks about them has to be equal, too. counts: for each of `keys`,
+    facts: what the program asks about each tensor, which has to be equal, too. counts: for each of `keys`,
     which `keys_of` gave, their counts, of which only the addresses are kept.
     """
 
     def __init__(
         self,
         program: Program,
-        shapes: Sequence[Sequence[int]],
+        facts: Sequence[Mapping[str, float]],
         keys: Sequence[str],
         counts: Sequence[Sequence[Tensor]],
     ):
@@ -78,8 +78,8 @@ class Counters:
         self._new: dict[str, Any] = {}
         self._first: list[int] = []
         self._handed_on: list[Any] = []
-        self._each = list(range(len(shapes)))
-        self._facts = [lines.facts(shape, program.facts) for shape in shapes]
+        self._each = list(range(len(facts)))
+        self._facts = facts
         self.table: Any = None
         self.row_of: list[int] = []
         self._group([cells.read() for cells in self._cells])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine import storage
+from steprule.engine import lines, storage
 from steprule.engine.composition import Composition
 from steprule.engine.program.program import Program
 from steprule.engine.runners.runner import Prepared, Runner, installed, only_the_reference
@@ -120,7 +120,7 @@ class CpuKernels(Kernels):
         keys = [key for key in storage.KEYS if key in states[0]]
         return Ready(
             Launch(program, dtypes, shapes),
-            Counters(program, shapes, counted, columns(states, counted)),
+            Counters(program, facts_of(program, dtypes, shapes), counted, columns(states, counted)),
             Keys(dict(zip(keys, columns(states, keys), strict=True))),
         )
 
@@ -160,14 +160,22 @@ class GpuKernels(Kernels):
 
         counted = keys_of(program, states[0])
         launch = Launch(program, dtypes, shapes, device)
-        given = program, shapes, counted, columns(states, counted)
+        facts = facts_of(program, dtypes, shapes)
+        given = program, facts, counted, columns(states, counted)
         if counts_there:
-            counters: Any = DeviceCounters(program, states, device, launch.dtype, shapes)
+            counters: Any = DeviceCounters(program, states, device, launch.dtype, facts)
         elif len(program.scalars) > 1:
             counters = SentCounters(*given, device)
         else:
             counters = Counters(*given)
         return Ready(launch, counters, DeviceKeys(states, device))
+
+
+def facts_of(
+    program: Program, dtypes: Mapping[str, torch.dtype], shapes: Sequence[Sequence[int]]
+) -> list[dict[str, float]]:
+    """What a program asks about each of these tensors."""
+    return [lines.facts(shape, torch.float64 in dtypes.values(), program.facts) for shape in shapes]
 
 
 def columns(states: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[list[Tensor]]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import lines, storage
+from steprule.engine import storage
 from steprule.engine.program.program import Program
 from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.plain import DOUBLE_WORDS, SCALAR_WORDS
@@ -24,7 +24,7 @@ class DeviceCounters:
     """What `Counters` is on the host: the counts of tensors that step together, each with its own scalars.
 
     They are in tables, and the states hold views of these: one operation on the device then counts for all.
-    dtype: what the scalars are rounded to. shapes: of the tensors.
+    dtype: what the scalars are rounded to. facts: what the program asks about each tensor.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class DeviceCounters:
         states: Sequence[dict[str, Any]],
         device: torch.device,
         dtype: torch.dtype,
-        shapes: Sequence[Sequence[int]],
+        facts: Sequence[Mapping[str, float]],
     ):
         self._program = program
         self._device = device
@@ -46,7 +46,6 @@ class DeviceCounters:
         self._handed_on: Any = ()
         self.table: Any = None
         self._letters = [letter for letter, slot in program.scalar_slots.items() if not slot.shared]
-        facts = [lines.facts(shape, program.facts) for shape in shapes]
         self._facts = {
             key: torch.tensor([own[key] for own in facts], dtype=torch.float64, device=device)
             for key in program.facts
@@ -129,12 +128,12 @@ class SentCounters(Counters):
     def __init__(
         self,
         program: Program,
-        shapes: Sequence[Sequence[int]],
+        facts: Sequence[Mapping[str, float]],
         keys: Sequence[str],
         counts: Sequence[Sequence[Tensor]],
         device: torch.device,
     ):
-        super().__init__(program, shapes, keys, counts)
+        super().__init__(program, facts, keys, counts)
         self._device = device
         self._functions = [scalars_on(device, stage.source) for stage in program.scalars]
 
