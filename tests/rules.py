@@ -70,7 +70,7 @@ VISIBLE: dict[str, dict[str, Any]] = {
     "ScheduleFreeRAdam": {"silent_sgd_phase": False},
 }
 ONE_GROUP_ONLY = {"LBFGS"}
-REFUSE_COMPLEX = {"Adafactor", "Muon", "SparseAdam"}
+REFUSE_COMPLEX = {"Adafactor", "CAME", "Muon", "SparseAdam"}
 ACCEPT_SPARSE = {"Adagrad", "SGD", "SparseAdam"}
 SWITCHES: dict[str, dict[str, Any]] = {
     "loop": {"foreach": False},
@@ -215,6 +215,15 @@ def by_lines(rule: Any) -> bool:
     modifier = issubclass(rule, Modifier)
     optimizer = SignedMomentum(params, modifiers=[rule()]) if modifier else rule(params)
     return any(program.lined for program in optimizer.program(optimizer.param_groups[0]).kinds)
+
+
+@cache
+def by_kind(rule: Any) -> bool:
+    """Whether the rule steps vectors in another way than matrices."""
+    if not getattr(rule, "traced", False):
+        return False
+    optimizer = rule([nn.Parameter(torch.zeros(1))])
+    return len(optimizer.program(optimizer.param_groups[0]).kinds) > 1
 
 
 def options_on(rule: Any) -> dict[str, Any]:

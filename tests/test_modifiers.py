@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "NormClip": {"max_norm": 4.0},
     "ValueClip": {"clip_value": 0.7},
     "AdaptiveClip": {"clip_factor": 0.8},
+    "MARSCorrection": {"gamma": 0.3, "beta": 0.5},
     "GrokFast": {"decay": 0.7},
     "UpdateClip": {"max_rms": 0.7},
     "EMA": {"decay": 0.9},
@@ -160,6 +161,7 @@ TOGETHER = [
     "ValueClip",
     "AdaptiveClip",
     "Centralize",
+    "MARSCorrection",
     "OrthoGrad",
     "GrokFast",
     "Grams",
@@ -300,7 +302,7 @@ def test_modes_of_decay_are_named() -> None:
 
 EVERYTHING = ["GlobalNormClip", "Cautious", "EMA"]
 WEIGHTS = ["ToStart", "RadialBrake", "OuterNesterov", "Noise"]
-GRADIENTS = ["ValueClip", "OrthoGrad", "NormClip", "GrokFast", "Grams"]
+GRADIENTS = ["ValueClip", "MARSCorrection", "OrthoGrad", "NormClip", "GrokFast", "Grams"]
 ROWS = ["AdaptiveClip", "Centralize", "GlobalNormClip"]
 
 

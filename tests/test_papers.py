@@ -18,10 +18,12 @@ from papers import (
     adam,
     adamatan2,
     adamax,
+    adamp,
     adan,
     ademamix,
     adopt,
     asgd,
+    came,
     decay,
     dog,
     dowg,
@@ -31,6 +33,7 @@ from papers import (
     lbfgs,
     lion,
     madgrad,
+    mars,
     muon,
     nadam,
     nadamw,
@@ -40,6 +43,7 @@ from papers import (
     rmsprop,
     rprop,
     sgd,
+    sgdp,
     signum,
     sophia,
     sparse_adam,
@@ -66,9 +70,9 @@ TORCH_RULES = {
     adafactor: torch.optim.Adafactor,
     muon: torch.optim.Muon,
 }
-OTHER_RULES = [adabelief, sophia, lion, nadamw, signum, ademamix, laprop, yogi, adamatan2]
+OTHER_RULES = [adabelief, sophia, lion, nadamw, signum, ademamix, laprop, yogi, adamatan2, came]
 # What a number given as weight_decay is to them.
-OWN_DECAY = [lamb, lars, prodigy, adopt, adan, stableadamw, novograd]
+OWN_DECAY = [lamb, lars, prodigy, adopt, adan, stableadamw, novograd, adamp, sgdp, mars]
 L2_DECAY = [dog, dowg, madgrad]
 
 DECAYS = [{"weight_decay": 0.1}, {"weight_decay": 0.1, "maximize": True}]

@@ -17,6 +17,7 @@ from rules import (
     assert_equal,
     assert_same,
     assert_same_run,
+    by_kind,
     each,
     flat,
     give_gradients,
@@ -366,7 +367,9 @@ def test_strides_never_change_the_numbers(case: Case, shape: Any, axes: Any, dty
 @each(lambda case: case.name not in REFUSE_COMPLEX)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_complex_numbers_are_pairs_of_real_ones(case: Case, dtype: torch.dtype) -> None:
-    params = case.parameters(dtype)
+    # The twin of a vector is a matrix.
+    shapes = tuple(x for x in case.shapes if len(x) > 1) if by_kind(case.rule) else case.shapes
+    params = case.parameters(dtype, shapes)
     twins = [nn.Parameter(torch.view_as_real(p.detach().clone())) for p in params]
     optimizer, twin = case.make(params), case.make(twins)
     if case.closure:

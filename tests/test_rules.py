@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from papers.decay import WeightDecay
-from rules import uses_curvature
+from rules import by_kind, by_lines, uses_curvature
 
 import steprule
 
@@ -49,10 +49,13 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"d0": 0.1, "growth_rate": 1.02},
         {"d0": 0.1, "use_bias_correction": True, "weight_decay": 0.1, "betas": (0.8, 0.9)},
     ],
+    "AdamP": [{"delta": 5.0, "nesterov": True}, {"delta": 1.2, "weight_decay": 0.3, "wd_ratio": 0.5}],
+    "CAME": [{"clip_threshold": 0.5, "betas": (0.5, 0.6, 0.7), "eps": (1e-3, 1e-2)}],
     "DoG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
     "DoWG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
     "LARS": [{"nesterov": True, "lr": 20.0}],
     "LDoG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
+    "MARS": [{"gamma": 0.3, "betas": (0.5, 0.6), "lr_1d_factor": 3.0, "betas_1d": (0.3, 0.4)}],
     "MADGRAD": [{"momentum": 0.0, "lr": 0.0}, {"momentum": 0.5, "eps": 1e-2}],
     "Muon": [
         {"nesterov": False},
@@ -72,6 +75,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ScheduleFreeSGD": [{"momentum": 0.7, "warmup_steps": 9}],
     "Signum": [{"momentum": 0.0}],
     "SophiaH": [{"rho": 0.5, "eps": 0.1}],
+    "SGDP": [{"delta": 5.0, "nesterov": True}, {"delta": 1.2, "weight_decay": 0.3, "dampening": 0.1}],
     "SGD": [
         {"momentum": 0.9},
         {"momentum": 0.9, "dampening": 0.5},
@@ -143,6 +147,17 @@ def test_equals_its_paper_in_double_precision(name: str, options: dict[str, Any]
     rule = steprule.catalogue()[name]
     if runner != "reference" and (not rule.traced or name == "SparseAdam"):
         pytest.skip(f"{name} has only the reference runner")
+    if runner == "foreach" and by_lines(rule):
+        pytest.skip(f"{name} has rows and columns, which lists have not")
+    shapes = [shape, (6,)] if by_kind(rule) else [shape]
+    # Kernels leave stacks of matrices to the loop.
+    shapes += [(2, 3, 4)] if by_lines(rule) and not (runner == "fused" and rule.matrices == "stacked") else []
+    for own in shapes:
+        follow(name, options, runner, own)
+
+
+def follow(name: str, options: dict[str, Any], runner: str, shape: tuple[int, ...]) -> None:
+    rule = steprule.catalogue()[name]
     flags = {"reference": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
     module, fixed = transcription(name)
     random = np.random.default_rng(5)

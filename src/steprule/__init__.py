@@ -27,11 +27,14 @@ from steprule.elementwise.adam import Adam as Adam
 from steprule.elementwise.adam import AMSGrad as AMSGrad
 from steprule.elementwise.adamatan2 import AdamAtan2 as AdamAtan2
 from steprule.elementwise.adamax import Adamax as Adamax
+from steprule.elementwise.adamp import SGDP as SGDP
+from steprule.elementwise.adamp import AdamP as AdamP
 from steprule.elementwise.adamw import AdamW as AdamW
 from steprule.elementwise.adan import Adan as Adan
 from steprule.elementwise.ademamix import AdEMAMix as AdEMAMix
 from steprule.elementwise.adopt import ADOPT as ADOPT
 from steprule.elementwise.asgd import ASGD as ASGD
+from steprule.elementwise.came import CAME as CAME
 from steprule.elementwise.dadaptadam import DAdaptAdam as DAdaptAdam
 from steprule.elementwise.dog import DoG as DoG
 from steprule.elementwise.dog import LDoG as LDoG
@@ -41,6 +44,7 @@ from steprule.elementwise.laprop import LaProp as LaProp
 from steprule.elementwise.lars import LARS as LARS
 from steprule.elementwise.lion import Lion as Lion
 from steprule.elementwise.madgrad import MADGRAD as MADGRAD
+from steprule.elementwise.mars import MARS as MARS
 from steprule.elementwise.nadam import NAdam as NAdam
 from steprule.elementwise.nadamw import NAdamW as NAdamW
 from steprule.elementwise.novograd import NovoGrad as NovoGrad
@@ -82,6 +86,7 @@ from steprule.modifiers.clipping import ValueClip as ValueClip
 from steprule.modifiers.grams import Grams as Grams
 from steprule.modifiers.grok_fast import GrokFast as GrokFast
 from steprule.modifiers.hyperball import Hyperball as Hyperball
+from steprule.modifiers.mars_correction import MARSCorrection as MARSCorrection
 from steprule.modifiers.metrics import Metrics as Metrics
 from steprule.modifiers.noise import Noise as Noise
 from steprule.modifiers.ortho_grad import OrthoGrad as OrthoGrad

@@ -13,6 +13,8 @@ import numpy as np
 
 from papers import draws
 
+from .mars import corrected
+
 Arrays = list[np.ndarray]
 
 
@@ -90,6 +92,20 @@ class Centralize(Modifier):
     def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
         axes = [tuple(range(1, g.ndim)) for g in gs]
         return [g - g.mean(axis, keepdims=True) if axis else g for g, axis in zip(gs, axes, strict=True)]
+
+
+class MARSCorrection(Modifier):
+    """Yuan et al. 2024, algorithm 1: the gradient of a matrix, corrected by how it changed."""
+
+    def __init__(self, gamma: float = 0.025, beta: float = 0.95):
+        self.gamma, self.beta = gamma, beta
+        self.last: Arrays = []
+
+    def gradients(self, thetas: Arrays, gs: Arrays) -> Arrays:
+        last = self.last or [np.zeros_like(g) for g in gs]
+        self.last = gs
+        pairs = zip(gs, last, strict=True)
+        return [corrected(g, old, self.gamma, self.beta) if g.ndim > 1 else g for g, old in pairs]
 
 
 class OrthoGrad(Modifier):

@@ -38,12 +38,15 @@ def length(shape: Shape, over: str, stacked: bool) -> int:
     return math.prod(shape[i] for i in dimensions(shape, over, stacked))
 
 
-def fact(shape: Shape, name: str, stacked: bool) -> int:
-    """The size of a tensor, its number of rows or of columns; 1 where that is 0, since rules divide by it."""
-    found = math.prod(shape)
-    if name != "size":
-        found = length(shape, "column" if name == "rows" else "row", stacked)
-    return max(1, found)
+def fact(shape: Shape, name: str, stacked: bool, parts: int = 1) -> int:
+    """The size of a tensor, its number of rows or of columns; 1 where that is 0, since rules divide by it.
+
+    parts: 2 for complex numbers, which count as two real ones in a row.
+    """
+    if name == "size":
+        return max(1, math.prod(shape) * parts)
+    found = length(shape, "column" if name == "rows" else "row", stacked)
+    return max(1, found * (parts if name == "columns" else 1))
 
 
 def epsilon(double: bool) -> float:
@@ -51,14 +54,14 @@ def epsilon(double: bool) -> float:
     return 2.0**-52 if double else 2.0**-23
 
 
-def facts(shape: Shape, double: bool, keys: Iterable[str]) -> dict[str, float]:
+def facts(shape: Shape, double: bool, keys: Iterable[str], parts: int = 1) -> dict[str, float]:
     """What the scalars of a program ask for about a tensor, by the keys that they know it by.
 
-    double: whether steps of it are computed in double precision.
+    double: whether steps of it are computed in double precision. parts: as in `fact`.
     """
     found: dict[str, float] = {}
     for key in keys:
         name = key.partition("(")[0]
         stacked = key.endswith(" of stacked")
-        found[key] = epsilon(double) if name == "epsilon" else fact(shape, name, stacked)
+        found[key] = epsilon(double) if name == "epsilon" else fact(shape, name, stacked, parts)
     return found

@@ -115,10 +115,11 @@ class Eager:
     """Carries words out at once, on tensors.
 
     live: autograd records what is done. shared: what gives sums over several tensors. shape: the parameter's.
+    parts: 2 for complex numbers.
     as_torch: the rule whose sums are taken as torch takes them. draws: what gives random numbers.
     """
 
-    __slots__ = ("as_torch", "draws", "dtype", "live", "rule", "shape", "shared", "stacked")
+    __slots__ = ("as_torch", "draws", "dtype", "live", "parts", "rule", "shape", "shared", "stacked")
 
     def __init__(
         self,
@@ -127,12 +128,14 @@ class Eager:
         live: bool = False,
         shared: SumsOverSeveral | None = None,
         shape: Sequence[int] = (),
+        parts: int = 1,
     ):
         self.rule = rule
         self.dtype = dtype
         self.live = live
         self.shared = shared
         self.shape = shape
+        self.parts = parts
         self.stacked = False
         self.as_torch: str | None = None
         self.draws: Draws | None = None
@@ -182,7 +185,7 @@ class Eager:
         """The parameter's size, its rows or its columns, or its epsilon."""
         if name == "epsilon":
             return lines.epsilon(self.dtype == torch.float64)
-        return lines.fact(self.shape, name, self.stacked)
+        return lines.fact(self.shape, name, self.stacked, self.parts)
 
     def is_matrix(self) -> bool:
         """Whether the parameter has two dimensions or more."""

@@ -267,7 +267,8 @@ def scalars_of(program: Program, group: dict[str, Any], work: Work) -> tuple[Any
     own, t = program.of(param), reference.next_step(state)
     slots = own.scalar_slots.items()
     numbers = {x: group[slot.key] if slot.shared else state[slot.key].item() for x, slot in slots}
-    numbers |= lines.facts(param.shape, compute_dtype(param) == torch.float64, own.facts)
+    double, parts = compute_dtype(param) == torch.float64, 1 + param.is_complex()
+    numbers |= lines.facts(param.shape, double, own.facts, parts)
     return (own is program, t, *numbers.values()), lambda: own.scalars[0].function(group, t, numbers)
 
 

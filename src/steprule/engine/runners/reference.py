@@ -203,7 +203,9 @@ def _machine(
     composition: Composition, param: Tensor, live: bool = False, shared: Shared | None = None
 ) -> Eager:
     rule = composition.rule
-    machine = Eager(rule.__name__, compute_dtype(param), live, shared, tuple(param.shape))
+    machine = Eager(
+        rule.__name__, compute_dtype(param), live, shared, tuple(param.shape), 1 + param.is_complex()
+    )
     machine.stacked = rule.matrices == "stacked"
     machine.as_torch = rule.__name__ if rule.sums_as_torch else None
     return machine
