@@ -80,7 +80,8 @@ class Addresses:
         loop = None if self._found is None else _loop()
         if self._found is None or loop is None:
             return list(map(address, tensors))
-        loop(tensors, self._found.ctypes.data)
+        # The loop takes a list and nothing else; users may put a tuple into a group.
+        loop(tensors if type(tensors) is list else list(tensors), self._found.ctypes.data)
         return self._found
 
     def hold(self, tensors: list[Tensor]) -> bool:
