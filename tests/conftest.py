@@ -54,8 +54,8 @@ ALWAYS = {
 RULES = {*steprule.catalogue(), "SignedMomentum"}
 MANY = 40
 PART = 8
-# These hold the rules to their papers and to torch: always all of it.
-WHOLE = {"test_rules.py", "test_papers.py", "test_torch_parity.py", "test_golden.py"}
+# These hold the rules to their papers and to torch: always all of it. The last chooses its cases itself.
+WHOLE = {"test_rules.py", "test_papers.py", "test_torch_parity.py", "test_golden.py", "test_combinations.py"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
