@@ -217,6 +217,26 @@ def test_a_gradient_along_the_weights_stays_as_it_is(runner: str) -> None:
     assert_same([p.detach() for p in params], wanted)
 
 
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize(
+    ("rule", "options", "beta"),
+    [("AdamW", {"betas": (0.8, 0.9)}, 0.8), ("SGD", {"momentum": 0.7}, 0.7), ("Adagrad", {}, 0.95)],
+)
+def test_the_correction_takes_the_momentum_of_the_rule(
+    rule: str, options: dict[str, Any], beta: float, runner: str
+) -> None:
+    ends: list[Any] = []
+    for chosen in (None, beta):
+        param = nn.Parameter(numbers((6, 4), torch.float64, seed=1))
+        modifiers = [steprule.MARSCorrection(0.3, beta=chosen)]
+        optimizer = RULES[rule]([param], modifiers=modifiers, **options, **RUNNERS[runner])
+        for step in range(3):
+            param.grad = numbers((6, 4), torch.float64, seed=10 + step)
+            optimizer.step()
+        ends.append(param.detach())
+    assert_same(*ends)
+
+
 # Weight decay
 
 

@@ -22,17 +22,8 @@ LARGEST = "largest mean of their squares"
 VARIANCE = "mean of their squared distance to the mean"
 
 _ADAMS = (
-    "Adam",
-    "AMSGrad",
-    "AdamW",
-    "NAdam",
-    "RAdam",
-    "SparseAdam",
-    "NAdamW",
-    "AdamAtan2",
-    "LAMB",
-    "AdEMAMix",
-    "AdamP",
+    *("Adam", "AMSGrad", "AdamW", "NAdam", "RAdam", "SparseAdam", "NAdamW"),
+    *("AdamAtan2", "LAMB", "AdEMAMix", "AdamP"),
 )
 _MEANS = ("Adamax", "Lion", "Sophia", "SophiaH", "AdaHessian", "Signum", "Adan", "StableAdamW", "Yogi")
 # Slots that are not listed mean something that no other rule keeps.
