@@ -63,19 +63,30 @@ KERNELS: dict[str, tuple[Any, torch.dtype, dict[str, Any]]] = {
     "Drawn-stochastic": (Drawn, torch.bfloat16, {"low_precision": "stochastic"}),
     "SGD-noise": (steprule.SGD, torch.float32, {"modifiers": [steprule.Noise()]}),
     "Normalized": (Normalized, torch.float32, {}),
+    "Adafactor": (steprule.Adafactor, torch.float32, {}),
+    "CAME-stochastic": (
+        steprule.CAME,
+        torch.bfloat16,
+        {"state_dtype": "bf16", "low_precision": "stochastic"},
+    ),
 }
+
+
+# Values per row and column are made of doubles.
+LINED = ("Adafactor", "CAME-stochastic")
 
 
 def sources(name: str) -> list[Any]:
     rule, dtype, options = KERNELS[name]
-    optimizer = rule([nn.Parameter(torch.zeros(storage.SMALLEST, dtype=dtype))], **options)
+    optimizer = rule([nn.Parameter(torch.zeros(64, storage.SMALLEST // 64, dtype=dtype))], **options)
     program = optimizer.program(optimizer.param_groups[0])
     optimizer.init_state()
     (state,) = optimizer.state.values()
     keys = {letter: storage.entry_of(state, slot.key) for letter, slot in program.slots.items()}
     keys |= batch.beside(program, state)
     dtypes = {"p": dtype, "g": dtype} | {name: state[key].dtype for name, key in keys.items()}
-    return gpu_kernel.sources(program, dtypes)
+    columns = gpu_kernel.sources_of_columns(program, dtypes)
+    return [*gpu_kernel.sources(program, dtypes), *(source for source in columns if source is not None)]
 
 
 def text(name: str) -> str:
@@ -105,7 +116,7 @@ def compiled() -> dict[str, dict[str, int]]:
     for name in (*KERNELS, "AdamW unaligned"):
         name, _, unaligned = name.partition(" ")
         dtype = KERNELS[name][1]
-        wide = "*fp64" if dtype == torch.float64 else "*fp32"
+        wide = "*fp64" if dtype == torch.float64 or name in LINED else "*fp32"
         kinds = {"scalars": wide, "scaling": "*fp32"} | dict.fromkeys(
             ("reduced", "partials", "lengths"), "*fp64"
         )
@@ -138,8 +149,15 @@ def instructions() -> dict[str, dict[str, int]]:
 
 def test_every_pass_compiles(instructions: dict[str, dict[str, int]]) -> None:
     passes = [f"Normalized {i} {f}" for i, f in ((0, "kernel"), (0, "combine"), (1, "kernel"), (1, "combine"))]
-    singles = [f"{name} 0 kernel" for name in KERNELS if name != "Normalized"]
-    assert set(instructions) == {*passes, "Normalized 2 kernel", "AdamW 0 kernel unaligned", *singles}
+    singles = [f"{name} 0 kernel" for name in KERNELS if name not in ("Normalized", *LINED)]
+    lined = [
+        f"{name} {i} {function}"
+        for name in LINED
+        for i, source in enumerate(sources(name))
+        for function in ("kernel", "combine")
+        if f"def {function}(" in source.text
+    ]
+    assert set(instructions) == {*passes, "Normalized 2 kernel", "AdamW 0 kernel unaligned", *singles, *lined}
 
 
 ARRAYS = {"AdamW": (4, 3), "AdamW-bfloat16": (4, 3), "Rprop-float16": (4, 3)}

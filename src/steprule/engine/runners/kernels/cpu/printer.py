@@ -288,7 +288,7 @@ class Printer:
         if isinstance(condition, float):
             return self._number(a if condition else b)
         is_mask = isinstance(condition, Register) and condition.mask
-        test = str(condition) if is_mask else f"{condition} != number(0.0)"
+        test = str(condition) if is_mask else f"{self._number(condition)} != number(0.0)"
         return f"where({test}, {self._number(a)}, {self._number(b)})"
 
     def _number(self, operand: Operand) -> str:

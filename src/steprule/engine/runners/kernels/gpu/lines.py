@@ -210,6 +210,8 @@ class LinePrinter(_Doubles):
                 total = self.totals[place]
                 body.append(f"{total} = {REDUCTIONS[x.word][1].format(total, value)}")
         slots = [(name, r) for name, r in self.sweep.outputs.items() if r.level == "row"]
+        # Every thread reads the old value.
+        body += ["tl.debug_barrier()"] if slots and self._row_inputs() else []
         body += [self._stored_line(name, "line", "top + line", r, "") for name, r in slots]
         # Another thread may have added what comes next to the sums.
         body += ["tl.debug_barrier()"] if self.lines.column_sums else []

@@ -326,7 +326,7 @@ class Printer:
             text = self._number(chosen)
             return text if isinstance(chosen, Register) else f"tl.broadcast_to({text}, i.shape)"
         is_mask = isinstance(condition, Register) and condition.mask
-        test = str(condition) if is_mask else f"{condition} != 0.0"
+        test = str(condition) if is_mask else f"{self._number(condition)} != 0.0"
         return f"tl.where({test}, {self._number(a)}, {self._number(b)})"
 
     def _number(self, operand: Operand, plain: bool = False) -> str:
