@@ -90,11 +90,13 @@ def refusal(rule: str, modifier: str | None, way: str, runner: str) -> str | Non
 
 def assert_told(told: str, rule: str, modifier: str, way: str, runner: str) -> None:
     """A refusal names both sides, and comes from two of the four: what goes in pairs goes together."""
+    storage = ["state_dtype", "low_precision", *map(str, WAYS[way][1].values())]
+    runners = ["fused=True", "foreach=True"]
     pairs = {
         (modifier, "'modifiers'"): (rule, modifier, "plain", "loop"),
-        ("state_dtype", "low_precision", *map(str, WAYS[way][1].values())): (rule, None, way, "loop"),
-        ("fused=True", "foreach=True"): (rule, None, way, runner),
-        ("fused=True", "foreach=True", way, modifier): ("SGD", modifier, way, runner),
+        (*storage,): (rule, None, way, "loop"),
+        (*runners,): (rule, None, way, runner),
+        (*storage, *runners, modifier): ("SGD", modifier, way, runner),
     }
     found = [sides for sides, parts in pairs.items() if refusal(*parts) is not None]
     assert found, f"only together: {told}"
