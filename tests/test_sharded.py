@@ -117,6 +117,11 @@ def refuse_or_agree(rank: int, folder: str) -> None:
             named = [("weight", part)]
             with pytest.raises(ValueError, match=f"{rule.__name__}: 'weight' .*is a DTensor that is split"):
                 rule(named)
+            rows = [steprule.Centralize()]
+            with pytest.raises(
+                ValueError, match=r"AdamW\+Centralize: parameter 0 .*is a DTensor that is split"
+            ):
+                steprule.AdamW([part], modifiers=rows)
     for rule in (steprule.Muon, steprule.Adafactor, UserMatrix, Reduces):
         for placement in (Replicate(), *([Shard(0), Shard(1)] if rule is Reduces else [])):
             for shape in ((7, 5), (1, 5)):

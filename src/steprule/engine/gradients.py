@@ -39,7 +39,7 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
     if not gradient.is_sparse and rule.gradients == "rows only":
         raise errors.dense_gradient(who, optimizer.name_of(param))
     if (program is None or program.lined) and storage.split(param):
-        raise errors.matrix_in_parts(who, optimizer.name_of(param), None)
+        raise errors.matrix_in_parts(own.name, optimizer.name_of(param), None)
     # It may have changed: some trainers flatten all parameters.
     rule.check_parameter(param, partial(optimizer.name_of, param), None)
     if not usable.is_writable(param):

@@ -233,9 +233,9 @@ class RuleOptimizer(CheckedOptimizer):
             if not is_lazy(param):  # it is checked when it has a gradient
                 name = f"'{names[place]}'" if names else f"parameter {place}"
                 own.rule.check_parameter(param, partial(str, name), index)
-        if not own.traced:
-            self._check_whole(group, index)
-        elif self.program(group).shares and group.get("differentiable"):
+        if not own.traced or any(program.lined for program in self.program(group).kinds):
+            self._check_whole(group, index, own.name)
+        if own.traced and self.program(group).shares and group.get("differentiable"):
             fix = "Autograd cannot record a sum over all parameters in the middle of a step; drop it."
             raise errors.contradiction(
                 own.rule.__name__, "differentiable=True", "over='group' or 'all' in a rule", fix
