@@ -110,7 +110,7 @@ def find(pattern: str = "*") -> tuple[str, ...]:
     """The names of the rules, presets and modifiers that match a pattern with * and ?, as `create` takes them.
 
     >>> find("*sgd*")
-    ('asgd', 'schedulefreesgd', 'sgd')
+    ('asgd', 'schedulefreesgd', 'sgd', 'sgdp')
     """
     names = [*map(str.lower, catalogue()), *PRESETS, *modifier_catalogue()]
     return tuple(fnmatch.filter(names, pattern.lower()))
