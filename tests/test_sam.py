@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import weakref
 from typing import Any
 
 import numpy as np
@@ -198,3 +202,102 @@ def test_the_climb_finds_its_plan_again_and_follows_the_groups(monkeypatch: pyte
     assert len(made) == 2
     assert heights[2] == pytest.approx(2 * heights[0], rel=1e-4)
     assert heights[0] == heights[1] == pytest.approx(0.1 / 2**0.5, rel=1e-4)
+
+
+def test_the_climb_makes_its_plan_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    from steprule.engine.runners.kernels import fused
+
+    made: list[Any] = []
+    real = fused.Plan
+    monkeypatch.setattr(fused, "Plan", lambda *x: made.append(x[0]) or real(*x))
+    optimizer = make("SAM", torch.float32, fused=True)
+    for _ in range(3):
+        optimizer.step(closure_of(optimizer))
+    assert sum(isinstance(x, climbing.RuleOptimizer) and x is not optimizer for x in made) == 2  # a group each
+
+
+def with_gradients(**options: Any) -> tuple[list[Any], Any]:
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    return params, steprule.SGD(params, **{"lr": 0.5, "modifiers": [steprule.SAM(0.1)], **options})
+
+
+def test_a_parameter_that_is_reshaped_uphill_is_named_once() -> None:
+    params, optimizer = with_gradients()
+    optimizer.climb()
+    params[0].data = torch.ones(5)
+    params[0].grad = torch.ones(5)
+    with pytest.raises(RuntimeError, match=r"parameter 0 had the shape \(3,\) at climb\(\) and has \(5,\) now"):
+        optimizer.step()
+    assert_same([p.detach() for p in params], [torch.ones(5), torch.ones(2, 2)])
+    optimizer.climb()
+    optimizer.step()
+    assert_same([p.detach() for p in params], [torch.full((5,), 0.5), torch.full((2, 2), 0.5)])
+
+
+def test_the_climb_takes_the_groups_as_they_are_now() -> None:
+    pytest.importorskip("numba")
+    _, optimizer = with_gradients(fused=True)
+    optimizer.climb()
+    optimizer.step()
+    optimizer.param_groups[0]["fused"] = None
+    optimizer.climb()
+    (climber,) = climbing._climbers[optimizer].values()
+    assert climber.param_groups[0].get("fused") is None
+    optimizer.step()
+    optimizer.param_groups[0]["sam.rho"] = -1.0
+    with pytest.raises(ValueError, match=r"SAM: rho = -1.0, must be at least 0 \(parameter group 0\)"):
+        optimizer.climb()
+
+
+def test_parameters_that_left_the_optimizer_are_freed() -> None:
+    params, optimizer = with_gradients()
+    optimizer.climb()
+    optimizer.step()
+    gone = weakref.ref(params[0])
+    optimizer.param_groups[0]["params"] = params[1:]
+    optimizer.state.clear()
+    del params[0]
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_made_uphill_finds_the_way_back(copied: Any) -> None:
+    params, optimizer = with_gradients()
+    optimizer.climb()
+    other = copied(optimizer)
+    assert not torch.equal(flat(other)[0], torch.ones(3))
+    for param in flat(other):
+        param.grad = torch.ones_like(param)
+    for each in (other, optimizer):
+        each.step()
+        assert_same([p.detach() for p in flat(each)], [torch.full((3,), 0.5), torch.full((2, 2), 0.5)])
+    assert_same(params[0].detach(), flat(optimizer)[0].detach())
+
+
+def test_a_step_comes_back_also_where_nothing_climbs_any_more() -> None:
+    params, optimizer = with_gradients()
+    optimizer.climb()
+    optimizer.param_groups[0]["modifiers"] = None
+    optimizer.step()
+    assert_same(params[0].detach(), torch.full((3,), 0.5))
+
+
+def test_after_a_climb_a_closure_takes_the_second_gradient_only() -> None:
+    optimizer, other = make("SAM"), make("SAM")
+    for _ in range(3):
+        closure_of(optimizer)()
+        optimizer.climb()
+        calls: list[int] = []
+        optimizer.step(lambda calls=calls: calls.append(1) or closure_of(optimizer)())
+        assert len(calls) == 1
+        other.step(closure_of(other))
+    assert_same([p.detach() for p in flat(optimizer)], [p.detach() for p in flat(other)])
+
+
+def test_a_differentiable_step_does_not_climb() -> None:
+    with pytest.raises(ValueError, match="differentiable=True does not go with ASAM"):
+        steprule.SGD([torch.ones(3)], lr=0.1, differentiable=True, modifiers=[steprule.ASAM()])

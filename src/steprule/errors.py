@@ -106,6 +106,14 @@ def climb_first(who: str):
     )
 
 
+def reshaped_uphill(who: str, name: str, before: Iterable[int], now: Iterable[int]):
+    """Weights to put back after a climb whose parameter has another shape now."""
+    return RuntimeError(
+        f"{who}: {name} had the shape {tuple(before)} at climb() and has {tuple(now)} now, so its weights "
+        "cannot be put back; it stays as it is. Change shapes after step(), not between climb() and step()."
+    )
+
+
 def nothing_measured(who: str):
     """`metrics` of an optimizer that measures nothing."""
     return RuntimeError(f"{who}: metrics() needs modifiers=[Metrics()], which is in no group.")

@@ -80,7 +80,9 @@ class RuleOptimizer(CheckedOptimizer):
             self._make_state(frozen=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **({"_parts": self._parts} if self._parts else {})}
+        own = {"_parts": self._parts} if self._parts else {}
+        # A copy that is uphill, too, must find the way back.
+        return {**super().__getstate__(), **own, **({"uphill": self.uphill} if self.uphill else {})}
 
     # What a group steps with
 
@@ -210,6 +212,9 @@ class RuleOptimizer(CheckedOptimizer):
         if group.get("fused") and group.get("foreach"):
             fix = "`fused` and `foreach` cannot be `True` together."
             raise RuntimeError(f"{who}: {fix}")
+        if group.get("differentiable") and own.at("climb"):
+            fix = "Autograd cannot record that the weights are changed for a while and put back; drop one."
+            raise errors.contradiction(who, "differentiable=True", own.at("climb")[0].__name__, fix)
         if not rule.lists_take_tensors:
             _check_tensors(who, group, index)
         rule.check_group(group, index)
@@ -361,7 +366,8 @@ class RuleOptimizer(CheckedOptimizer):
     def climb(self) -> None:
         """Move to where SAM takes its second gradient; `step` comes back from there.
 
-        Call it after the first backward pass, where `step` gets no closure. The gradients may be scaled.
+        Call it after the first backward pass. A closure that `step` gets then takes the second gradient only.
+        The gradients may be scaled.
         """
         if not any(self.composition(group).at("climb") for group in self.param_groups):
             raise errors.nothing_climbs(type(self).__name__)
@@ -370,18 +376,22 @@ class RuleOptimizer(CheckedOptimizer):
         climbing.climb(self)
 
     def _take_gradients_uphill(self, closure: Callable[[], Any] | None) -> None:
+        if self.uphill:  # then the gradients are those that it asks for, also those of a closure
+            from steprule.engine import climbing
+
+            climbing.descend(self)
+            return
         asked = any(group.get("modifiers") for group in self.param_groups)
         if not (asked and any(self.composition(group).at("climb") for group in self.param_groups)):
             return
         from steprule.engine import climbing
 
-        if closure is None and not self.uphill:
+        if closure is None:
             raise errors.climb_first(type(self).__name__)
+        climbing.climb(self)
         try:
-            if closure is not None:
-                climbing.climb(self)
-                with torch.enable_grad():
-                    closure()
+            with torch.enable_grad():
+                closure()
         finally:
             climbing.descend(self)
 
