@@ -113,3 +113,12 @@ def test_wrappers_and_lazy_modules() -> None:
 def test_what_audit_refuses(arguments: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         steprule.audit(*arguments)
+
+
+def test_parameters_of_one_name_from_several_optimizers_are_all_reported() -> None:
+    report = audit(nn.Linear(2, 2), [SGD(nn.Linear(2, 2)), AdamW(nn.Linear(2, 2))])
+    where = ["weight in group 0 of SGD", "bias in group 0 of SGD"]
+    assert list(report.foreign) == [*where, *(x.replace("SGD", "AdamW") for x in where)]
+    unnamed = audit(nn.Linear(2, 2), [SGD(nn.Linear(2, 2).parameters()), SGD(nn.Linear(2, 2).parameters())])
+    assert len(unnamed.foreign) == 4
+    assert unnamed.foreign["parameter 1 of group 0 of SGD (optimizer 1)"].endswith("with shape (2,)")

@@ -229,3 +229,10 @@ def test_a_modifier_of_a_users_own_is_described() -> None:
     said = steprule.describe(Softer)
     assert (said.name, said.summary, said.formula) == ("Softer", "Halve the gradient.", "")
     assert [h.name for h in said.hyperparameters] == ["factor"]
+
+
+def test_create_takes_one_modifier_without_a_list() -> None:
+    for given in (steprule.EMA(0.9), [steprule.EMA(0.9)]):
+        (group,) = create("adamw+cautious", model(), modifiers=given).param_groups
+        assert (group["modifiers"], group["ema.decay"]) == (("cautious", "ema"), 0.9)
+    assert create("adamw", model(), modifiers=steprule.EMA).param_groups[0]["modifiers"] == ("ema",)

@@ -543,3 +543,23 @@ def test_what_has_the_wrong_type() -> None:
         build(nn.Linear(2, 2), lr=1.0, layer_decay=0.5)
     with pytest.raises(ValueError, match="is everything frozen"):
         AdamW(build(nn.Linear(2, 2).requires_grad_(False)))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("way", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_the_lengths_of_a_weight_norm_do_not_decay(way: Any) -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), way(nn.Linear(4, 4)), way(nn.Linear(4, 9)))
+    decay = {entry["name"]: entry["weight_decay"] for entry in build(model, weight_decay=0.1).table}
+    directions = [name for name in decay if name.endswith(("weight_v", "original1"))]
+    assert len(directions) == 2
+    assert decay == {name: 0.1 if name in directions else 0.0 for name in decay}
+
+
+def test_what_no_weight_decay_may_return() -> None:
+    model = nn.Linear(2, 2)
+    for names, wanted in (("weight", 0.0), (["weight"], 0.0), ((), 0.1), (None, 0.1)):
+        model.no_weight_decay = lambda names=names: names  # type: ignore[assignment]
+        assert build(model, weight_decay=0.1).table[0]["weight_decay"] == wanted
+    model.no_weight_decay = lambda: 3  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"Linear\.no_weight_decay\(\) returned 3, must return names"):
+        build(model)

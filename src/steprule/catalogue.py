@@ -138,7 +138,8 @@ def create(name: str, params: Any, **options: Any) -> CheckedOptimizer:
     if kinds and "modifiers" not in rule.fields:
         raise rule_errors.takes_no_modifiers(rule.__name__)
     added, own = with_values(kinds, options, name)
-    added += own.pop("modifiers", None) or ()
+    given = own.pop("modifiers", None)
+    added += given if isinstance(given, (list, tuple)) else [] if given is None else [given]
     return rule(params, **own, **({"modifiers": added} if added else {}))
 
 

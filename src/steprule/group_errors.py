@@ -66,6 +66,13 @@ def no_blocks(model: str):
     )
 
 
+def names_expected(method: str, given: object):
+    """Something else than names from `no_weight_decay` of a model."""
+    return TypeError(
+        f"groups.build: {method}() returned {given!r}, must return names of parameters, as in {{'cls_token'}}."
+    )
+
+
 # Patterns
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -85,7 +86,7 @@ def audit(
         missing=missing,
         duplicated={x: f"in {' and '.join(y.where for y in there)}" for x, there in ours.items() if there[1:]},
         frozen={x: f"in {ours[x][0].where}" for x, y in own.items() if ours[x] and not y.requires_grad},
-        foreign={x.name: _foreign(x, missing) for there in places.values() for x in there},
+        foreign=_foreign([x for there in places.values() for x in there], missing),
     )
     if strict and not report.ok:
         raise group_errors.audit_failed({WHY[kind]: list(x) for kind, x in report.findings().items() if x})
@@ -95,11 +96,14 @@ def audit(
 def _listed(given: Any) -> Iterator[_Listed]:
     """Every entry of every group of one or several optimizers."""
     several = isinstance(given, (list, tuple))
-    for optimizer in cast("Iterable[Any]", given if several else [given]):
+    optimizers = list(cast("Iterable[Any]", given if several else [given]))
+    kinds = [type(optimizer).__name__ for optimizer in optimizers]
+    for number, (optimizer, kind) in enumerate(zip(optimizers, kinds, strict=True)):
         groups: Any = getattr(optimizer, "param_groups", None)
         if not isinstance(groups, list):
-            raise group_errors.audit_without_optimizer(type(optimizer).__name__)
-        who = f" of {type(optimizer).__name__}" if several else ""
+            raise group_errors.audit_without_optimizer(kind)
+        which = f"{kind} (optimizer {number})" if kinds.count(kind) > 1 else kind
+        who = f" of {which}" if several else ""
         for index, group in enumerate(cast("list[dict[str, Any]]", groups)):
             note = f" ({group['name']})" if group.get("name") else ""
             names: list[str] = group.get("param_names") or []
@@ -108,8 +112,13 @@ def _listed(given: Any) -> Iterator[_Listed]:
                 yield _Listed(param, f"group {index}{note}{who}", names[place] if names else unnamed)
 
 
-def _foreign(entry: _Listed, missing: Iterable[str]) -> str:
-    """What there is to say of a parameter that the model does not have."""
-    if entry.name in missing:
-        return f"in {entry.where}; the model has another tensor of this name, made later"
-    return f"in {entry.where}, with shape {tuple(entry.param.shape)}"
+def _foreign(entries: Sequence[_Listed], missing: Iterable[str]) -> dict[str, str]:
+    """The parameters that the model does not have, with what there is to say of them."""
+    names = Counter(entry.name for entry in entries)
+    found: dict[str, str] = {}
+    for entry in entries:
+        key = entry.name if names[entry.name] == 1 else f"{entry.name} in {entry.where}"
+        found[key] = f"in {entry.where}, with shape {tuple(entry.param.shape)}"
+        if entry.name in missing:
+            found[key] = f"in {entry.where}; the model has another tensor of this name, made later"
+    return found

@@ -225,7 +225,12 @@ def _named_by_the_model(model: nn.Module) -> dict[int, str]:
 def _said(module: nn.Module, method: str) -> set[str]:
     """What a method of the module returns, if there is one."""
     say: Any = getattr(module, method, None)
-    return set(cast("Iterable[str]", say())) if callable(say) else set()
+    given: Any = say() if callable(say) else None
+    if isinstance(given, str):
+        return {given}
+    if not (given is None or isinstance(given, Iterable)):
+        raise group_errors.names_expected(f"{type(module).__name__}.{method}", given)
+    return set(cast("Iterable[str]", given or ()))
 
 
 def _group(

@@ -78,6 +78,8 @@ def _judged(
         return "vector", "a bias"
     if not is_lazy(param) and param.ndim < 2:
         return "vector", "a vector"
+    if all(key.endswith("_g") and hasattr(module, f"{key[:-2]}_v") for module, key in owners):
+        return "vector", "the lengths of a weight_norm"
     if head in modules:
         return "output", "the output layer: the last Linear of the model"
     if id(param) in routers:
