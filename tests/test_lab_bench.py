@@ -43,6 +43,9 @@ def shapes():
 def nothing():
     return []
 
+def lazy():
+    return nn.Sequential(nn.Linear(4, 3), nn.LazyLinear(2))
+
 def wrong():
     return [(8, -1)]
 """
@@ -405,6 +408,8 @@ def test_all_are_the_rules_written_in_words() -> None:
         ("--model own.py:networks", "own.py has no function 'networks'. Did you mean 'network'?"),
         ("--model own.py:nothing", "own.py:nothing() returned a model without parameters to train"),
         ("--model own.py:wrong", "must return a torch.nn.Module, or a list of shapes"),
+        ("--model own.py:lazy", "own.py:lazy() returned a model in which '1.weight' has no shape yet"),
+        ("--optimizers adamw+ema+sam", "sam takes the gradient twice"),
         ("--optimizers adam,adamv", "no optimizer 'adamv'. Did you mean 'Adam'?"),
         ("--optimizers adam,", "no optimizer ''"),
         ("--optimizers adam,sparseadam", "SparseAdam needs sparse gradients"),

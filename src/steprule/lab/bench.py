@@ -174,7 +174,13 @@ def _rules(names: str) -> list[Rule]:
         first, more, _ = written_out(first, more)
         rule = find_rule(first)
         full = "+".join([first, *more])
-        subject: Rule = Modified(rule, optimizer_modifiers(optimizer_name(full))) if more else rule
+        modifiers = optimizer_modifiers(optimizer_name(full)) if more else []
+        if climbing := [x.name for x in modifiers if hasattr(x, "climb")]:
+            raise LabError(
+                f"--optimizers {full}: only steps are measured, and {climbing[0]} takes the gradient twice for "
+                "each of them. Leave it out; it about doubles the time of a training iteration."
+            )
+        subject: Rule = Modified(rule, modifiers) if more else rule
         found.setdefault(subject.__name__, subject)
     return list(found.values())
 

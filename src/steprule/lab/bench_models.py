@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from steprule.lab import tasks
 from steprule.lab.errors import LabError, did_you_mean
@@ -98,6 +99,12 @@ def load_model(name: str) -> BenchModel:
 
 def _own_shapes(file: Path, function: str) -> tuple[Shape, ...]:
     made = tasks.made_by(file, function, "a model")
+    lazy = [name for name, x in made.named_parameters() if is_lazy(x)] if isinstance(made, nn.Module) else []
+    if lazy:
+        raise LabError(
+            f"{file.name}:{function}() returned a model in which '{lazy[0]}' has no shape yet. Pass an input "
+            "through the model before you return it."
+        )
     shapes = _shapes_of(made)
     if shapes is None:
         raise LabError(
