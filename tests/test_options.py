@@ -70,11 +70,15 @@ DECAYS = [
     WeightDecay(0.25, absolute=True),
 ]
 DECAYED = [case for case in CLOSURELESS if plain(case) and case.knows("weight_decay")]
+# Why the others must not shrink the parameter: tests further down.
+IN_ANY_MODE = [case for case in DECAYED if case.rule.fields["weight_decay"].not_decoupled is None]
 
 
 # Adafactor measures the parameter before its decay, the curvature is made of the plain gradient. What remembers
 # the start sees it after the first decay that is done by hand.
-@each(lambda case: not (case.name == "Adafactor" or uses_curvature(case.rule) or case.returns), among=DECAYED)
+@each(
+    lambda case: not (case.name == "Adafactor" or uses_curvature(case.rule) or case.returns), among=IN_ANY_MODE
+)
 @pytest.mark.parametrize("decay", DECAYS, ids=lambda decay: decay.mode)
 def test_weight_decay_in_each_mode(case: Case, decay: WeightDecay) -> None:
     optimizer = case.make(weight_decay=decay)
@@ -87,7 +91,7 @@ def test_weight_decay_in_each_mode(case: Case, decay: WeightDecay) -> None:
     assert group["weight_decay_mode"] == decay.mode
 
 
-@each(among=DECAYED)
+@each(among=IN_ANY_MODE)
 @pytest.mark.parametrize("decay", DECAYS, ids=lambda decay: decay.mode)
 def test_the_decay_mode_is_saved_in_the_group(case: Case, decay: WeightDecay) -> None:
     optimizer, loaded = case.make(weight_decay=decay), case.make()
@@ -118,7 +122,7 @@ def test_a_number_decays_as_the_rule_says_and_zero_does_nothing(case: Case) -> N
     assert all(moved)
 
 
-@each(lambda case: case.many_groups and not case.shares, among=DECAYED)
+@each(lambda case: case.many_groups and not case.shares, among=IN_ANY_MODE)
 def test_every_group_has_its_own_decay(case: Case) -> None:
     first, *rest = case.parameters()
     groups = [{"params": [first], "weight_decay": WeightDecay(0.5, absolute=True)}, {"params": rest}]
@@ -127,6 +131,33 @@ def test_every_group_has_its_own_decay(case: Case) -> None:
     case.advance(wanted, 2)
     assert not torch.equal(first, flat(wanted)[0])
     assert_same([p.detach() for p in rest], [p.detach() for p in flat(wanted)[1:]])
+
+
+NOT_BESIDE_THE_STEP = {
+    **dict.fromkeys(["DoG", "LDoG", "DoWG"], "would count as distance from the start"),
+    **dict.fromkeys(["Prodigy", "DAdaptAdam"], "lr is 1 and not the step size"),
+    **dict.fromkeys(["ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"], "shrink y and not z"),
+}
+
+
+@pytest.mark.parametrize("mode", ["decoupled", "absolute", "independent", "corrected", "cautious"])
+@pytest.mark.parametrize("name", NOT_BESIDE_THE_STEP)
+def test_decay_that_makes_no_sense_beside_a_step_is_refused(name: str, mode: str) -> None:
+    rule, decay = steprule.catalogue()[name], WeightDecay(0.1, mode=mode)
+    with pytest.raises(ValueError, match=f"{name} .* '{mode}': .*{NOT_BESIDE_THE_STEP[name]}.* a number"):
+        rule([torch.ones(3)], weight_decay=decay)
+    optimizer = rule([torch.ones(3, requires_grad=True)], weight_decay=WeightDecay(0.0, mode=mode))
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+    optimizer.param_groups[0]["weight_decay"] = 0.1
+    with pytest.raises(ValueError, match=NOT_BESIDE_THE_STEP[name]):
+        optimizer.step()
+    rule([torch.ones(3)], weight_decay=WeightDecay(0.1, weight_decouple=False))
+
+
+@pytest.mark.parametrize("name", NOT_BESIDE_THE_STEP)
+def test_a_pull_to_the_start_beside_such_a_step_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"ToStart does not go with {name}"):
+        steprule.catalogue()[name]([torch.ones(3)], modifiers=[steprule.ToStart()])
 
 
 # A tensor as lr

@@ -96,7 +96,9 @@ def cases() -> list[Any]:
             continue  # needs a loss: tests/test_lbfgs.py
         variants = [{}, *OPTIONS.get(name, [])]
         if "weight_decay" in rule.fields:
-            variants += [{"weight_decay": 0.1}, *({"weight_decay": d} for d in DECAYS)]
+            beside = rule.fields["weight_decay"].not_decoupled is None
+            variants += [{"weight_decay": 0.1}]
+            variants += [{"weight_decay": d} for d in DECAYS if beside or not d.weight_decouple]
         if name != "Muon":
             variants.append({"maximize": True})
         params += [pytest.param(name, v, id=f"{name}-{v}") for v in variants]

@@ -128,12 +128,14 @@ def decay(
     *,
     mode: Literal["l2", "decoupled", "own"] = "l2",
     kw_only: bool = False,
+    not_decoupled: str | None = None,
     meaning: str = "λ, as in the formula",
 ) -> Any:
     """The field for `weight_decay`: a number (decayed by `mode`) or a `WeightDecay`.
 
     mode="own" is for a paper whose decay is a part of its formula: `update` then decays, by `h.weight_decay`,
-    which is 0 where a group has a `WeightDecay` of another kind. meaning: how, for `steprule show`.
+    which is 0 where a group has a `WeightDecay` of another kind. not_decoupled: why the parameter must not be
+    shrunk before the step, for messages. meaning: how it decays, for `steprule show`.
     """
     meanings = {
         "l2": "λ, added to the gradient as λ·θ",
@@ -142,7 +144,14 @@ def decay(
     }
     if mode not in meanings:
         raise errors.out_of_range("decay", "mode", mode, "one of " + ", ".join(map(repr, meanings)))
-    return Field(default, at_least=0, positional=not kw_only, decay=mode, meaning=meanings[mode])
+    return Field(
+        default,
+        at_least=0,
+        positional=not kw_only,
+        decay=mode,
+        not_decoupled=not_decoupled,
+        meaning=meanings[mode],
+    )
 
 
 def slot(

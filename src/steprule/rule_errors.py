@@ -512,6 +512,14 @@ def not_together(who: str, modifier: str, other: str, reason: str, group: int | 
     return ValueError(f"{who}: {modifier} does not go with {other}{in_group(group)}: {reason}")
 
 
+def decay_beside_the_step(who: str, mode: str, reason: str):
+    """Weight decay of a kind that the rule cannot have."""
+    return ValueError(
+        f"{who} does not go with weight decay in the mode '{mode}': {reason} Give weight_decay a number, which "
+        "decays as the rule says, or WeightDecay(..., weight_decouple=False)."
+    )
+
+
 def other_modifiers(who: str, what: str, saved: str, current: str, group: int):
     """A checkpoint of another rule, or with other modifiers."""
     return checkpoint(

@@ -34,7 +34,10 @@ class DAdaptAdam(Elementwise):
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-8, above=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(
-        default=0, mode="own", meaning="λ, shrinks the parameter by d·lr·λ"
+        default=0,
+        mode="own",
+        not_decoupled="lr is 1 and not the step size, so λ would be the share that is lost in every step.",
+        meaning="λ, shrinks the parameter by d·lr·λ",
     )
     use_bias_correction: bool = hyper(default=False, meaning="correct m and v as Adam does")
     d0: float = hyper(default=1e-6, above=0, meaning="the first d; smaller than any good one")

@@ -7,6 +7,8 @@ from typing import Literal
 from steprule.declare import Elementwise, WeightDecay, decay, hyper, parameter, slot
 from steprule.words import Number, larger, norm, sqrt, total
 
+NOT_DECOUPLED = "lr is 1 and not the step size, and a decay would count as distance from the start."
+
 
 def step(h: DoG | LDoG, p: Number, g: Number, s: DoG | LDoG, over: Literal["tensor", "group"]) -> Number:
     """The formula, with norms over a tensor or over its group."""
@@ -35,7 +37,7 @@ class DoG(Elementwise):
         default=1e-6, above=0, meaning="r_ε, the first step; 1e-4 for networks with batch normalization"
     )
     eps: float = hyper(default=1e-8, above=0, meaning="where G starts, avoids division by zero")
-    weight_decay: float | WeightDecay = decay(default=0)
+    weight_decay: float | WeightDecay = decay(default=0, not_decoupled=NOT_DECOUPLED)
 
     r = slot("rbar", per="group")
     G = slot("G", per="group", starts="eps")
@@ -65,7 +67,7 @@ class LDoG(Elementwise):
         default=1e-6, above=0, meaning="r_ε, the first step; 1e-4 for networks with batch normalization"
     )
     eps: float = hyper(default=1e-8, above=0, meaning="where G starts, avoids division by zero")
-    weight_decay: float | WeightDecay = decay(default=0)
+    weight_decay: float | WeightDecay = decay(default=0, not_decoupled=NOT_DECOUPLED)
 
     r = slot("rbar", per="tensor")
     G = slot("G", per="tensor", starts="eps")

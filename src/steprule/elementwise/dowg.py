@@ -5,6 +5,8 @@ from __future__ import annotations
 from steprule.declare import Elementwise, WeightDecay, decay, hyper, parameter, slot
 from steprule.words import Number, larger, norm, sqrt, total
 
+NOT_DECOUPLED = "lr is 1 and not the step size, and a decay would count as distance from the start."
+
 
 class DoWG(Elementwise):
     """DoG with larger steps: the squared gradients are weighted by the distance at which they were met.
@@ -22,7 +24,7 @@ class DoWG(Elementwise):
     lr: float = hyper(default=1.0, at_least=0, meaning="scales the step size that is found; leave it at 1")
     reps_rel: float = hyper(default=1e-6, above=0, meaning="r_ε, the first step")
     eps: float = hyper(default=1e-8, above=0, meaning="where G starts, avoids division by zero")
-    weight_decay: float | WeightDecay = decay(default=0)
+    weight_decay: float | WeightDecay = decay(default=0, not_decoupled=NOT_DECOUPLED)
 
     r = slot("rbar", per="group")
     G = slot("G", per="group", starts="eps")

@@ -8,6 +8,8 @@ from steprule.declare import Elementwise, WeightDecay, decay, hyper, parameter, 
 from steprule.elementwise.radam import rectification
 from steprule.words import Becomes, Number, becomes, ema_sq, larger, lerp, smaller, sqrt, where
 
+NOT_DECOUPLED = "it would shrink y and not z, of which the average is made."
+
 
 def averaged(h: Any, p: Number, s: Any, t: float, n: Number, step: Any, beta: Any) -> Becomes:
     """Move z by -step·n, and y, which is the parameter, towards the average of all z so far."""
@@ -43,7 +45,9 @@ class ScheduleFreeSGD(Elementwise):
 
     lr: float = hyper(default=1.0, at_least=0, meaning="step size, larger than with a schedule")
     momentum: float = hyper(default=0.9, above=0, below=1, meaning="β, between z (0) and the average (1)")
-    weight_decay: float | WeightDecay = decay(default=0.0, mode="own", meaning="λ, decays y")
+    weight_decay: float | WeightDecay = decay(
+        default=0.0, mode="own", not_decoupled=NOT_DECOUPLED, meaning="λ, decays y"
+    )
     warmup_steps: int = hyper(default=0, at_least=0, meaning="over how many steps lr rises")
     step_power: float = hyper(default=0.0, at_least=0, meaning="r, power of t in the weights of the average")
     weight_lr_power: float = hyper(
@@ -84,7 +88,9 @@ class ScheduleFreeAdamW(Elementwise):
         default=(0.9, 0.999), above=0, below=1, meaning="between z (0) and the average (1); decay of v"
     )
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
-    weight_decay: float | WeightDecay = decay(default=0.0, mode="own", meaning="λ, decays y")
+    weight_decay: float | WeightDecay = decay(
+        default=0.0, mode="own", not_decoupled=NOT_DECOUPLED, meaning="λ, decays y"
+    )
     warmup_steps: int = hyper(default=0, at_least=0, meaning="over how many steps lr rises")
     step_power: float = hyper(default=0.0, at_least=0, meaning="r, power of t in the weights of the average")
     weight_lr_power: float = hyper(
@@ -129,7 +135,9 @@ class ScheduleFreeRAdam(Elementwise):
         default=(0.9, 0.999), above=0, below=1, meaning="between z (0) and the average (1); decay of v"
     )
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
-    weight_decay: float | WeightDecay = decay(default=0.0, mode="own", meaning="λ, decays y")
+    weight_decay: float | WeightDecay = decay(
+        default=0.0, mode="own", not_decoupled=NOT_DECOUPLED, meaning="λ, decays y"
+    )
     step_power: float = hyper(default=0.0, at_least=0, meaning="r, power of t in the weights of the average")
     weight_lr_power: float = hyper(
         default=2.0, at_least=0, meaning="p, power of lr in the weights of the average"

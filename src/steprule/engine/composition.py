@@ -152,13 +152,16 @@ def composed(
 ) -> Composition:
     """The composition of these; always the same object.
 
-    Raises: ValueError for a modifier that does not go with weight decay.
+    Raises: ValueError for a modifier that does not go with weight decay, and for a kind of decay that does not
+    go with the rule.
     """
     for modifier in modifiers if decay else ():
         if DECAY in modifier.not_with:
             raise rule_errors.not_together(
                 rule.__name__, modifier.__name__, "weight decay", modifier.not_with[DECAY], None
             )
+    if hasattr(decay, "parameter") and (reason := rule.fields[DECAY].not_decoupled):
+        raise rule_errors.decay_beside_the_step(rule.__name__, decay.mode, reason)
     return Composition(rule, update, modifiers, maximize, decay, numbers)
 
 

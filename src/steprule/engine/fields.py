@@ -45,6 +45,7 @@ class Field:
     positional: bool = True
     free: bool = False
     decay: str | None = None
+    not_decoupled: str | None = None
     meaning: str = ""
 
     @property

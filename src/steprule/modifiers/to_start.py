@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from steprule.declare import Modifier, hyper, parameter, slot
 from steprule.words import Number
@@ -23,6 +23,17 @@ class ToStart(Modifier):
     Networks" (L2-SP), https://arxiv.org/abs/1802.01483; Kumar, Marklund, Van Roy 2023, "Maintaining Plasticity
     in Continual Learning via Regenerative Regularization", https://arxiv.org/abs/2308.11958
     """
+
+    not_with: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(
+            ("DoG", "LDoG", "DoWG", "Prodigy", "DAdaptAdam"),
+            "lr is 1 and not the step size, so it would pull much too hard. Add λ/2·‖θ - θ0‖² to the loss.",
+        ),
+        **dict.fromkeys(
+            ("ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"),
+            "it would pull y and not z, of which the average is made. Use the modifier ScheduleFree.",
+        ),
+    }
 
     strength: float = hyper(default=0.01, at_least=0, meaning="λ, how strongly it pulls")
 
