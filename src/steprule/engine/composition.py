@@ -160,7 +160,7 @@ def composed(
             raise rule_errors.not_together(
                 rule.__name__, modifier.__name__, "weight decay", modifier.not_with[DECAY], None
             )
-    if hasattr(decay, "parameter") and (reason := rule.fields[DECAY].not_decoupled):
+    if decay is not None and hasattr(decay, "parameter") and (reason := rule.fields[DECAY].not_decoupled):
         raise rule_errors.decay_beside_the_step(rule.__name__, decay.mode, reason)
     return Composition(rule, update, modifiers, maximize, decay, numbers)
 
