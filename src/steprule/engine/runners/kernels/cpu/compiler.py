@@ -36,7 +36,7 @@ def machine() -> Any:
 def surroundings() -> str:
     """Everything besides its text that a kernel's machine code depends on."""
     here = Path(__file__)
-    words = map(here.with_name, ("words.py", "line_words.py", "draw_words.py", "sums.py"))
+    words = map(here.with_name, ("words.py", "line_words.py", "draw_words.py", "sums.py", "sums_of_doubles.py"))
     files = (here, *words, storage.__file__, draws.__file__, exact.__file__)
     texts = b"".join(Path(file).read_bytes() for file in files)
     parts = (

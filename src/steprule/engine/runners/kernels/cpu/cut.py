@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from steprule.engine import storage
-from steprule.engine.program.exact import WIDTH
+from steprule.engine.program.exact import form_of
 from steprule.engine.program.program import Reduction
 from steprule.engine.runners.kernels import cache
 from steprule.engine.runners.kernels.chunks import chunks, first_chunks
@@ -39,7 +39,7 @@ class Exact(NamedTuple):
 COMBINE = """\"\"\"What the chunks of each tensor come to together; written by steprule.\"\"\"
 
 from steprule.engine.runners.kernels.cpu.sums import *
-
+{more}
 
 def kernel(job):
     count, tensors = sums_of_sweep(job), tensors_of_job(job)
@@ -53,6 +53,8 @@ def kernel(job):
             result = rounded_sums(job, place * tensors + tensor)
             result[0] = rounded(total, sum_of_tensor(job, count * tensors))
 """
+
+OF_DOUBLES = "from steprule.engine.runners.kernels.cpu.sums_of_doubles import *\n"
 
 
 class Cut:
@@ -77,8 +79,10 @@ class Cut:
         self._address = ctypes.addressof(self.job)
         self._codes = codes
         self._widest = widest
-        self._partials = np.zeros(len(self.chunks) * widest * WIDTH, dtype=np.int64)
         self._added = added
+        form = form_of(added is np.float64)
+        self.job.width = self._width = form.width
+        self._partials = np.zeros(len(self.chunks) * widest * form.width, dtype=np.int64)
         self._values: NDArray[Any] = np.zeros(0)
         self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
@@ -86,8 +90,9 @@ class Cut:
         self.first_chunks = first_chunks(self.chunks, len(lengths))
         self.point(chunks=self.chunks, partials=self._partials)
         if added is not None:
-            self._add = threads.Kernel(cache.address_of("sums", COMBINE))
-            self._sums = np.zeros((widest * len(lengths) + 1) * WIDTH, dtype=np.int64)
+            text = COMBINE.format(more=OF_DOUBLES if added is np.float64 else "")
+            self._add = threads.Kernel(cache.address_of("sums", text))
+            self._sums = np.zeros((widest * len(lengths) + 1) * form.width, dtype=np.int64)
             self._rounded = np.zeros(widest * len(lengths))
             self.point(first_chunks=self.first_chunks, sums=self._sums, rounded=self._rounded)
 
@@ -109,10 +114,11 @@ class Cut:
     def _share_of(self, place: int, count: int, word: str) -> Any:
         """What a reduction came to over each tensor: a double, or a sum in limbs and as a double."""
         if self._added is None or word not in SUMS:
-            taken = self._partials[: len(self.chunks) * count * WIDTH].reshape(-1, count, WIDTH)
+            taken = self._partials[: len(self.chunks) * count * self._width].reshape(-1, count, self._width)
             return self._combine(word, taken[:, place, 0].view(np.float64))
         first, tensors = place * len(self.lengths), len(self.lengths)
-        limbs = self._sums[first * WIDTH : (first + tensors) * WIDTH].reshape(-1, WIDTH)
+        width = self._width
+        limbs = self._sums[first * width : (first + tensors) * width].reshape(-1, width)
         return Exact(limbs.copy(), self._rounded[first : first + tensors].copy())
 
     def _share(self, number: int) -> None:

@@ -99,7 +99,9 @@ class Printer:
         """The whole source."""
         head = [f'"""{title}; written by steprule.', "", str(self.program), '"""', ""]
         head += ["from numpy import float64, inf", f"from numpy import {self.number} as number", ""]
-        more = [name for name, used in (("draw_words", self.draws), ("sums", self.summed)) if used]
+        more = ["draw_words"] if self.draws else []
+        more += ["sums"] if self.summed else []
+        more += ["sums_of_doubles"] if self.summed and self.number == "float64" else []
         head += [f"from steprule.engine.runners.kernels.cpu.{name} import *" for name in more]
         head += [*self.imports, "", ""]
         head += [

@@ -12,11 +12,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-from steprule.engine.program.exact import BLOCK, LANES, LIMBS, LOWEST, SHIFT, WIDTH
+from steprule.engine.program.exact import BLOCK, LANES, SINGLE
 from steprule.engine.runners.kernels.cpu.words import field_of, unary
 
 INT32, INT64 = ir.IntType(32), ir.IntType(64)
-LAST = 32 * (LIMBS - 2)
 
 
 def _block(square):
@@ -76,40 +75,6 @@ def bits_of_double(context, x):
 
 
 @register_jitable
-def add_exactly(limbs, x):
-    """Add a double to a sum in limbs."""
-    bits = bits_of_double(x)
-    exponent = (bits >> 52) & 2047
-    mantissa = bits & ((1 << 52) - 1)
-    if exponent > 0:
-        mantissa |= 1 << 52
-    else:
-        exponent = 1
-    place = exponent - SHIFT
-    if place >= LAST:
-        limbs[LIMBS + (2 if x != x else (1 if x < 0.0 else 0))] += 1
-        return
-    if place < 0:
-        mantissa >>= min(-place, 63)
-        place = 0
-    limb, shift = place >> 5, place & 31
-    low, high = (mantissa & 0xFFFFFFFF) << shift, (mantissa >> 32) << shift
-    first, second, third = low & 0xFFFFFFFF, ((low >> 32) & 0xFFFFFFFF) + (high & 0xFFFFFFFF), high >> 32
-    if bits < 0:
-        first, second, third = -first, -second, -third
-    limbs[limb] += first
-    limbs[limb + 1] += second
-    limbs[limb + 2] += third
-
-
-@register_jitable
-def clear(limbs):
-    """Begin a new sum."""
-    for place in range(WIDTH):
-        limbs[place] = 0
-
-
-@register_jitable
 def tail_of(array, values, count):
     """Copy what is after the last whole block to `values`, and fill it up with zeros."""
     whole = count - count % BLOCK
@@ -117,26 +82,6 @@ def tail_of(array, values, count):
         values[i] = array[whole + i]
     for i in range(count - whole, BLOCK):
         values[i] = 0.0
-
-
-@register_jitable
-def add_values(limbs, array, values, count):
-    """Add `count` elements of an array to a sum. values: room for a block, which may be in the array."""
-    for block in range(count // BLOCK):
-        add_exactly(limbs, sum_of_block(array, block))
-    if count % BLOCK:
-        tail_of(array, values, count)
-        add_exactly(limbs, sum_of_block(values, 0))
-
-
-@register_jitable
-def add_squares(limbs, array, values, count):
-    """Add the squares of `count` elements."""
-    for block in range(count // BLOCK):
-        add_exactly(limbs, squares_of_block(array, block))
-    if count % BLOCK:
-        tail_of(array, values, count)
-        add_exactly(limbs, squares_of_block(values, 0))
 
 
 # What all chunks of a tensor come to
@@ -176,9 +121,7 @@ def _room(size):
 # Where a thread keeps the values that it is going to add: (job, which).
 float32_values = _pointer(types.float32, _row("values", _room(4)))
 float64_values = _pointer(types.float64, _row("values", _room(8)))
-# The sum of a chunk, of a tensor, and the latter as a double: (job, which).
-sum_of_chunk = _pointer(types.int64, _row("partials", _bytes(8 * WIDTH)))
-sum_of_tensor = _pointer(types.int64, _row("sums", _bytes(8 * WIDTH)))
+# The sum of a tensor as a double: (job, which).
 rounded_sums = _pointer(types.float64, _row("rounded", _bytes(8)))
 first_chunks = _pointer(types.int64, _row("first_chunks", _bytes(8)))
 
@@ -198,59 +141,127 @@ def double_of_bits(context, bits):
 
 
 @register_jitable
-def magnitude(limbs, work):
-    """Write the size of a sum to `work`, in limbs from 0 to 2³² and one more above; whether it is negative."""
-    carry = 0
-    for place in range(LIMBS):
-        limb = limbs[place] + carry
-        work[place] = limb & 0xFFFFFFFF
-        carry = limb >> 32
-    negative = carry < 0
-    if negative:
-        one = 1
-        for place in range(LIMBS):
-            limb = (work[place] ^ 0xFFFFFFFF) + one
+def power_of_2(exponent):
+    """2 to the power of a whole number, which is not too large or too small for a double."""
+    return double_of_bits((exponent + 1023) << 52)
+
+
+def sums_in(form):
+    """The words that depend on the form in which sums are kept."""
+    count, width, end, shift_of_double, lowest = form.limbs, form.width, form.end, form.shift, form.lowest
+    # The sum of a chunk, and of a tensor: (job, which).
+    sum_of_chunk = _pointer(types.int64, _row("partials", _bytes(8 * width)))
+    sum_of_tensor = _pointer(types.int64, _row("sums", _bytes(8 * width)))
+
+    @register_jitable
+    def add_exactly(limbs, x):
+        """Add a double to a sum in limbs."""
+        bits = bits_of_double(x)
+        exponent = (bits >> 52) & 2047
+        mantissa = bits & ((1 << 52) - 1)
+        if exponent > 0:
+            mantissa |= 1 << 52
+        else:
+            exponent = 1
+        place = exponent - shift_of_double
+        if place >= end:
+            limbs[count + (2 if x != x else (1 if x < 0.0 else 0))] += 1
+            return
+        if place < 0:
+            mantissa >>= min(-place, 63)
+            place = 0
+        limb, shift = place >> 5, place & 31
+        low, high = (mantissa & 0xFFFFFFFF) << shift, (mantissa >> 32) << shift
+        first, second, third = low & 0xFFFFFFFF, ((low >> 32) & 0xFFFFFFFF) + (high & 0xFFFFFFFF), high >> 32
+        if bits < 0:
+            first, second, third = -first, -second, -third
+        limbs[limb] += first
+        limbs[limb + 1] += second
+        limbs[limb + 2] += third
+
+    @register_jitable
+    def clear(limbs):
+        """Begin a new sum."""
+        for place in range(width):
+            limbs[place] = 0
+
+    @register_jitable
+    def add_values(limbs, array, values, count):
+        """Add `count` elements of an array to a sum. values: room for a block, which may be in the array."""
+        for block in range(count // BLOCK):
+            add_exactly(limbs, sum_of_block(array, block))
+        if count % BLOCK:
+            tail_of(array, values, count)
+            add_exactly(limbs, sum_of_block(values, 0))
+
+    @register_jitable
+    def add_squares(limbs, array, values, count):
+        """Add the squares of `count` elements."""
+        for block in range(count // BLOCK):
+            add_exactly(limbs, squares_of_block(array, block))
+        if count % BLOCK:
+            tail_of(array, values, count)
+            add_exactly(limbs, squares_of_block(values, 0))
+
+    @register_jitable
+    def magnitude(limbs, work):
+        """Write the size of a sum to `work`, in limbs from 0 to 2³² and one more above; if it is negative."""
+        carry = 0
+        for place in range(count):
+            limb = limbs[place] + carry
             work[place] = limb & 0xFFFFFFFF
-            one = limb >> 32
-        carry = -carry - 1 + one
-    work[LIMBS] = carry
-    return negative
+            carry = limb >> 32
+        negative = carry < 0
+        if negative:
+            one = 1
+            for place in range(count):
+                limb = (work[place] ^ 0xFFFFFFFF) + one
+                work[place] = limb & 0xFFFFFFFF
+                one = limb >> 32
+            carry = -carry - 1 + one
+        work[count] = carry
+        return negative
+
+    @register_jitable
+    def rounded(limbs, work):
+        """The double that is nearest to a sum."""
+        if limbs[count + 2] > 0 or (limbs[count] > 0 and limbs[count + 1] > 0):
+            return np.nan
+        if limbs[count] > 0:
+            return np.inf
+        if limbs[count + 1] > 0:
+            return -np.inf
+        negative = magnitude(limbs, work)
+        top = count
+        while top >= 0 and work[top] == 0:
+            top -= 1
+        if top < 0:
+            return 0.0
+        high, middle, low = work[top], work[top - 1] if top > 0 else 0, work[top - 2] if top > 1 else 0
+        rest = 0
+        for place in range(top - 2):
+            rest |= work[place]
+        empty = 0  # bits above the first one of the highest limb
+        while high < 1 << (31 - empty):
+            empty += 1
+        cut = 32 - empty
+        window = (np.uint64(high) << np.uint64(32 + empty)) | (np.uint64(middle) << np.uint64(empty))
+        window |= np.uint64(low >> cut)
+        # A bit that stands for all that is cut off decides between two doubles as all of it would.
+        if (low & ((1 << cut) - 1)) != 0 or rest != 0:
+            window |= np.uint64(1)
+        # In two factors: neither is too large or too small for a double.
+        scale = cut + 32 * (top - 2) + lowest
+        size = np.float64(window) * power_of_2(scale >> 1) * power_of_2(scale - (scale >> 1))
+        return -size if negative else size
+
+    @register_jitable
+    def add_sum(limbs, others):
+        """Add one sum to another."""
+        for place in range(width):
+            limbs[place] += others[place]
+
+    return sum_of_chunk, sum_of_tensor, add_exactly, clear, add_values, add_squares, rounded, add_sum
 
 
-@register_jitable
-def rounded(limbs, work):
-    """The double that is nearest to a sum."""
-    if limbs[LIMBS + 2] > 0 or (limbs[LIMBS] > 0 and limbs[LIMBS + 1] > 0):
-        return np.nan
-    if limbs[LIMBS] > 0:
-        return np.inf
-    if limbs[LIMBS + 1] > 0:
-        return -np.inf
-    negative = magnitude(limbs, work)
-    top = LIMBS
-    while top >= 0 and work[top] == 0:
-        top -= 1
-    if top < 0:
-        return 0.0
-    high, middle, low = work[top], work[top - 1] if top > 0 else 0, work[top - 2] if top > 1 else 0
-    rest = 0
-    for place in range(top - 2):
-        rest |= work[place]
-    empty = 0  # bits above the first one of the highest limb
-    while high < 1 << (31 - empty):
-        empty += 1
-    cut = 32 - empty
-    window = (np.uint64(high) << np.uint64(32 + empty)) | (np.uint64(middle) << np.uint64(empty))
-    window |= np.uint64(low >> cut)
-    # A bit that stands for all that is cut off decides between two doubles as all of it would.
-    if (low & ((1 << cut) - 1)) != 0 or rest != 0:
-        window |= np.uint64(1)
-    size = np.float64(window) * double_of_bits((cut + 32 * (top - 2) + LOWEST + 1023) << 52)
-    return -size if negative else size
-
-
-@register_jitable
-def add_sum(limbs, others):
-    """Add one sum to another."""
-    for place in range(WIDTH):
-        limbs[place] += others[place]
+sum_of_chunk, sum_of_tensor, add_exactly, clear, add_values, add_squares, rounded, add_sum = sums_in(SINGLE)

@@ -36,6 +36,7 @@ class Job(ctypes.Structure):
     rows: int  # address of one index per tensor: where its scalars begin
     reductions: int  # how many the sweep takes
     partials: int  # address of a sum in limbs per chunk and reduction, or of another result in its first place
+    width: int  # how many numbers such a sum is kept in
     values: int  # address of what each share is going to add: a row per share and reduction
     room: int  # how many values a row has room for
     sums: int  # address of a sum in limbs per reduction and tensor, and one more

@@ -19,7 +19,6 @@ from numba import types
 from numba.extending import intrinsic
 
 from steprule.engine import storage
-from steprule.engine.program.exact import WIDTH
 from steprule.engine.runners.kernels.cpu.threads import Job
 
 INT16, INT32, INT64 = (ir.IntType(bits) for bits in (16, 32, 64))
@@ -258,7 +257,7 @@ def keep_partial(context, job, reductions, reduction, chunk, value):
     def generate(context, builder, signature, values):
         job, reductions, reduction, chunk, value = values
         row = builder.add(builder.mul(chunk, reductions), reduction)
-        place = builder.mul(row, ir.Constant(INT64, WIDTH))
+        place = builder.mul(row, field_of(builder, job, "width"))
         builder.store(value, _entry(builder, field_of(builder, job, "partials"), place, ir.DoubleType()))
         return context.get_dummy_value()
 
