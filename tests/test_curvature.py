@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -517,3 +519,29 @@ def test_what_the_writer_of_an_estimate_does_wrong() -> None:
             with pytest.raises(error, match=message):
                 optimizer.update_hessian(curvature(flat(optimizer)))
             assert not any(x["h"].any() for x in optimizer.state.values() if x)
+
+
+@pytest.mark.parametrize("rule", [AdaHessian, steprule.Sophia])
+def test_estimates_make_their_plan_once_and_keep_nothing_alive(
+    rule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    from steprule.engine.runners.kernels import fused
+
+    made: list[Any] = []
+    real = fused.Plan
+    monkeypatch.setattr(fused, "Plan", lambda *x: made.append(x[1]["params"][0].shape) or real(*x))
+    params = parameters()
+    optimizer = rule([{"params": params[:2]}, {"params": params[2:]}], **FUSED)
+    for number in range(4):
+        give(optimizer, number)
+        optimizer.update_hessian(3 if rule is steprule.Sophia else curvature(params))
+        optimizer.step()
+    assert made == [params[0].shape, params[2].shape] * 2  # for estimates, and for steps
+    gone = weakref.ref(params.pop())
+    del optimizer.param_groups[1]
+    optimizer.state.clear()
+    gc.collect()
+    assert gone() is None
+    optimizer.init_state()
+    optimizer.update_hessian(3 if rule is steprule.Sophia else {})

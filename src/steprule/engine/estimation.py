@@ -81,17 +81,31 @@ class Estimator(RuleOptimizer):
         self.__dict__ = {**whole.__dict__}
         self.whole = whole
         self.curvature = curvature
+        self.given = numbers
         self.numbers = tuple(numbers)
-        if numbers:
-            self.param_groups = [{**group, **numbers} for group in whole.param_groups]
 
     def take_in(self) -> None:
         """Take in the curvature, if it is finite or nobody asked for that."""
-        with plans.of(self.whole).lock:
+        own = plans.of(self.whole)
+        with own.lock:
             if self._state_is_away:
                 self.whole.reload_state()
-            if self._may_step(count=False):
-                self._step_groups(None)
+                own = plans.of(self.whole)
+            known, groups = own.estimates.setdefault(self.numbers, (plans.Plans(), []))
+            plans.give(self, known)
+            if self.numbers:
+                # The same dicts as at the last estimate: plans are found by their groups.
+                wanted = len(self.whole.param_groups)
+                groups[:] = [*groups, *({} for _ in range(wanted - len(groups)))][:wanted]
+                for group, given in zip(groups, self.whole.param_groups, strict=True):
+                    group.update({**given, **self.given})
+                self.param_groups = groups
+            try:
+                if self._may_step(count=False):
+                    self._step_groups(None)
+            finally:
+                for group in groups:  # nothing is kept alive
+                    group.clear()
 
     def rule_of(self, group: Mapping[str, Any]) -> Any:
         """The rule of a group."""

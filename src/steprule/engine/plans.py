@@ -20,6 +20,8 @@ class Plans:
         self.plans: dict[int, Any] = {}
         # What the options of each group decide, by the group's id.
         self.settled: dict[int, Any] = {}
+        # Those of estimates, by the further numbers that these give to groups, with the groups that have them.
+        self.estimates: dict[Any, tuple[Plans, list[dict[str, Any]]]] = {}
 
     def of(self, group: dict[str, Any]) -> Any:
         """The group's plan, or None."""
@@ -55,6 +57,11 @@ def of(optimizer: Any) -> Plans:
     """The optimizer's plans."""
     found = _plans.get(optimizer)
     return _plans.setdefault(optimizer, Plans()) if found is None else found
+
+
+def give(optimizer: Any, known: Plans) -> None:
+    """Have an optimizer find these plans."""
+    _plans[optimizer] = known
 
 
 def forget(optimizer: Any) -> None:
