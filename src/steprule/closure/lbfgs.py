@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, ParamSpec, cast
 
@@ -14,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from steprule import errors
 from steprule.closure.line_search import Point, Scalar, strong_wolfe
-from steprule.engine import docstrings
+from steprule.engine import docstrings, notices
 from steprule.engine.fields import Field
 from steprule.engine.optimizer import CheckedOptimizer
 
@@ -209,7 +208,7 @@ class LBFGS(CheckedOptimizer):
             evaluations = state["func_evals"]
             state.clear()
             state.update(func_evals=evaluations, n_iter=0)
-            warnings.warn(errors.loss_not_finite(who, trouble), RuntimeWarning, stacklevel=3)
+            notices.warn(errors.loss_not_finite(who, trouble), RuntimeWarning)
         return loss.first
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steprule import curvature_errors, errors
-from steprule.engine import storage
+from steprule.engine import notices, storage
 from steprule.engine.runners.kernels.forms import has_elements
 
 SAMPLE = 1 << 16
@@ -68,9 +67,7 @@ def look_for_curvature(optimizer: Any, group: dict[str, Any]) -> bool:
         state = optimizer.state_of(param, group)
         estimated = any(optimizer.slot_elements(state, key).any() for key in keys)
         if not estimated and float(state.get("step", 0)) == 0:
-            warnings.warn(
-                curvature_errors.no_curvature(optimizer.who(group), optimizer.name_of(param)), stacklevel=7
-            )
+            notices.warn(curvature_errors.no_curvature(optimizer.who(group), optimizer.name_of(param)))
         return True
     return False
 

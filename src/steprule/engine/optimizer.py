@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import chain, takewhile
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from steprule import errors, rule_errors
-from steprule.engine import group_keys, moving, nonfinite, plans, storage, weight_decay
+from steprule.engine import group_keys, moving, nonfinite, notices, plans, storage, weight_decay
 from steprule.engine.checkpoint import state_dicts
 from steprule.engine.checkpoint.report import LoadReport
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
@@ -422,7 +421,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         if report.renamed:
             first = report.renamed[0]
             message = errors.loaded_by_position(type(self).__name__, first.saved, first.current)
-            warnings.warn(message, stacklevel=2)
+            notices.warn(message)
         self.__setstate__(loaded)
         plans.forget(self)
         self._state_is_away = False
@@ -568,5 +567,5 @@ def _without_duplicates(who: str, tensors: list[Tensor], names: list[str], group
             seen.add(id(tensor))
             unique.append(place)
     if twice:
-        warnings.warn(errors.duplicate_parameters(who, ", ".join(twice), group), stacklevel=4)
+        notices.warn(errors.duplicate_parameters(who, ", ".join(twice), group))
     return unique

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from steprule.engine import (
     group_keys,
     measured,
     nonfinite,
+    notices,
     plans,
     storage,
     usable,
@@ -446,7 +446,7 @@ class RuleOptimizer(CheckedOptimizer):
         for watch in watches:
             messages = watch.messages(self)
             for message in messages:
-                warnings.warn(message, stacklevel=6)
+                notices.warn(message)
             if messages:
                 break
         return True
