@@ -18,6 +18,7 @@ from steprule.engine import group_keys, moving, nonfinite, notices, plans, stora
 from steprule.engine.checkpoint import state_dicts
 from steprule.engine.checkpoint.report import LoadReport
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
+from steprule.engine.preparation import Preparation
 from steprule.engine.program import phases
 from steprule.engine.program.phases import Part
 from steprule.engine.weight_decay import WeightDecay
@@ -262,9 +263,12 @@ class CheckedOptimizer(torch.optim.Optimizer):
     def _take_gradients_uphill(self, closure: Callable[[], Any] | None) -> None:
         """Where a modifier asks for it, take the gradients again at another point."""
 
+    # Only while a step is being prepared.
+    _preparation: Preparation | None = None
+
     def _step_groups(self, gate: nonfinite.Gate | None) -> None:
         """Prepare every group, then step them all: what can be checked raises before anything has moved."""
-        before = len(self.state)
+        preparation = self._preparation = Preparation(self.state)
         steps: list[tuple[dict[str, Any], list[Part]]] = []
         after: list[dict[str, float]] = [{} for _ in self.param_groups]
         try:
@@ -272,27 +276,26 @@ class CheckedOptimizer(torch.optim.Optimizer):
                 with torch.set_grad_enabled(bool(group.get("differentiable"))):
                     steps.append((group, self._prepare_group(group, new)))
             parts = [part for _, own in steps for part in own]
-            if gate is not None and not gate.sees(parts) and not nonfinite.allow_step(self):
-                self._forget_states(before)
+            early = gate is not None and (preparation.moves or not gate.sees(parts))
+            if early and not nonfinite.allow_step(self):
+                preparation.undo()
                 return
         except BaseException:
-            self._forget_states(before)
+            preparation.undo()
             raise
+        finally:
+            self._preparation = None
         try:
+            preparation.begin()
             went = self._run(steps, gate)
         except Exception as error:
             error.add_note(errors.in_the_middle_of_a_step(type(self).__name__))
             raise
         if gate is not None and not went:
-            self._forget_states(before)
+            preparation.undo()
             gate.complain()
         elif any(after):
             self._share(after)
-
-    def _forget_states(self, before: int) -> None:
-        """Drop the states that were made for a step that is not taken."""
-        for param in list(self.state)[before:]:
-            del self.state[param]
 
     def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]], gate: nonfinite.Gate | None) -> bool:
         """Run what was prepared, and return whether it was run."""

@@ -264,16 +264,20 @@ class RuleOptimizer(CheckedOptimizer):
         return self._filled(state, param, group)
 
     def _filled(self, state: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        slots = self.composition(group).slots.values()
+        before, slots = dict(state), self.composition(group).slots.values()
         for slot in slots:
             if state.get(slot.key) is None:
                 state.pop(slot.key, None)
-        value = None
-        if state and asks_for_storage(group):
-            value = restored.follow(slots, param, state, group)
+        parts = None
+        if state and (asks_for_storage(group) or any(key in state for key in storage.BESIDE.values())):
+            parts = restored.follow(slots, param, state, group)
         state.update(self.state_to_come(param, group, state, self.place_of(param)))
-        if value is not None:
-            storage.store_parameter(param, state, value)
+        step = self._preparation
+        if step is not None:
+            step.note(state, before)
+        if parts is not None:
+            move = partial(storage.restore_parameter, param, state, parts)
+            move() if step is None else step.postpone(move)
         return state
 
     def state_to_come(

@@ -403,17 +403,28 @@ def _blocks(flat: Tensor) -> Tensor:
 
 
 def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
-    """The parameter; a 16-bit one in float32, together with what its 16 bits leave out."""
-    if param.dtype not in HALF:
-        return param
-    wide = param.float()
+    """The parameter; a 16-bit one in float32, together with what its 16 bits leave out.
+
+    That goes for one that had 16 bits until now, too.
+    """
+    wide = param.float() if param.dtype in HALF else param
     if "compensation" in state:
-        return wide + state["compensation"].float()
+        return wide + state["compensation"].to(wide.dtype)
     if "low_bits" in state:
-        upper, lower = local(param, param), local(state["low_bits"], param)
-        bits = (upper.contiguous().view(torch.int16).to(torch.int32) << 16) + lower.to(torch.int32)
+        upper, lower = local(wide, wide).float(), local(state["low_bits"], param)
+        bits = upper.contiguous().view(torch.int32) + lower.to(torch.int32)
         return whole(bits.view(torch.float32), param.detach())
     return wide
+
+
+def restore_parameter(param: Tensor, state: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Store the parameter as its state asks for now. parts: the entries of the state that it was stored with."""
+    with torch.no_grad():
+        value = load_parameter(param, parts)
+        if param.dtype in HALF:
+            store_parameter(param, state, value)
+        else:
+            param.copy_(value)
 
 
 def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None:

@@ -5,7 +5,7 @@ A state can come from anywhere: users put entries into `optimizer.state[p]`, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -30,9 +30,8 @@ def problem_of(slots: Iterable[Slot], param: Tensor, state: Any) -> Problem | No
     if not isinstance(state, dict):
         return f"its state is {type(state).__name__}, must be a dict", VALUE
     entries = cast("dict[str, Any]", state)
-    for key in ("step", *storage.KEYS):
-        if key in entries and (problem := _problem_of_number(key, entries[key])):
-            return problem
+    if "step" in entries and (problem := _problem_of_number("step", entries["step"])):
+        return problem
     for slot in slots:
         key = storage.entry_of(entries, slot.key)
         value = entries.get(key)
@@ -45,20 +44,44 @@ def problem_of(slots: Iterable[Slot], param: Tensor, state: Any) -> Problem | No
             problem = _problem(key, value, param, slot.shape_for(param), _kind_of(param))
         else:
             scale, blocks = f"{slot.key}_scale", -(-param.numel() // storage.BLOCK)
-            problem = _problem(key, value, param, tuple(param.shape))
+            problem = _problem(key, value, param, tuple(param.shape)) or _other_dtype(key, value, storage.CODES)
             problem = problem or _problem(scale, entries.get(scale), param, (blocks,))
+            problem = problem or _other_dtype(scale, entries.get(scale), (torch.float32,))
         if problem is not None:
             return problem
-    for key in ("compensation", "low_bits"):
-        if key in entries and (problem := _problem(key, entries[key], param, tuple(param.shape))):
+    return _problem_beside(param, entries)
+
+
+def _problem_beside(param: Tensor, entries: Mapping[str, Any]) -> Problem | None:
+    """What is wrong with the entries that `storage` keeps next to the slots, or None."""
+    for key in storage.KEYS:
+        if key in entries:
+            value: Any = entries[key]
+            fine = isinstance(value, Tensor) and value.dtype == torch.int64
+            if problem := _problem_of_number(key, value, "a tensor of one number in torch.int64", fine):
+                return problem
+    for key, kind in (("compensation", "floating-point"), ("low_bits", None)):
+        if key in entries and (problem := _problem(key, entries[key], param, tuple(param.shape), kind)):
             return problem
+    if "low_bits" in entries and (problem := _other_dtype("low_bits", entries["low_bits"], (torch.int16,))):
+        return problem
+    for key in ("low_bits", "rounding_key"):
+        if key in entries and param.dtype == torch.float16:
+            return f"its state '{key}' is for torch.bfloat16, and the parameter is {param.dtype}", VALUE
     return None
+
+
+def _other_dtype(key: str, value: Tensor, allowed: Collection[torch.dtype]) -> Problem | None:
+    """What is wrong if an entry has none of these dtypes: others would be read as something else."""
+    if value.dtype in allowed:
+        return None
+    return f"its state '{key}' is {value.dtype}, must be {' or '.join(map(str, allowed))}", VALUE
 
 
 def _problem(
     key: str, value: Any, param: Tensor, shape: tuple[int, ...] | None, kind: str | None = None
 ) -> Problem | None:
-    """kind: which numbers it must hold, if it is the slot itself."""
+    """kind: which numbers it must hold, if that is not asked for more exactly."""
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         return f"its state '{key}' is {_shown(value)}, must be a dense tensor", VALUE
     if shape is not None and tuple(value.shape) != shape:

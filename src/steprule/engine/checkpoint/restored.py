@@ -35,11 +35,13 @@ def convert(
     return _shown(stored.dtype), _shown(dtype)
 
 
-def follow(slots: Iterable[Slot], param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor | None:
-    """Convert a state to what its group asks for now, if that was changed between steps.
+def follow(
+    slots: Iterable[Slot], param: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Convert a state to what its group and the parameter's dtype ask for now, if they were changed.
 
-    If the group asks for nothing, the state stays as it is. Returns the parameter's value if that has to be
-    stored in another way.
+    If the group asks for nothing, the state stays as it is. Returns the entries that hold a part of the
+    parameter's value, if that has to be stored in another way; they are no longer in the state.
     """
     for slot in slots:
         kind = None if slot.per_tensor else storage.kind_for(slot, param, group)
@@ -47,14 +49,13 @@ def follow(slots: Iterable[Slot], param: Tensor, state: dict[str, Any], group: d
             dtype = storage.dtype_for(slot, param, kind)
             if state[storage.entry_of(state, slot.key)].dtype != dtype:
                 storage.recode(state, slot, dtype)
-    beside = storage.beside_parameter(param, group)
+    beside, half = storage.beside_parameter(param, group), param.dtype in storage.HALF
+    if half and "compensation" in state:
+        state["compensation"] = state["compensation"].to(param.dtype)
     others = [key for key in storage.BESIDE.values() if key in state and key != beside]
-    if beside is None or not others:
+    if not others or (beside is None and half):
         return None
-    value = storage.load_parameter(param, state)
-    for key in others:
-        del state[key]
-    return value
+    return {key: state.pop(key) for key in others}
 
 
 def _shown(dtype: torch.dtype) -> str:

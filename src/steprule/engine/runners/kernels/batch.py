@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from operator import itemgetter
 from typing import Any, cast
 
@@ -113,7 +113,8 @@ class Batch:
 
     def step(self, written: Iterable[Tensor], *scaler: Tensor | None) -> tuple[Any, ...]:
         """Run the kernel with the scalars that were prepared and with what a gradient scaler says."""
-        scaling = self.begin(written, scaler)
+        scaling = self.scaling(scaler)
+        self.note(written)
         if not self.program.passes[0].idle:  # an estimate may set only numbers that a tensor has one of
             self.launch.run(self.scalars, self.counters.rows, *scaling)
         self.end(scaling)
@@ -135,10 +136,19 @@ class Batch:
             found += zip(sweep.reductions, self.launch.run(*given, sweep=number), strict=True)
         return found
 
-    def begin(self, written: Iterable[Tensor], scaler: Sequence[Tensor | None]) -> tuple[Any, ...]:
-        """Tell autograd what changes, and put into a table what a gradient scaler says."""
-        torch.autograd.graph.increment_version(written)
+    def scaling(self, scaler: Sequence[Tensor | None]) -> tuple[Any, ...]:
+        """What a gradient scaler says, in a table."""
         return (self.counters.scaling(*scaler),) if scaler and not self.on_host else ()
+
+    def note(self, written: Iterable[Tensor]) -> None:
+        """Tell autograd what changes."""
+        torch.autograd.graph.increment_version(written)
+
+    @property
+    def first_stored(self) -> int | None:
+        """The first of the numbers that `run` takes at which anything is stored, if anything is."""
+        parts = enumerate(zip_longest(self.program.columns, self.program.passes))
+        return next((number for number, pair in parts if any(x is not None and x.outputs for x in pair)), None)
 
     def end(self, scaling: tuple[Any, ...]) -> None:
         """Count the step."""

@@ -108,12 +108,14 @@ def _sweeps(
     gradients: held until the step is over, since other batches of the group may still read theirs.
     """
     program = batch.program
-    scaling = batch.begin(written, scaler)
+    scaling, storing = batch.scaling(scaler), batch.first_stored
     reduced: dict[int, Any] = {}
     for number in range(max(map(len, (program.passes, program.scalars, program.columns)))):
         if 0 < number < len(program.scalars):
             batch.counters.add(number, reduced)
         asked: dict[Any, tuple[str, Partial]] = {}
+        if number == storing:  # not before: until then the step may be given up
+            batch.note(written)
         found = batch.run(number, scaling)
         for reduction, shares in found:
             if reduction.shared:
