@@ -414,3 +414,25 @@ def test_a_limited_gradient_does_not_hide_it() -> None:
     optimizer.step()
     assert optimizer.param_groups[0]["skipped_steps"] == 1
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("modifiers", [[], [steprule.GlobalNormClip()]], ids=["plain", "clipped"])
+@pytest.mark.parametrize("kind", ["skip", "raise"])
+@pytest.mark.parametrize("runner", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_a_step_that_is_not_taken_leaves_no_trace(runner: Any, kind: str, modifiers: list[Any]) -> None:
+    """No version, so that a backward pass still finds its parameters; and no state that was only looked at."""
+    params = [nn.Parameter(numbers((5, 3), torch.float32, i)) for i in range(2)]
+    optimizer = AdamW([("a", params[0]), ("b", params[1])], nonfinite=kind, modifiers=modifiers, **runner)
+    assert optimizer.state[params[1]] == {}
+    versions = [p._version for p in params]
+    for bad in (True, False):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        params[1].grad[0, 0] = NAN if bad else 1.0
+        if bad and kind == "raise":
+            with pytest.raises(RuntimeError, match="b"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert all((p._version == v) == bad for p, v in zip(params, versions, strict=True))
+        assert [len(optimizer.state[p]) for p in params[bad:]] == ([0] if bad else [3, 3])

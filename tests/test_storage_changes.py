@@ -117,7 +117,9 @@ def test_what_belongs_to_bf16_is_refused_for_fp16(low_precision: str, key: str, 
     optimizer.param_groups[0]["low_precision"] = None
     params[0].data, params[1].data = params[0].data.half(), params[1].data.half()
     before = snapshot(optimizer)
-    with pytest.raises(RuntimeError, match=rf"'{key}' is for torch.bfloat16, and the parameter is torch.float16"):
+    with pytest.raises(
+        RuntimeError, match=rf"'{key}' is for torch.bfloat16, and the parameter is torch.float16"
+    ):
         advance(optimizer, 1)
     assert_same(snapshot(optimizer), before)
 

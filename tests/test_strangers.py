@@ -67,13 +67,14 @@ def test_a_rule_may_write_its_own_constructor() -> None:
     torch.testing.assert_close(param.detach(), torch.full((3,), 1 - 0.25 * 0.1))
 
 
-@pytest.mark.parametrize("options", [{}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"foreach": False}, {"foreach": True}], ids=str)
 def test_states_that_share_a_tensor_are_stepped_one_after_the_other(options: dict[str, Any]) -> None:
     """As an in-place restore can leave them."""
     results: list[list[torch.Tensor]] = []
-    for make in (steprule.AdamW, torch.optim.AdamW):
+    # torch's lists step both at once.
+    for make, runner in ((steprule.AdamW, options), (torch.optim.AdamW, {"foreach": False})):
         params = [nn.Parameter(numbers((5,), torch.float32, seed)) for seed in (1, 2)]
-        optimizer = make(params, lr=0.1, **options)
+        optimizer = make(params, lr=0.1, **runner)
         for step in range(3):
             for place, param in enumerate(params):
                 param.grad = numbers((5,), torch.float32, 10 * step + place)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import steprule
 from steprule.declare import Matrix
-from steprule.words import Number, becomes
+from steprule.words import Number, becomes, largest, norm
 
 LOOP, LISTS, DEFAULT = {"foreach": False}, {"foreach": True}, {}
 RUNNERS = [LOOP, LISTS, DEFAULT]
@@ -283,6 +283,71 @@ def test_the_parameter_takes_the_old_value_of_a_slot_that_is_replaced(runner: di
         optimizer.step()
         assert param.tolist() == [value] * 2
         assert optimizer.state[param]["m"].tolist() == [kept] * 2
+
+
+# Sums
+
+
+class Shorter(steprule.Modifier):
+    """Divides by a norm of all."""
+
+    @staticmethod
+    def gradient(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        return g / (1 + norm(g, over="all"))
+
+
+class Smaller(steprule.Modifier):
+    """Divides by another one."""
+
+    @staticmethod
+    def gradient(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        return g / (1 + largest(abs(g), over="all"))
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_sums_that_wait_for_each_other_are_found_before_anything_moves(runner: dict[str, Any]) -> None:
+    params = [nn.Parameter(torch.ones(3)) for _ in range(4)]
+    both = [Shorter(), Smaller()]
+    orders = [[], both, both[:1], both[::-1]]
+    for switched in (False, True):
+        groups = [{"params": [p], "modifiers": x} for p, x in zip(params, orders, strict=True)]
+        optimizer = steprule.SGD(groups, lr=0.5, momentum=0.9, **runner)
+        for param in params:
+            param.grad = torch.ones(3)
+        if switched:
+            optimizer.step()
+            assert not any(param.eq(1).any() for param in params)
+        else:
+            with pytest.raises(
+                RuntimeError, match=r"^SGD: parameter groups 1 and 3 take the same sums .* order"
+            ):
+                optimizer.step()
+            assert all(param.eq(1).all() for param in params)
+            assert not optimizer.state
+        orders[3] = both
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_tensors_without_elements_are_refused_where_they_are_added_up(
+    kind: str, runner: dict[str, Any]
+) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for rule, modifiers in ((steprule.LAMB, []), (steprule.AdamW, [steprule.GlobalNormClip()])):
+        first = nn.Parameter(torch.ones(3, 2))
+        first.grad = torch.ones(3, 2)
+        if kind == "meta":
+            empty = nn.Parameter(torch.ones(3, 2, device="meta"))
+        else:
+            with FakeTensorMode():
+                empty = nn.Parameter(torch.ones(3, 2))
+        empty.grad = torch.empty_like(empty)
+        optimizer = rule([("a", first), ("b", empty)], modifiers=modifiers, **runner)
+        with pytest.raises(RuntimeError, match=rf"^{rule.__name__}.*: 'b' is a meta or fake tensor.*to_empty"):
+            optimizer.step()
+        assert first.eq(1).all()
+        assert not optimizer.state
 
 
 # Rules by hand

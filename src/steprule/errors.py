@@ -285,6 +285,14 @@ def complex_gradient(who: str, name: str):
     return RuntimeError(f"{who}: the gradient of {name} is complex, must be real like the parameter.")
 
 
+def nothing_to_add(who: str, name: str):
+    """A meta or fake tensor where a rule takes sums."""
+    return RuntimeError(
+        f"{who}: {name} is a meta or fake tensor, which has no elements, but a step takes a sum over them. "
+        "Give the model memory first, as with model.to_empty(device=...), or step a rule without sums."
+    )
+
+
 def state_does_not_fit(who: str, name: str, problem: str, fix: str):
     """State that does not fit the parameter as it is now."""
     return RuntimeError(f"{who}: {name} cannot be stepped: {problem}. To continue, {fix}.")

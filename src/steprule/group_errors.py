@@ -128,3 +128,15 @@ def audit_failed(findings: Mapping[str, Iterable[str]]):
         f"audit: {'; '.join(parts)}. Correct the groups; print(steprule.audit(model, optimizer)) shows all of "
         "them with their groups."
     )
+
+
+# Groups that step together
+
+
+def sums_wait(who: str, groups: Sequence[int]):
+    """Groups that take the same sums over all parameters in another order."""
+    listed = " and ".join(map(str, groups))
+    return RuntimeError(
+        f"{who}: parameter groups {listed} take the same sums over all parameters in another order, so that "
+        "each waits for the others. List their modifiers in the same order, or give each group an optimizer."
+    )

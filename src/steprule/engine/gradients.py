@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steprule import errors
 from steprule.engine import storage, usable
+from steprule.engine.runners.kernels.forms import has_elements
 
 SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
 
@@ -24,6 +25,9 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
     program = optimizer.program(group).of(param) if own.traced else None
     if gradient.is_sparse and program is not None and (program.reductions or program.facts):
         raise errors.sparse_with_reduction(who, optimizer.name_of(param))
+    added = program is not None and any(x.out is None for x in program.reductions)
+    if added and not (has_elements(param) and has_elements(gradient)):
+        raise errors.nothing_to_add(own.name, optimizer.name_of(param))
     if gradient.is_sparse and own.decay is not None:
         raise errors.sparse_with_option(who, "weight_decay", optimizer.name_of(param))
     if gradient.is_sparse and own.modifiers:

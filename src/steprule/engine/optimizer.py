@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from steprule import errors, rule_errors
+from steprule import errors, group_errors, rule_errors
 from steprule.engine import group_keys, moving, nonfinite, notices, plans, storage, weight_decay
 from steprule.engine.checkpoint import state_dicts
 from steprule.engine.checkpoint.report import LoadReport
@@ -276,6 +276,9 @@ class CheckedOptimizer(torch.optim.Optimizer):
                 with torch.set_grad_enabled(bool(group.get("differentiable"))):
                     steps.append((group, self._prepare_group(group, new)))
             parts = [part for _, own in steps for part in own]
+            if waiting := phases.waiting(parts):
+                stuck = [i for i, (_, own) in enumerate(steps) if any(part.stages in waiting for part in own)]
+                raise group_errors.sums_wait(type(self).__name__, stuck)
             early = gate is not None and (preparation.moves or not gate.sees(parts))
             if early and not nonfinite.allow_step(self):
                 preparation.undo()

@@ -418,7 +418,7 @@ def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
 
 
 def restore_parameter(param: Tensor, state: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Store the parameter as its state asks for now. parts: the entries of the state that it was stored with."""
+    """Store the parameter as its state asks for now. parts: the entries that it was stored with before."""
     with torch.no_grad():
         value = load_parameter(param, parts)
         if param.dtype in HALF:

@@ -71,7 +71,7 @@ def _problem_beside(param: Tensor, entries: Mapping[str, Any]) -> Problem | None
     return None
 
 
-def _other_dtype(key: str, value: Tensor, allowed: Collection[torch.dtype]) -> Problem | None:
+def _other_dtype(key: str, value: Any, allowed: Collection[torch.dtype]) -> Problem | None:
     """What is wrong if an entry has none of these dtypes: others would be read as something else."""
     if value.dtype in allowed:
         return None

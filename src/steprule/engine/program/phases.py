@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from steprule.engine.program import sums
@@ -12,16 +14,23 @@ from steprule.engine.program.sums import Partial
 # What a part asks for: for each key a word and the part's own share of it. It is sent what they come to.
 Asked = Mapping[Any, tuple[str, Partial]]
 Going = Generator[Asked, Mapping[Any, float], None]
+Stages = tuple[frozenset[Any], ...]
 
 
 class Part(NamedTuple):
     """Parameters of one group that one runner steps, prepared so that nothing in them raises any more.
 
-    start: runs the step, or returns what runs it between sums. keys: of the sums that it takes part in.
+    start: runs the step, or returns what runs it between sums. stages: the keys of the sums that it takes part
+    in, those together that it asks for at once, in order.
     """
 
     start: Callable[[], Going | None]
-    keys: frozenset[Any] = frozenset()
+    stages: Stages = ()
+
+    @property
+    def keys(self) -> frozenset[Any]:
+        """The keys of all sums that it takes part in."""
+        return frozenset[Any]().union(*self.stages)
 
 
 class _Waiting(NamedTuple):
@@ -36,7 +45,7 @@ def run(parts: Iterable[Part], stop: Callable[[Mapping[Any, float]], bool] = lam
     waits for a sum has moved.
     """
     parts = list(parts)
-    members = {key: sum(key in part.keys for part in parts) for part in parts for key in part.keys}
+    members = Counter(chain.from_iterable(part.keys for part in parts))
     shares: dict[Any, list[Partial]] = {}
     waiting: list[_Waiting] = []
 
@@ -56,7 +65,7 @@ def run(parts: Iterable[Part], stop: Callable[[Mapping[Any, float]], bool] = lam
     while waiting:
         ready = [x for x in waiting if all(len(shares[key]) == members[key] for key in x.asked)]
         if not ready:
-            raise RuntimeError("the sums of these rules wait for each other; put them into two optimizers")
+            raise AssertionError("sums that wait for each other are found before a step")
         waiting = [x for x in waiting if x not in ready]
         asked = {key: word for x in ready for key, (word, _) in x.asked.items()}
         known = {key: sums.finished(word, shares[key]) for key, word in asked.items()}
@@ -74,6 +83,32 @@ def key_in(group: dict[str, Any], reduction: Reduction) -> Any:
     return (id(group), *reduction.key) if reduction.over == "group" else reduction.key
 
 
-def keys_of(program: Program, group: dict[str, Any]) -> frozenset[Any]:
-    """The keys of all sums over several tensors in a program."""
-    return frozenset(key_in(group, x) for x in program.reductions if x.shared)
+def stages_of(program: Program, group: dict[str, Any]) -> Stages:
+    """The keys of the sums over several tensors in a program, in the order in which kernels and lists ask."""
+    stages = (
+        frozenset(key_in(group, x) for part in parts if part is not None for x in part.reductions if x.shared)
+        for parts in zip_longest(program.columns, program.passes)
+    )
+    return tuple(filter(None, stages))
+
+
+def waiting(parts: Iterable[Part]) -> set[Stages]:
+    """The stages of parts that would wait for each other's sums forever."""
+    # Parts with the same stages are always at the same one.
+    left = {part.stages: 0 for part in parts if part.stages}
+    if len(left) < 2:
+        return set()
+    members = Counter(chain.from_iterable(chain.from_iterable(left)))
+    asked = Counter(chain.from_iterable(stages[0] for stages in left))
+    while left:
+        ready = [x for x, place in left.items() if all(asked[key] == members[key] for key in x[place])]
+        if not ready:
+            break
+        for stages in ready:
+            left[stages] += 1
+            if left[stages] == len(stages):
+                del left[stages]
+            else:
+                asked.update(stages[left[stages]])
+    # Who waits at its last stage holds nobody up.
+    return {stages for stages, place in left.items() if place < len(stages) - 1}

@@ -296,11 +296,12 @@ def prepare(program: Program, group: dict[str, Any], work: list[Work], after: di
             known[seen] = scalars()
         dtypes = tuple(state[slot.key].dtype for slot in program.of(param).slots.values())
         together.setdefault((seen, param.dtype, param.device, gradient.dtype, dtypes), []).append(entry)
-    keys = phases.keys_of(program, group)
-    batches = [
-        _Batch(program.of(entries[0][0]), entries, known[seen[0]], after) for seen, entries in together.items()
-    ]
-    return [Part(partial(batch.start, group), frozenset(keys)) for batch in batches]
+    parts: list[Part] = []
+    for seen, entries in together.items():
+        own = program.of(entries[0][0])
+        batch = _Batch(own, entries, known[seen[0]], after)
+        parts.append(Part(partial(batch.start, group), phases.stages_of(own, group)))
+    return parts
 
 
 class _Batch:

@@ -7,7 +7,7 @@ from typing import Any
 from steprule.engine.composition import Composition
 from steprule.engine.program.program import Program
 from steprule.engine.program.trace import trace
-from steprule.engine.runners import foreach
+from steprule.engine.runners import foreach, sharing
 from steprule.engine.runners.reference import Work
 from steprule.engine.runners.runner import Prepared, Runner, only_the_reference
 
@@ -36,7 +36,10 @@ class Lists(Runner):
         """Prepare a step of the parameters whose gradients and storage torch's lists can take."""
         work: list[Work] = []
         left: list[Work] = []
-        for entry in optimizer.checked(group["params"], group):
-            (work if foreach.takes(entry) else left).append(entry)
+        checked: list[Work] = optimizer.checked(group["params"], group)
+        alone = sharing.memory([param for param, _, _ in checked])
+        alone |= sharing.state({place: state for place, (_, _, state) in enumerate(checked)})
+        for place, entry in enumerate(checked):
+            (work if place not in alone and foreach.takes(entry) else left).append(entry)
         parts = foreach.prepare(optimizer.program(group), group, work, after)
         return parts, [param for param, _, _ in left]

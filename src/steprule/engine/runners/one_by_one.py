@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -67,7 +66,18 @@ def prepare_some(
             one(entry, {})
         return None
 
-    return Part(start, frozenset(chain.from_iterable(keys)))
+    return Part(start, _stages(keys))
+
+
+def _stages(keys: Sequence[Sequence[Any]]) -> phases.Stages:
+    """What is asked for together if every parameter asks for one sum after the other."""
+    stages: list[frozenset[Any]] = []
+    known: set[Any] = set()
+    orders = set(map(tuple, keys))
+    while asked := {next((key for key in own if key not in known), None) for own in orders} - {None}:
+        stages.append(frozenset(asked))
+        known |= asked
+    return tuple(stages)
 
 
 def _rehearse(optimizer: Any, work: list[Work], group: dict[str, Any]) -> list[list[Any]]:

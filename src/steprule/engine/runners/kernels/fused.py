@@ -24,14 +24,13 @@ from steprule.engine.program import phases
 from steprule.engine.program.phases import Going, Part
 from steprule.engine.program.program import Program
 from steprule.engine.program.sums import Partial
+from steprule.engine.runners import sharing
 from steprule.engine.runners.kernels import fits
 from steprule.engine.runners.kernels.batch import Batch, beside, counts_there
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.counters import keys_of
 from steprule.engine.runners.kernels.runner import Kernels
 from steprule.engine.runners.runner import Prepared
-
-PLAIN = {Tensor, torch.nn.Parameter}
 
 # Options of a group that no program knows and no state shows, yet a plan depends on.
 OPTIONS = ("state_dtype", "low_precision", "capturable", "fused")
@@ -82,12 +81,12 @@ def prepare(
             gradients.clear()
 
         return [Part(run)], left
-    keys = phases.keys_of(program, group)
-    steps = [
-        partial(_sweeps, batch, written, scaler, group, gradients, after)
-        for batch, written in zip(batches, found, strict=True)
-    ]
-    return [Part(step if keys else partial(_to_the_end, step), keys) for step in steps], left
+    parts: list[Part] = []
+    for batch, written in zip(batches, found, strict=True):
+        step = partial(_sweeps, batch, written, scaler, group, gradients, after)
+        stages = phases.stages_of(batch.program, group)
+        parts.append(Part(step if stages else partial(_to_the_end, step), stages))
+    return parts, left
 
 
 def _to_the_end(step: Callable[[], Going]) -> None:
@@ -192,13 +191,13 @@ class Plan:
         self.refused: list[tuple[int, str]] = []
         self._for_now: list[int] = []
         together: dict[Any, list[int]] = {}
-        shared = _sharing_memory(params)
+        shared = sharing.memory(params)
         optimizer.check_storage(group)
         # All gradients first: a state that was made for some would outlive the error about another.
         for place in self.present:
             optimizer.check_gradient(params[place], gradients[place], group)
         states = {place: optimizer.state_of(params[place], group) for place in self.present}
-        twice = sharing_state(states)
+        twice = sharing.state(states)
         for place, state in states.items():
             reason, kind = self._fit(params[place], gradients[place], state, group)
             if reason is not None:
@@ -322,32 +321,3 @@ def _run_of(state: Mapping[Tensor, Any], params: Sequence[Tensor]) -> slice | No
             found = slice(start, start + len(params))
             return found if all(map(is_, keys[found], params)) else None
     return None
-
-
-def sharing_state(states: Mapping[int, Mapping[str, Any]]) -> set[int]:
-    """The places of parameters whose states hold the same tensor, which must be stepped one after the other."""
-    first: dict[int, int] = {}
-    found: set[int] = set()
-    for place, state in states.items():
-        for value in state.values():
-            other = first.setdefault(id(value), place) if isinstance(value, Tensor) else place
-            if other != place:
-                found |= {other, place}
-    return found
-
-
-def _sharing_memory(params: Sequence[Tensor]) -> set[int]:
-    """The places of parameters that overlap in memory, which must be stepped one after the other."""
-    found: set[int] = set()
-    spans = sorted(
-        (x.data_ptr(), x.data_ptr() + x.numel() * x.element_size(), place)
-        for place, x in enumerate(params)
-        if type(x) in PLAIN and x.numel() and x.layout == torch.strided
-    )
-    reach, reaching = 0, 0
-    for start, end, place in spans:
-        if start < reach:
-            found |= {reaching, place}
-        if end > reach:
-            reach, reaching = end, place
-    return found
