@@ -252,3 +252,25 @@ def test_norms_of_very_large_and_very_small_doubles(size: float, runner: dict[st
     assert optimizer.gradient_norm == pytest.approx(size * math.sqrt(305), rel=1e-14, abs=0)
     for param in params:
         torch.testing.assert_close(param.detach(), -param.grad / math.sqrt(305), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("modifiers", [[steprule.AdaptiveClip], [steprule.Centralize, steprule.EMA]], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_norm_of_all_gradients_is_the_same_bits_beside_rows(
+    dtype: torch.dtype, modifiers: list[Any]
+) -> None:
+    """A program with rows takes it in the blocks of any other."""
+    pytest.importorskip("numba")
+    found: list[list[float]] = []
+    for more, options in (([], {}), (modifiers, {}), (modifiers, {"foreach": False})):
+        params = [nn.Parameter(numbers(shape, dtype, i)) for i, shape in enumerate(SHAPES) if 0 not in shape]
+        clips: list[Any] = [steprule.GlobalNormClip(), *(x() for x in more)]
+        optimizer = steprule.AdamW(params, modifiers=clips, low_precision="none", **options)
+        norms: list[float] = []
+        for step in range(3):
+            for place, param in enumerate(params):
+                param.grad = numbers(tuple(param.shape), dtype, 100 * step + place)
+            optimizer.step()
+            norms.append(optimizer.gradient_norm)
+        found.append(norms)
+    assert found[0] == found[1] == found[2]

@@ -13,6 +13,7 @@ from test_storage_runners import STORAGES
 from torch import Tensor, nn
 
 from steprule import Elementwise, explain, hyper, slot
+from steprule.declare import scalar_slot
 from steprule.engine.runners.kernels.cpu import cut
 from steprule.words import (
     clamp,
@@ -151,6 +152,55 @@ def test_sums_in_double_differ_only_by_their_order(rule: Any) -> None:
         torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-13, atol=1e-14)
 
 
+class Summed(Elementwise):
+    """Sums over tensors and over all, of what is stored and of what is made of rows and columns.
+
+    The largest of a row or column is the same in every order.
+    """
+
+    lr: float = hyper(default=0.25)
+    m = slot("m")
+    r = slot("r", per="row")
+    a = scalar_slot("a")
+    b = scalar_slot("b")
+    c = scalar_slot("c")
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        s.r = larger(s.r, largest(abs(g), over="row"))
+        u = g / (s.r + largest(abs(p), over="column"))
+        s.a = norm(g, over="all") + total(s.m, over="tensor")
+        s.b = total(u, over="group") + largest(u, over="tensor")
+        s.c = mean(u * p > 0, over="tensor") + norm(p, over="tensor") + largest(s.r, over="column")
+        s.m = lerp(s.m, u, 0.125)
+        return -h.lr * s.m / (1 + norm(u, over="all"))
+
+
+@pytest.mark.parametrize("name", STORAGES)
+def test_sums_are_the_same_bits_as_the_loops(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks that begin and end within rows, in chunks of several threads."""
+    from steprule.engine.runners.kernels.cpu import threads
+
+    dtype, options = STORAGES[name]
+    monkeypatch.setattr(cut, "CHUNK", 1024)
+    monkeypatch.setattr(threads, "SMALL", 0)
+    shapes = (*SHAPES, (600, 7), (130, 128), (9, 301))
+    before = torch.get_num_threads()
+    made: list[Any] = []
+    try:
+        for switches, count in ((LOOP, 1), (FUSED, 1), (FUSED, 2)):
+            torch.set_num_threads(count)
+            params = [nn.Parameter(numbers(x, dtype, 5 + i)) for i, x in enumerate(shapes)]
+            with exact_roots():
+                made.append(advance(Summed(params, **options, **switches)))
+    finally:
+        torch.set_num_threads(before)
+    loop, *kernels = made
+    for kernel in kernels:
+        assert "by the reference" not in explain(kernel)
+        assert_same_numbers(kernel, loop)
+
+
 @pytest.mark.parametrize("rule", [RowWise, ColumnWise, Both])
 def test_the_number_of_threads_does_not_show(rule: Any) -> None:
     results: list[Tensor] = []
@@ -192,8 +242,8 @@ def test_stacks_and_tensors_without_elements_are_left_to_the_loop() -> None:
 
 def test_sums_of_columns_take_little_memory() -> None:
     for rows, columns in ((50_000, 768), (4096, 4096), (128, 30_000), (768, 3072), (3, 10), (1, 10**6)):
-        for blocks in (False, True):
-            together = cut.rows_together(rows, columns, with_columns=True, in_blocks=blocks)
+        for block in (1, 128, 256):
+            together = cut.rows_together(rows, columns, with_columns=True, block=block)
             chunks = -(-rows // together)
             assert chunks == 1 or 8 * chunks * columns <= 4 * rows * columns / 32
-            assert not (blocks and chunks > 1) or together * columns % 256 == 0
+            assert chunks == 1 or together * columns % block == 0

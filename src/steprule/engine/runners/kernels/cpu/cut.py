@@ -15,7 +15,7 @@ from steprule.engine.program.program import Reduction
 from steprule.engine.runners.kernels import cache
 from steprule.engine.runners.kernels.chunks import chunks, first_chunks
 from steprule.engine.runners.kernels.cpu import threads
-from steprule.engine.runners.kernels.cpu.printer import STRIP, SUMS
+from steprule.engine.runners.kernels.cpu.printer import STRIP, is_exact
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # slow to import
@@ -106,16 +106,16 @@ class Cut:
         self._share(number)
         kernel.run(self._address, number)
         count = len(reductions)
-        if self._added is not None and any(x.word in SUMS for x in reductions):
+        if self._added is not None and any(map(is_exact, reductions)):
             self.job.reductions = count
             self._add.run(self._address, 1)
-        return [self._share_of(place, count, x.word) for place, x in enumerate(reductions)]
+        return [self._share_of(place, count, x) for place, x in enumerate(reductions)]
 
-    def _share_of(self, place: int, count: int, word: str) -> Any:
+    def _share_of(self, place: int, count: int, reduction: Reduction) -> Any:
         """What a reduction came to over each tensor: a double, or a sum in limbs and as a double."""
-        if self._added is None or word not in SUMS:
+        if not is_exact(reduction):
             taken = self._partials[: len(self.chunks) * count * self._width].reshape(-1, count, self._width)
-            return self._combine(word, taken[:, place, 0].view(np.float64))
+            return self._combine(reduction.word, taken[:, place, 0].view(np.float64))
         first, tensors = place * len(self.lengths), len(self.lengths)
         width = self._width
         limbs = self._sums[first * width : (first + tensors) * width].reshape(-1, width)
@@ -156,19 +156,17 @@ class Cut:
         return result
 
 
-def rows_together(rows: int, columns: int, with_columns: bool, in_blocks: bool) -> int:
+def rows_together(rows: int, columns: int, with_columns: bool, block: int) -> int:
     """How many rows a chunk has.
 
-    with_columns: sums of columns are kept for each chunk, so there must not be too many. in_blocks: a chunk
-    has whole blocks of codes.
+    with_columns: sums of columns are kept for each chunk, so there must not be too many. block: a chunk has
+    whole blocks of so many elements.
     """
     count = max(1, CHUNK // columns)
     if with_columns:
         count = max(count, ROWS, -(-rows // CHUNKS))
-    if in_blocks:
-        unit = storage.BLOCK // math.gcd(columns, storage.BLOCK)
-        count = -(-count // unit) * unit
-    return count
+    unit = block // math.gcd(columns, block)
+    return -(-count // unit) * unit
 
 
 def _aligned(count: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from steprule.engine import lines
+from steprule.engine import lines, storage
 from steprule.engine.program import exact, sums
 from steprule.engine.program.program import Program, Reduction
 from steprule.engine.program.sums import Partial
@@ -20,7 +20,7 @@ from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 from steprule.engine.runners.kernels.cpu import threads as cpu_threads
 from steprule.engine.runners.kernels.cpu.cut import CHUNK, Cut, Exact, rows_together
-from steprule.engine.runners.kernels.cpu.printer import SUMS
+from steprule.engine.runners.kernels.cpu.printer import is_exact
 from steprule.engine.runners.kernels.printing import CODED, Source, arrays_of, noisy
 from steprule.engine.runners.kernels.turns import in_blocks, kept_rows
 
@@ -53,7 +53,7 @@ class Launch:
         pieces = CHUNK if self._lines is None else self._lines.pieces
         codes = sum(dtype in CODED for dtype in dtypes.values())
         number = np.float64 if torch.float64 in dtypes.values() else np.float32
-        summed = self._lines is None and any(x.word in SUMS for words in self._reductions for x in words)
+        summed = any(is_exact(x) for sweep in self._reductions for x in sweep)
         widest = max(map(len, self._reductions))
         self._cut = Cut(self._lengths, pieces, widest, codes, number if summed else None)
         self._cuts = [self._cut]
@@ -148,9 +148,11 @@ class _Lines:
         self.rows = np.array([lines.fact(x, "rows", stacked=False) for x in shapes], dtype=np.int64)
         self.columns = np.array([lines.fact(x, "columns", stacked=False) for x in shapes], dtype=np.int64)
         rounded = any(in_blocks(program, noisy(program, sweep, dtypes)) for sweep in program.passes)
-        blocks = rounded or any(dtype in CODED for dtype in dtypes.values())
+        summed = any(is_exact(x) for sweep in program.passes for x in sweep.reductions)
+        block = exact.BLOCK if summed else 1
+        block = storage.BLOCK if rounded or any(dtype in CODED for dtype in dtypes.values()) else block
         together = [
-            rows_together(r, c, bool(program.column_sums), blocks)
+            rows_together(r, c, bool(program.column_sums), block)
             for r, c in zip(self.rows.tolist(), self.columns.tolist(), strict=True)
         ]
         self.pieces = np.array(together, dtype=np.int64) * self.columns

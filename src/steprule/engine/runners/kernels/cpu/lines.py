@@ -44,9 +44,9 @@ class _Doubles(Printer):
         self.kept = line_arrays(program)
         self._double = False
 
-    def _summed(self) -> list[int]:
-        """None: rows and columns are added in double, one after the other."""
-        return []
+    def _names(self, place: int) -> tuple[str, str]:
+        """Not those of what is kept and added of rows and columns."""
+        return f"block_values{place}", f"block_sum{place}"
 
     def _line(self, step: Instruction) -> str:
         self._double = step.out.level == self._level
@@ -96,7 +96,7 @@ class LinePrinter(_Doubles):
     def __init__(self, program: Program, sweep: Pass, dtypes: Mapping[str, torch.dtype]):
         super().__init__(program, sweep, dtypes)
         self.lines = sweep
-        self.in_blocks = bool(self.coded) or in_blocks(program, self.noisy)
+        self.in_blocks = bool(self.coded or self.summed) or in_blocks(program, self.noisy)
         self.turns = turns_of(sweep)
         self.loops = [x for x in self.turns if x.loops]
         self.written = [x for x in self.coded if x in sweep.outputs]
@@ -172,8 +172,11 @@ class LinePrinter(_Doubles):
         noisy = [x for x in self.noisy if x in turn.outputs]
         body += [f"noise_{x} = hash_of(key_{x}, start // {SIZE} + block)" for x in noisy]
         body += ["for i in range(begin, end):", *("    " + x for x in inside)]
-        if turn.outputs:
-            body += self._codes()
+        ended = self._sums(turn) + (self._codes() if turn.outputs else [])
+        if ended:
+            # Once all rows that share the block have been there.
+            body += [f"if end == {SIZE} or block * {SIZE} + end == length_of(job, chunk):"]
+            body += ["    " + x for x in ended]
         blocks = f"range(first // {SIZE}, (first + columns + {SIZE - 1}) // {SIZE})"
         return [f"for block in {blocks}:", *("    " + x for x in body)]
 
@@ -185,9 +188,12 @@ class LinePrinter(_Doubles):
             lines.append(f"{x} = {loaded} != number(0.0)" if x.mask else f"{x} = {loaded}")
         lines += [self._line(x) for x in turn.instructions]
         sums = [(f"sum{x.index}", x) for x in turn.row_sums]
-        sums += [(f"total{place}", x) for place, x in turn.reductions]
+        sums += [(f"total{place}", x) for place, x in turn.reductions if place not in self.summed]
         for name, x in sums:
             lines.append(f"{name} = {REDUCTIONS[x.word][1].format(name, self._number(x.operand))}")
+        for place, x in turn.reductions:
+            if place in self.summed and self._in_memory(place) is None:
+                lines.append(f"store({self._names(place)[0]}, i, {self._number(x.operand)})")
         for x in turn.column_sums:
             lines.append(f"store({of}sums{x.index}, i, {self._added(x, f'{of}sums{x.index}')})")
         for name, register in turn.outputs.items():
@@ -204,18 +210,19 @@ class LinePrinter(_Doubles):
             return f"larger({before}, {value})"
         return f"{before} + {value} * {value}" if x.word == "norm" else f"{before} + {value}"
 
+    def _sums(self, turn: Turn) -> list[str]:
+        """The lines that add up a block."""
+        return [self._block_added(place, "end") for place, _ in turn.reductions if place in self.summed]
+
     def _codes(self) -> list[str]:
-        """The lines that store a block of codes, once all rows that share it are in its buffer."""
-        if not self.written:
-            return []
+        """The lines that store a block of codes from its buffer."""
         lines: list[str] = []
         for x in self.written:
             lines += [f"scale_{x} = scale_of(top_{x})", f"store(at_{x}_scale, block, scale_{x})"]
             lines += [f"inverse_{x} = inverse_of(scale_{x})", "for i in range(end):"]
             lines += [f"    store_code(in_{x}, i, load(buffer_{x}, i), inverse_{x}, noise_{x})"]
             lines += [f"top_{x} = size_of_zero()"]
-        whole = f"if end == {SIZE} or block * {SIZE} + end == length_of(job, chunk):"
-        return [whole, *("    " + x for x in lines)]
+        return lines
 
     def _end(self) -> list[str]:
         """What is stored and added up of a row."""

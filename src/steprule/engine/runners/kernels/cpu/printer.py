@@ -75,6 +75,11 @@ REDUCTIONS = {
 }
 
 
+def is_exact(reduction: Reduction) -> bool:
+    """Whether it is a sum of elements, which is exact between blocks."""
+    return reduction.word in SUMS and reduction.operand.level == "element"
+
+
 class Printer:
     """Prints a pass in which every element is on its own."""
 
@@ -89,7 +94,8 @@ class Printer:
         self.coded = [x for x in program.slots if dtypes[x] in CODED and x in touched]
         self.noisy = noisy(program, sweep, dtypes)
         self.draws = draws_in(sweep.instructions)
-        self.summed = self._summed()
+        # Which reductions are sums that are exact between blocks.
+        self.summed = [place for place, x in enumerate(sweep.reductions) if is_exact(x)]
         self.in_blocks = bool(self.coded or self.noisy or self.summed)
         # How the pointers are called that the loop over elements uses.
         self.prefix = "in" if self.in_blocks else "at"
@@ -138,16 +144,17 @@ class Printer:
         count = len(self.sweep.reductions)
         for place, reduction in enumerate(self.sweep.reductions):
             if place in self.summed:
-                lines.append(f"values{place} = {self.number}_values(job, part * {count} + {place})")
-                lines.append(f"sum{place} = sum_of_chunk(job, chunk * {count} + {place})")
-                lines.append(f"clear(sum{place})")
+                values, total = self._names(place)
+                lines.append(f"{values} = {self.number}_values(job, part * {count} + {place})")
+                lines.append(f"{total} = sum_of_chunk(job, chunk * {count} + {place})")
+                lines.append(f"clear({total})")
             else:
                 lines.append(f"total{place} = {self._start(reduction)}")
         return lines
 
-    def _summed(self) -> list[int]:
-        """Which reductions are sums that are exact between blocks."""
-        return [place for place, x in enumerate(self.sweep.reductions) if x.word in SUMS]
+    def _names(self, place: int) -> tuple[str, str]:
+        """What the values to be added and their sum are called."""
+        return f"values{place}", f"sum{place}"
 
     def _start(self, reduction: Reduction) -> str:
         """What a reduction starts from."""
@@ -235,7 +242,7 @@ class Printer:
                 form = REDUCTIONS[reduction.word][1]
                 lines.append(f"total{place} = {form.format(f'total{place}', value)}")
             elif self._in_memory(place) is None:
-                lines.append(f"store(values{place}, i, {value})")
+                lines.append(f"store({self._names(place)[0]}, i, {value})")
         for name, register in self.sweep.outputs.items():
             lines += self._stored(name, self._number(register))
         return lines
@@ -258,11 +265,11 @@ class Printer:
                 return name
         return None
 
-    def _block_added(self, place: int) -> str:
+    def _block_added(self, place: int, count: str = "count") -> str:
         """The line that adds the values of a block to a sum."""
         word, name = SUMS[self.sweep.reductions[place].word], self._in_memory(place)
-        values = f"values{place}" if name is None else f"in_{name}"
-        return f"{word}(sum{place}, {values}, values{place}, count)"
+        values, total = self._names(place)
+        return f"{word}({total}, {values if name is None else f'in_{name}'}, {values}, {count})"
 
     def _line(self, step: Instruction) -> str:
         return f"{step.out} = {self._expression(step)}"
