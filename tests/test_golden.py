@@ -27,7 +27,9 @@ def texts() -> dict[str, str]:
             name = case.name + ("-options" if case.options else "")
             found[f"{name}.txt"] = text_of(case, torch.float32)
         if uses_curvature(case.rule) and not case.options:
-            optimizer = Estimator(case.make(), {}, {"n": 4.0} if case.name == "Sophia" else {})
+            numbers = {"n": 4.0} if case.name == "Sophia" else {}
+            optimizer = Estimator(case.make(), {}, numbers)
+            optimizer.param_groups[0].update(numbers)
             found[f"{case.name}.estimate.txt"] = printed(optimizer, torch.float32)
     for name, modifier in steprule.modifier_catalogue().items():
         options: dict[str, Any] = {"modifiers": [modifier()]}
