@@ -73,7 +73,7 @@ def test_parameters_that_overlap_are_stepped_in_turn(runner: dict[str, Any]) -> 
         params = [nn.Parameter(x) for x in (whole[10:20], whole, whole[30:40], torch.ones(2))]
         for place, param in enumerate(params):
             param.grad = numbers(tuple(param.shape), torch.float32, place)
-        optimizer = steprule.Lion(params, **switches)
+        optimizer = steprule.SGD(params, lr=0.25, weight_decay=0.5, **switches)
         optimizer.step()
         made.append(optimizer)
     assert_same_numbers(*made)

@@ -152,6 +152,11 @@ def test_sums_in_double_differ_only_by_their_order(rule: Any) -> None:
         torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-13, atol=1e-14)
 
 
+def last_bits(x: Any) -> Any:
+    """What is left of a sum behind its first bits, so that a slot in single precision shows its last ones."""
+    return x * 2.0**36 % 1.0
+
+
 class Summed(Elementwise):
     """Sums over tensors and over all, of what is stored and of what is made of rows and columns.
 
@@ -169,9 +174,9 @@ class Summed(Elementwise):
     def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
         s.r = larger(s.r, largest(abs(g), over="row"))
         u = g / (s.r + largest(abs(p), over="column"))
-        s.a = norm(g, over="all") + total(s.m, over="tensor")
-        s.b = total(u, over="group") + largest(u, over="tensor")
-        s.c = mean(u * p > 0, over="tensor") + norm(p, over="tensor") + largest(s.r, over="column")
+        s.a = last_bits(norm(g, over="all")) + last_bits(total(s.m, over="tensor"))
+        s.b = last_bits(total(u, over="group")) + largest(u, over="tensor")
+        s.c = mean(u * p > 0, over="tensor") + last_bits(norm(p, over="tensor")) + largest(s.r, over="column")
         s.m = lerp(s.m, u, 0.125)
         return -h.lr * s.m / (1 + norm(u, over="all"))
 
