@@ -81,8 +81,9 @@ class Estimator(RuleOptimizer):
         self.__dict__ = {**whole.__dict__}
         self.whole = whole
         self.curvature = curvature
-        self.given = numbers
         self.numbers = tuple(numbers)
+        if numbers:
+            self.param_groups = [{**group, **numbers} for group in whole.param_groups]
 
     def take_in(self) -> None:
         """Take in the curvature, if it is finite or nobody asked for that."""
@@ -95,10 +96,10 @@ class Estimator(RuleOptimizer):
             plans.give(self, known)
             if self.numbers:
                 # The same dicts as at the last estimate: plans are found by their groups.
-                wanted = len(self.whole.param_groups)
+                wanted = len(self.param_groups)
                 groups[:] = [*groups, *({} for _ in range(wanted - len(groups)))][:wanted]
-                for group, given in zip(groups, self.whole.param_groups, strict=True):
-                    group.update({**given, **self.given})
+                for group, given in zip(groups, self.param_groups, strict=True):
+                    group.update(given)
                 self.param_groups = groups
             try:
                 if self._may_step(count=False):
