@@ -545,3 +545,17 @@ def test_estimates_make_their_plan_once_and_keep_nothing_alive(
     assert gone() is None
     optimizer.init_state()
     optimizer.update_hessian(3 if rule is steprule.Sophia else {})
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_choice_among_numbers_may_change_between_steps(runner: str) -> None:
+    """It decides the program, unlike numbers of which the program is made."""
+    ends: list[Tensor] = []
+    for flags in (LOOP, RUNNERS[runner]):
+        (param,) = parameters(torch.float64, shapes=((4, 3),))
+        optimizer = AdaHessian([param], hessian_power=1.0, **flags)
+        advance(optimizer, 0, 2)
+        optimizer.param_groups[0]["hessian_power"] = 0.5
+        advance(optimizer, 2, 4)
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)

@@ -314,13 +314,22 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def _share(self, after: list[dict[str, float]]) -> None:
         """Put the new values of slots that parameters share into the groups."""
-        for slot in self.all_slots().values():
-            found = {i: new[slot.key] for i, new in enumerate(after) if slot.key in new}
-            if slot.per == "all" and found:
-                found = dict.fromkeys(range(len(after)), next(iter(found.values())))
-            for index, value in found.items():
-                if slot.key in self.param_groups[index]:
-                    self.param_groups[index][slot.key] = value
+        left = {key for new in after for key in new}
+        for group in self.param_groups:
+            if not left:
+                break  # of many groups, the first tells of all keys
+            for slot in self.composition(group).slots.values():
+                if slot.shared and slot.key in left:
+                    left.remove(slot.key)
+                    self._share_one(slot, after)
+
+    def _share_one(self, slot: Slot, after: Sequence[dict[str, float]]) -> None:
+        found = {i: new[slot.key] for i, new in enumerate(after) if slot.key in new}
+        if slot.per == "all":
+            found = dict.fromkeys(range(len(after)), next(iter(found.values())))
+        for index, value in found.items():
+            if slot.key in self.param_groups[index]:
+                self.param_groups[index][slot.key] = value
 
     _keys_checked: int = 0
 

@@ -52,8 +52,9 @@ class Settled:
         return values
 
     def _may_change(self, key: str, new: Any, old: Any) -> bool:
+        # Numbers that are no fields are counts and sums that steps leave in the group, or notes.
         field = self.composition.fields.get(key)
-        number = field is not None and not field.switch and not field.decay
+        number = field is None or not (field.static or field.decay)
         return number and type(new) is float and type(old) is float
 
 
