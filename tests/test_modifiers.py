@@ -483,6 +483,82 @@ def test_metrics_are_the_norms_of_the_last_step(runner: str) -> None:
         optimizer_with([]).metrics()
 
 
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_metrics_of_every_third_step_cost_nothing_at_the_others(
+    runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    if RUNNERS[runner].get("fused"):
+        from steprule.engine.runners.kernels import fused
+
+        real = fused.Plan
+        monkeypatch.setattr(fused, "Plan", lambda *x: made.append(x[2]) or real(*x))
+
+    def make(*modifiers: Any) -> Any:
+        params = [nn.Parameter(numbers(shape, torch.float32, 7)) for shape in ((40, 3), (5,))]
+        groups = [{"params": params[:1]}, {"params": params[1:]}]
+        own = [*modifiers, steprule.GlobalNormClip(0.5)]
+        return steprule.AdamW(groups, modifiers=own, nonfinite="skip", **RUNNERS[runner])
+
+    measured, plain = make(steprule.Metrics(every=3)), make()
+    norms: list[float] = []
+    for number in range(8):
+        for optimizer in (measured, plain):
+            advance(optimizer, 1, first=number)
+        assert_same([p.detach() for p in flat(measured)], [p.detach() for p in flat(plain)])
+        norms.append(measured.gradient_norm)
+        wanted = norms[number - number % 3]
+        assert measured.metrics()["gradient_norm"] == pytest.approx(wanted, rel=1e-6)
+    programs = [plain.program(group) for group in plain.param_groups]
+    if made:
+        # A plan for each group and outcome, and those of steps that measure nothing are the others' own.
+        assert len(made) == 6
+        assert sum(any(program is x for x in programs) for program in made) == 4
+    flat(measured)[0].grad.fill_(torch.nan)
+    measured.step()
+    assert measured.param_groups[1]["metrics.steps"] == 8, "a step that is skipped does not count"
+
+    resumed = make(steprule.Metrics(every=3))
+    resumed.load_state_dict(copy.deepcopy(measured.state_dict()))
+    for number in (8, 9):
+        advance(resumed, 1, first=number)
+        due = number == 9
+        assert (resumed.metrics()["gradient_norm"] == pytest.approx(resumed.gradient_norm, rel=1e-6)) == due
+    resumed.param_groups[0]["metrics.every"] = resumed.param_groups[1]["metrics.every"] = 1
+    advance(resumed, 1, first=10)
+    assert resumed.metrics()["gradient_norm"] == pytest.approx(resumed.gradient_norm, rel=1e-6)
+
+
+def test_estimates_are_not_counted_as_steps_to_measure() -> None:
+    param = nn.Parameter(torch.ones(3))
+    optimizer = steprule.AdaHessian([param], modifiers=[steprule.Metrics(every=2)])
+    param.grad = torch.ones(3)
+    for _ in range(3):
+        optimizer.update_hessian({param: torch.ones(3)})
+    optimizer.step()
+    assert optimizer.param_groups[0]["metrics.steps"] == 1
+    first = optimizer.metrics()
+    optimizer.update_hessian({param: torch.ones(3)})
+    optimizer.step()
+    assert optimizer.metrics() == first
+
+
+@pytest.mark.parametrize("rule", [steprule.Muon, steprule.LAMB])
+def test_metrics_rest_on_other_kinds_of_rules(rule: Any) -> None:
+    weights: list[Any] = []
+    for modifiers in ([steprule.Metrics(every=2)], []):
+        param = nn.Parameter(numbers((6, 4), torch.float32, 7))
+        optimizer = rule([param], lr=0.01, modifiers=modifiers)
+        found = []
+        for number in range(4):
+            param.grad = numbers((6, 4), torch.float32, number)
+            optimizer.step()
+            found += [optimizer.metrics()["gradient_norm"]] if modifiers else []
+        assert not found or (found[0] == found[1] != found[2] == found[3])
+        weights.append(param.detach())
+    assert_same(weights[0], weights[1])
+
+
 # Groups
 
 

@@ -122,7 +122,7 @@ class Estimator(RuleOptimizer):
         return list(map(self.curvature.get, params))
 
     def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
-        return super()._prepare_group(group, after) if hasattr(self.rule_of(group), "estimate") else []
+        return super()._prepare_step(group, after) if hasattr(self.rule_of(group), "estimate") else []
 
     def _share(self, after: list[dict[str, float]]) -> None:
         self.whole._share(after)

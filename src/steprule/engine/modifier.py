@@ -26,6 +26,8 @@ class ModifierBase:
     counts_steps: ClassVar[bool] = False
     # For `parameter`: whether it needs the change, and so comes after the rule.
     sees_change: ClassVar[bool] = False
+    # Whether only every n-th step has it. n is its field `every`; its slot `steps`, one per group, counts them.
+    rests: ClassVar[bool] = False
     # The names of modifiers and rules that it makes no sense with, or "weight_decay", each with the reason.
     not_with: ClassVar[dict[str, str]] = {}
 

@@ -20,6 +20,8 @@ class Plans:
         self.plans: dict[int, Any] = {}
         # What the options of each group decide, by the group's id.
         self.settled: dict[int, Any] = {}
+        # Those of steps in which modifiers rest, by what these are.
+        self.resting: dict[Any, Plans] = {}
         # Those of estimates, by the further numbers that these give to groups, with the groups that have them.
         self.estimates: dict[Any, tuple[Plans, list[dict[str, Any]]]] = {}
 

@@ -104,7 +104,10 @@ class RuleOptimizer(CheckedOptimizer):
         """The rule of a group with all that the group adds to it."""
         rule = self.rule_of(group)
         decay = weight_decay.of_group(rule, group)
-        return composed(rule, rule.update, self._modifiers(group), bool(group.get("maximize")), decay)
+        modifiers = self._modifiers(group)
+        if self._resting:
+            modifiers = tuple(x for x in modifiers if x not in self._resting)
+        return composed(rule, rule.update, modifiers, bool(group.get("maximize")), decay)
 
     def declared(self, group: Mapping[str, Any]) -> Composition:
         """The same for a group whose values have not been checked yet, to see what it may have."""
@@ -325,7 +328,25 @@ class RuleOptimizer(CheckedOptimizer):
 
     # Stepping
 
+    # The modifiers that the step which is being prepared goes without.
+    _resting: tuple[Any, ...] = ()
+
     def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
+        resting: list[Any] = []
+        for modifier in self._modifiers(group):
+            if modifier.rests and group[f"{modifier.name}.every"] > 1:
+                taken = group[f"{modifier.name}.steps"]
+                after[f"{modifier.name}.steps"] = taken + 1
+                resting += [modifier] if taken % group[f"{modifier.name}.every"] else []
+        if not resting:
+            return self._prepare_step(group, after)
+        self._resting = tuple(resting)
+        try:
+            return self._prepare_step(group, after)
+        finally:
+            self._resting = ()
+
+    def _prepare_step(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
         settled = self._settle(group)
         if settled.composition.shares_all:
             self._check_common(group)
@@ -337,7 +358,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _settle(self, group: dict[str, Any]) -> Settled:
         """What the group's options decide, found again only if they have changed."""
-        own_plans = plans.of(self)
+        own_plans = self.plans_now()
         known = own_plans.settled.get(id(group))
         if known is None or not known.holds(group):
             own = self.composition(group)
@@ -345,6 +366,11 @@ class RuleOptimizer(CheckedOptimizer):
             known = Settled(group, own, runner, self.program(group) if runner.plans else None)
             own_plans.settle(known, group, self.param_groups)
         return known
+
+    def plans_now(self) -> plans.Plans:
+        """The plans for the step that is being prepared."""
+        own = plans.of(self)
+        return own.resting.setdefault(self._resting, plans.Plans()) if self._resting else own
 
     def _check_common(self, group: dict[str, Any]) -> None:
         """Refuse groups that differ in a hyper-parameter that a slot for all parameters is made of."""
@@ -424,7 +450,7 @@ class RuleOptimizer(CheckedOptimizer):
             self.train(not before)
 
     def metrics(self, level: Literal["all", "group", "param"] = "all") -> Any:
-        """What the modifier Metrics measured at the last step.
+        """What the modifier Metrics measured at the last step that it was due.
 
         The norms of gradients, updates and weights, and the update's relative to the weights'. level: of all
         parameters together, a list with one dict for each group, or a dict by parameter name.

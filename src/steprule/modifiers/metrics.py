@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from steprule.declare import Modifier, scalar_slot
+from steprule.declare import Modifier, hyper, scalar_slot, slot
 from steprule.words import Number, norm
 
 
@@ -12,16 +12,22 @@ class Metrics(Modifier):
     """Measure gradients, updates and weights while a step has them; `optimizer.metrics()` gives the numbers.
 
     When: you want to log norms without further passes over memory. List it before other modifiers to measure
-    the gradients before clipping.
+    the gradients before clipping. With every=n it measures the first step and then every n-th; the others run
+    as if it were not there, and `optimizer.metrics()` goes on giving the last numbers.
 
         ‖g‖, ‖θ' - θ‖ and ‖θ'‖ of every tensor
 
-    State: 3 values per tensor (gradient_norm, update_norm, weight_norm).
+    State: 3 values per tensor (gradient_norm, update_norm, weight_norm), and how many steps a group has taken.
     """
+
+    rests: ClassVar[bool] = True
+
+    every: int = hyper(default=1, at_least=1, meaning="from one step that is measured to the next")
 
     gradient_norm = scalar_slot("gradient_norm")
     update_norm = scalar_slot("update_norm")
     weight_norm = scalar_slot("weight_norm")
+    steps = slot("steps", per="group")
 
     @staticmethod
     def gradient(h: Any, p: Number, g: Number, s: Any, t: Any) -> Number:

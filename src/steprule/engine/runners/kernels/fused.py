@@ -49,7 +49,7 @@ def prepare(
     """
     values = _hyperparameters(optimizer, group)
     values |= {x: float(group[slot.key]) for x, slot in program.scalar_slots.items() if slot.shared}
-    own = plans.of(optimizer)
+    own = optimizer.plans_now()
     # Kept alive until the kernel has read them, whatever other threads do.
     gradients: list[Tensor | None] = optimizer.gradients_of(group["params"])
     plan: Plan | None = own.of(group)
