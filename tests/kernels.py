@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rules import Case, assert_same, by_lines, flat
+from rules import Case, assert_same, by_lines, flat, in_words
 from torch import Tensor
 
 from steprule import Elementwise, hyper, slot
@@ -29,7 +29,7 @@ DEFAULT: dict[str, Any] = {"fused": None, "foreach": None}
 
 
 def has_kernel(case: Case) -> bool:
-    return getattr(case.rule, "traced", False) and not case.sparse_only
+    return in_words(case.rule) and not case.sparse_only
 
 
 def has_angles(case: Case) -> bool:

@@ -80,6 +80,11 @@ SWITCHES: dict[str, dict[str, Any]] = {
 ON = {bool: True, float: 0.2, int: 0.2}
 
 
+def in_words(rule: Any) -> bool:
+    """Whether a rule is written in words."""
+    return issubclass(rule, Elementwise)
+
+
 @dataclass(frozen=True)
 class Case:
     """A rule with its options and its runner, and how to feed it."""
@@ -199,19 +204,21 @@ class Case:
 @cache
 def sums_of(rule: Any) -> frozenset[str]:
     """What the sums of the rule go over: "tensor", "group", "all"."""
-    if not getattr(rule, "traced", False):
+    if not in_words(rule):
         return frozenset()
-    optimizer = rule([nn.Parameter(torch.zeros(1))])
+    optimizer = rule([nn.Parameter(torch.zeros(1, 1))])
     programs = optimizer.program(optimizer.param_groups[0]).kinds
     return frozenset(x.over for program in programs for x in program.reductions)
 
 
 @cache
 def by_lines(rule: Any) -> bool:
-    """Whether the rule, or the modifier on any rule, has values per row or column."""
-    if not getattr(rule, "traced", True):
+    """Whether the rule, or the modifier on any rule, has values per row or column, or whole matrices."""
+    if not in_words(rule) and not issubclass(rule, Modifier):
         return False
-    params = [nn.Parameter(torch.zeros(1))]
+    if getattr(rule, "on_matrices", False):
+        return True
+    params = [nn.Parameter(torch.zeros(1, 1))]
     modifier = issubclass(rule, Modifier)
     optimizer = SignedMomentum(params, modifiers=[rule()]) if modifier else rule(params)
     return any(program.lined for program in optimizer.program(optimizer.param_groups[0]).kinds)
@@ -220,9 +227,9 @@ def by_lines(rule: Any) -> bool:
 @cache
 def by_kind(rule: Any) -> bool:
     """Whether the rule steps vectors in another way than matrices."""
-    if not getattr(rule, "traced", False):
+    if not in_words(rule):
         return False
-    optimizer = rule([nn.Parameter(torch.zeros(1))])
+    optimizer = rule([nn.Parameter(torch.zeros(1, 1))])
     return len(optimizer.program(optimizer.param_groups[0]).kinds) > 1
 
 
@@ -239,7 +246,7 @@ CASES = LOOPS + [
     Case(rule, options_on(rule), runner)
     for runner in ("lists", "default")
     for rule in RULES.values()
-    if getattr(rule, "traced", False) and rule.gradients != "rows only"
+    if in_words(rule) and rule.gradients != "rows only"
     if not (runner == "lists" and by_lines(rule))
 ]
 

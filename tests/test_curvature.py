@@ -472,7 +472,7 @@ def test_a_rule_on_matrices_may_use_it() -> None:
         """Rows divided by their curvature."""
 
         lr: float = hyper(default=1.0)
-        rows = slot("rows", shape=lambda shape: (shape[0], 1))
+        rows = slot("rows", per="row")
 
         @staticmethod
         def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:

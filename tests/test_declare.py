@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from rules import Case, SignedMomentum, assert_same, each, give_gradients, numbers, plain
+from rules import Case, SignedMomentum, assert_same, each, give_gradients, in_words, numbers, plain
 from torch import nn
 
 import steprule
@@ -321,7 +321,7 @@ def test_a_description_comes_from_the_rule(case: Case) -> None:
     assert kept - {"step"} <= set(said.slots) or case.closure
 
 
-@each(lambda case: plain(case) and getattr(case.rule, "traced", False))
+@each(lambda case: plain(case) and in_words(case.rule))
 def test_a_description_counts_the_numbers_that_are_kept(case: Case) -> None:
     optimizer = case.make([nn.Parameter(torch.zeros(500, 4))])
     case.advance(optimizer)

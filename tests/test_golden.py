@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from rules import LOOPS, Case, uses_curvature
+from rules import LOOPS, Case, in_words, uses_curvature
 
 import steprule
 from steprule.engine.estimation import Estimator
+from steprule.engine.runners import matrices
 from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 
 GOLDEN = Path(__file__).parent / "golden" / "cpu"
@@ -23,7 +24,7 @@ def texts() -> dict[str, str]:
     """The kernels of each rule and its estimates by file name; AdamW with every modifier, and in bfloat16."""
     found: dict[str, str] = {}
     for case in LOOPS:
-        if getattr(case.rule, "traced", False) and not case.sparse_only and case.name in BUILT_IN:
+        if in_words(case.rule) and not case.sparse_only and case.name in BUILT_IN:
             name = case.name + ("-options" if case.options else "")
             found[f"{name}.txt"] = text_of(case, torch.float32)
         if uses_curvature(case.rule) and not case.options:
@@ -46,6 +47,8 @@ def printed(optimizer: Any, dtype: torch.dtype) -> str:
     kernels: list[Any] = []
     for program in optimizer.program(optimizer.param_groups[0]).kinds:
         dtypes = dict.fromkeys(program.inputs, dtype) | ({"noise_key": torch.int64} if program.draws else {})
+        if program.matrices is not None:
+            dtypes |= matrices.dtypes_of(program, dtype)
         kernels += [*cpu_kernel.sources(program, dtypes), *cpu_kernel.sources_of_columns(program, dtypes)]
     return "\n\n".join(source.text for source in kernels if source is not None)
 

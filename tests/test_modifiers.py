@@ -70,7 +70,7 @@ def pairs() -> list[Any]:
             if name == "Muon" and changes:
                 continue  # whose signs are those of rounded numbers
             lists = [] if by_lines(rule) or by_lines(modifier) else ["lists"]
-            runners = ["loop"] if not rule.traced else ["loop", *lists, "kernel"]
+            runners = ["loop", *lists, "kernel"]
             found += [
                 pytest.param(name, modifier.__name__, x, id=f"{name}-{modifier.__name__}-{x}") for x in runners
             ]
@@ -97,7 +97,7 @@ def trained(
     params = [nn.Parameter(torch.from_numpy(x.copy())) for x in thetas]
     groups = [{"params": x} for x in (params[:2], params[2:]) if x]
     modifiers = [MODIFIERS[x](**OPTIONS.get(x, {})) for x in given]
-    flags = {k: v for k, v in RUNNERS[runner].items() if rule.traced}
+    flags = RUNNERS[runner]
     optimizer = rule(groups, modifiers=modifiers, **own_options(name, rule), **flags)
     lr = optimizer.param_groups[0].get("lr", 1.0)
     known = inspect.signature(paper.init).parameters

@@ -242,7 +242,7 @@ TAPED = [case for case in CLOSURELESS if case.knows("differentiable") and case.e
 TAPED = [case for case in TAPED if not case.sparse_only]
 
 
-@each(lambda case: not case.closure and not case.rule.traced, among=LOOPS)
+@each(lambda case: not case.closure and case.rule.on_matrices, among=LOOPS)
 def test_a_rule_on_matrices_leaves_no_tape_and_says_so(case: Case) -> None:
     with pytest.raises((ValueError, RuntimeError), match=rf"^{case.name}: differentiable=True"):
         case.make(differentiable=True)

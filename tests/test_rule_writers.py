@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import steprule
+from steprule.matrix.words import transpose
+from steprule.words import is_matrix
 
 HEAD = """
 import math
@@ -68,12 +70,12 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "a chain": ("return where(0 < g < 1, g, p)  # here", ("a < x < b",)),
     "&": ("return where((g > 0) & (p > 0), g, p)  # here", ("&", "a * b for 'and'")),
     "%": ("return where(g % 10 == 0, g, 0.0)  # here", ("%", "steprule.words")),
-    "@": ("return g @ p  # here", ("@", "steprule.words")),
+    "@": ("return g @ p  # here", ("@", "steprule.declare.Matrix")),
     "a method": ("return g.sqrt()  # here", ("'.sqrt'", "Write sqrt(…)")),
     "another method": ("return g.tanh()  # here", ("'.tanh'", "steprule.words")),
     "in place": ("g.add_(p)  # here\nreturn g", ("'.add_'", "in place", "Write x + y")),
     "an attribute": ("return g / g.shape[0]  # here", ("'.shape'", "steprule.words")),
-    "a handle": ("return g / p.handle.shape[0]  # here", ("'shape'", "rules on whole matrices only")),
+    "a handle": ("return g / p.handle.shape[0]  # here", ("'shape'", "matrix_word")),
     "h called": ("return -h.lr() * g  # here", ("callable", "steprule.words")),
     "in a helper": ("def half(x):\n    return float(x) / 2\nreturn half(g)  # here", ("steprule.words",)),
     "item": ("return g * s.m.item()  # here", ("'.item'",)),
@@ -258,7 +260,7 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
         "lr: float = hyper(0.1)\nm = slot('m', when='lr')",
         ("lr is not a switch", "switch=True"),
     ),
-    "a shape": ("m = slot('m', shape=lambda shape: shape)", ("shape of its own", "Matrix")),
+    "a pair of rows": ("m = slot('m', per='left')", ("one value per pair of rows", "Matrix")),
     "subtracted from nothing": ("m = slot('m', subtracted_from='v')", ("subtracted from 'v', which is not",)),
     "decay by another name": (
         "lr: float = hyper(0.1)\nwd: float = decay(0.1)",
@@ -312,47 +314,68 @@ def test_two_rules_of_one_name() -> None:
 # Rules on whole matrices
 
 
-def test_a_slot_that_this_parameter_does_not_have() -> None:
+@pytest.mark.parametrize("runner", [{"fused": False}, {}])
+def test_a_slot_that_vectors_do_not_have(runner: dict[str, Any]) -> None:
     class Mine(steprule.declare.Matrix):
         lr: float = steprule.hyper(0.1)
-        rows = steprule.slot("rows", shape=lambda shape: (shape[0],) if len(shape) > 1 else None)
+        pairs = steprule.slot("pairs", per="left")
 
         @staticmethod
         def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
-            return g * s.rows
+            return s.pairs @ g
 
     param = nn.Parameter(torch.ones(3))
-    optimizer = Mine([param])
-    param.grad = torch.ones(3)
-    with pytest.raises(
-        AttributeError, match=r"^Mine\.update: slot 'rows' does not exist for .* shape \(3,\).*line"
-    ):
-        optimizer.step()
+    with pytest.raises(ValueError, match=r"^Mine steps matrices, but parameter 0 has shape \(3,\)"):
+        Mine([param], **runner)
 
 
-@pytest.mark.parametrize(
-    ("what", "message"), [("change", "the new value of the parameter"), ("slot", "slot 'm'")]
-)
-def test_a_result_of_another_shape(what: str, message: str) -> None:
+WRONG_MATRICES: dict[str, tuple[Any, str]] = {
+    "sides that differ": (lambda g, s: g @ g, "matrices that do not fit: one per element and one per element"),
+    "forms that differ": (
+        lambda g, s: g + g @ transpose(g),
+        "matrices of different forms meet: one per element",
+    ),
+    "a slot of another form": (lambda g, s: setattr(s, "m", g @ transpose(g)), "slot 'm' is one per element"),
+    "a product as the change": (lambda g, s: g @ transpose(g), "matrices of different forms meet"),
+    "a plain number": (lambda g, s: transpose(2.0), "transpose is given a float, not a matrix"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_MATRICES)
+def test_what_is_wrong_with_matrices(what: str) -> None:
+    made, message = WRONG_MATRICES[what]
+
     class Mine(steprule.declare.Matrix):
         lr: float = steprule.hyper(0.1)
         m = steprule.slot("m")
 
         @staticmethod
         def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
-            wide = steprule.words.Number(p.machine, p.handle.expand(4, 2, 2))
-            if what == "slot":
-                s.m = wide
-                return g
-            return wide
+            return made(g, s)
 
-    param = nn.Parameter(torch.ones(2, 2))
-    optimizer = Mine([param])
-    param.grad = torch.ones(2, 2)
-    with pytest.raises(
-        ValueError, match=rf"^Mine\.update: {message} has shape \(4, 2, 2\), must have \(2, 2\)"
-    ):
-        optimizer.step()
+    param = nn.Parameter(torch.ones(2, 3))
+    with pytest.raises((TypeError, ValueError), match=rf"^Mine\.update: .*{message}"):
+        Mine([param])
+
+
+def test_a_word_on_matrices_elsewhere() -> None:
+    class Mine(steprule.Elementwise):
+        lr: float = steprule.hyper(0.1)
+
+        @staticmethod
+        def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+            return transpose(g)
+
+    with pytest.raises(TypeError, match=r"^Mine\.update: transpose works on whole matrices, .*Matrix"):
+        Mine([nn.Parameter(torch.ones(2, 3))])
+
+    class Vectors(steprule.declare.Matrix):
+        @staticmethod
+        def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+            return 0 * p if is_matrix(p) else transpose(g)
+
+    with pytest.raises(TypeError, match=r"^Vectors\.update: transpose of a parameter that may be no matrix"):
+        Vectors([nn.Parameter(torch.ones(3))])
 
 
 # Rules by hand

@@ -89,11 +89,11 @@ def test_an_option_that_came_too_late_says_so() -> None:
 
 
 class UserMatrix(Matrix):
-    """A user's rule on matrices, with a slot of a shape of its own that vectors do not have."""
+    """A user's rule on matrices, with a slot that vectors do not have."""
 
     lr: float = hyper(0.1)
     m = slot("m")
-    rows = slot("rows", shape=lambda shape: (shape[0],) if len(shape) > 1 else None)
+    rows = slot("rows", per="left")
 
     @staticmethod
     def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:

@@ -244,7 +244,7 @@ def _of_modifier(modifier: type[Modifier]) -> Description:
 def _of_rule(rule: type[CheckedOptimizer]) -> Description:
     defaults = {field.name: field.default for field in rule.fields.values()}
     own = [slot for slot in rule.slots.values() if slot.exists(defaults)]
-    whole = [x for x in own if x.per == "element" and x.shape is None and x.fits(matrix=True)]
+    whole = [x for x in own if x.per == "element" and x.fits(matrix=True)]
     return Description(
         name=rule.__name__,
         **_parts_of(docstrings.written(rule)),

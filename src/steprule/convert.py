@@ -13,6 +13,7 @@ from steprule.catalogue import catalogue
 from steprule.engine import storage
 from steprule.engine.checkpoint import for_torch
 from steprule.engine.checkpoint.for_torch import ConversionReport
+from steprule.engine.rule import RuleOptimizer
 
 __all__ = ["ConversionReport", "convert_state"]
 
@@ -185,7 +186,7 @@ def _converted(saved: Mapping[str, Any], sources: Mapping[str, str], new: Any) -
     found: dict[str, Any] = {}
     for key, source in known.items():
         coded = source not in saved
-        if coded and getattr(new, "traced", False):
+        if coded and issubclass(new, RuleOptimizer):
             found |= {f"{key}_{what}": saved[f"{source}_{what}"] for what in ("codes", "scale")}
         elif coded or saved[source] is not None:
             found[key] = storage.load(saved, source) if coded else saved[source]
@@ -200,6 +201,6 @@ def _converted(saved: Mapping[str, Any], sources: Mapping[str, str], new: Any) -
             defaults = {name: field.default for name, field in new.fields.items()}
             created = slot.create(whole[0], defaults, None if whole[0].is_floating_point() else torch.float32)
             found |= {} if created is None else {slot.key: created}
-    if getattr(new, "traced", False):
+    if issubclass(new, RuleOptimizer):
         found |= {key: saved[key] for key in storage.EXTRA_KEYS if saved.get(key) is not None}
     return found

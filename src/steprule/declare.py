@@ -62,7 +62,7 @@ import torch
 
 from steprule import errors, rule_errors
 from steprule.engine import docstrings, estimation, statement
-from steprule.engine.fields import FLAGS, OPTIONS, Field, Parameter, Shape, Slot, parameter
+from steprule.engine.fields import FLAGS, OPTIONS, Field, Parameter, Slot, parameter
 from steprule.engine.modifier import ModifierBase, snake_case
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.weight_decay import MODES, WeightDecay
@@ -157,11 +157,10 @@ def decay(
 def slot(
     key: str,
     *,
-    per: Literal["element", "row", "column", "tensor", "group", "all"] = "element",
+    per: Literal["element", "row", "column", "left", "right", "tensor", "group", "all"] = "element",
     when: str | None = None,
     only: Literal["matrices", "vectors"] | None = None,
     starts: float | str | Parameter = 0.0,
-    shape: Shape | None = None,
     never_negative: bool = False,
     not_in_8_bits: str | None = None,
     subtracted_from: str | None = None,
@@ -172,8 +171,7 @@ def slot(
     element, row, column, tensor or parameter group, or all parameters together; the last two are kept in the
     groups, under their key. when: the option it exists for. only: which parameters have it, as `is_matrix`
     tells them apart. starts: its first value, or the name of the
-    hyper-parameter that gives it, or `parameter` for a copy of the parameter. shape: for matrix rules, the
-    slot's shape as a function of the parameter's; None where the parameter has no such slot.
+    hyper-parameter that gives it, or `parameter` for a copy of the parameter.
     never_negative: its codes need no sign, and fp16 is refused, because steps divide by it.
     not_in_8_bits: why it must not be stored in 8 bits. subtracted_from: the key of a slot that it, or its
     square, is subtracted from; both then stay in full precision, so that rounding cannot make the difference
@@ -185,7 +183,6 @@ def slot(
         when=when,
         only=only,
         starts=starts,
-        shape=shape,
         never_negative=never_negative,
         not_in_8_bits=not_in_8_bits,
         subtracted_from=subtracted_from,
@@ -384,13 +381,17 @@ class Elementwise(_Rule):
 
 
 class Matrix(Elementwise):
-    """A rule on whole matrices; its `update` may use `steprule.matrix.words` on tensors.
+    """A rule on whole matrices: `update` may also use `steprule.matrix.words`, `a @ b` and `transpose`.
 
-    `update` is tried on every new kind of parameter before anything moves. If it raises later, because of the
-    values that it is given, the parameters before that one have moved; a note on the error says so.
+    What is per element stays so: `p`, `g`, slots and what is made of them run in the kernels of other rules. A
+    product of matrices may be per pair of rows ("left") or of columns ("right"), and so may slots. Sums over
+    rows, columns and whole matrices (`over="matrix"`) are those of the last two dimensions. An `if` may ask for
+    anything that is known before the step, such as `t % h.every == 0`.
     """
 
-    traced = False
+    matrices = "stacked"
+    on_matrices = True
+    complex_error = RuntimeError
 
 
 @dataclass_transform(kw_only_default=False, field_specifiers=(hyper,))

@@ -466,6 +466,14 @@ def not_a_matrix(who: str, name: str, shape: tuple[int, ...], group: int | None)
     )
 
 
+def vector_for_matrices(who: str, name: str, shape: tuple[int, ...], group: int | None):
+    """A vector or a single number for a rule that only says what matrices do."""
+    return ValueError(
+        f"{who} steps matrices, but {name} has shape {shape}{in_group(group)}. "
+        "Give it a group with another rule, such as AdamW."
+    )
+
+
 # Closures and schedules
 
 

@@ -32,14 +32,6 @@ def slot_of_others(rule: str, name: str, kind: str):
     )
 
 
-def slot_without_shape(rule: str, name: str, shape: tuple[int, ...]):
-    """A slot used although its shape function gave None for this parameter."""
-    return AttributeError(
-        f"{rule}.update: slot '{name}' does not exist for a parameter of shape {shape}, for which its shape "
-        "function returns None. Use it under the same condition, as in 'if p.handle.dim() > 1:'."
-    )
-
-
 def plain_slot_given_a_value(rule: str, name: str):
     """A slot of one plain number, given a value per element or a reduction."""
     return TypeError(
@@ -236,6 +228,36 @@ def a_kind(given: object) -> str:
     )
 
 
+def whole_matrices_in(rule: str, word: str, vectors: bool):
+    """A word on whole matrices where there are none."""
+    if vectors:
+        fix = "A vector or a single number is no matrix. Write what they do instead, after `if is_matrix(p):`."
+        return TypeError(f"{rule}.update: {word} of a parameter that may be no matrix. {fix}")
+    problem = f"{word} works on whole matrices, but here every element is on its own"
+    return TypeError(
+        f"{rule}.update: {problem}. Subclass steprule.declare.Matrix for a rule on whole matrices."
+    )
+
+
+def word_of_other_shape(word: str, made: tuple[int, ...], wanted: tuple[int, ...]):
+    """A function of torch that a rule uses as a word."""
+    return ValueError(f"{word} made matrices of shape {made}, must be {wanted}: that is what its `form` says.")
+
+
+def no_matrix(word: str, operands: Any):
+    """A word on whole matrices that is given none."""
+    given = ", ".join(map(a_kind, operands)) or "nothing"
+    fix = "Matrices are p, g, slots and what is made of them."
+    return TypeError(f"{word} is given {given}, not a matrix. {fix}")
+
+
+def matrices_do_not_fit(word: str, levels: Sequence[str]):
+    """A product of matrices whose sides differ, or a word on a value per row."""
+    given = " and ".join(ONE_PER[x] for x in levels)
+    fix = "The columns of the first matrix must be the rows of the second; `transpose` swaps them."
+    return TypeError(f"{word} of matrices that do not fit: {given}. {fix}")
+
+
 def no_operand(where: str, given: object):
     """Something in a formula that is not a number."""
     if type(given).__name__ == "Becomes":
@@ -396,7 +418,8 @@ VALUES = {
     "Number": "(A Number is a value per element: p, g, a slot, and what is made of them.)",
     "Symbol": "(A Symbol is a plain number not known yet: h.lr, t, and what is made of them.)",
     "Becomes": "becomes(…) is the whole new value of p: compute it inside the parentheses and return it alone.",
-    "Register": "(p.handle is a tensor in rules on whole matrices only.)",
+    "Register": "(A rule works on numbers, not on tensors. To use a function of torch on whole matrices, put "
+    "@steprule.matrix.words.matrix_word above it.)",
     "Hyper": "Write h.name for a hyper-parameter.",
     "Slots": "Write s.name for a slot.",
 }

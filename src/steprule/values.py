@@ -16,6 +16,8 @@ class Machine(Protocol):
     rule: str
     # Whether that rule sees a stack of matrices in a tensor of more than two dimensions.
     stacked: bool
+    # Whether the rule of the group works on whole matrices.
+    on_matrices: bool
 
     def emit(self, word: str, *operands: Any) -> Any:
         """Carry out one word on handles and plain numbers, and return the new handle."""
@@ -23,6 +25,10 @@ class Machine(Protocol):
 
     def reduce(self, word: str, operand: Any, over: str) -> Any:
         """What a handle comes to: a Number for each row or column, or one plain number for more."""
+        ...
+
+    def whole(self, word: Any, operands: Sequence[Any], form: str) -> Any:
+        """Carry out a word on whole matrices, given as handles, and plain numbers. form: of its result."""
         ...
 
     def level_of(self, handle: Any) -> str:
@@ -136,6 +142,11 @@ class Number:
 
     def __rpow__(self, other: float) -> Number:
         return self._with("exponential", other)
+
+    def __matmul__(self, other: Number) -> Number:
+        from steprule.whole import product  # which builds on this module
+
+        return product(self, other)
 
     def __neg__(self) -> Number:
         return self._word("neg")
@@ -316,8 +327,8 @@ class Symbol:
     def __ne__(self, other: object) -> Any:
         return self._make("{} != {}", self, other, truth=True)
 
-    def __bool__(self) -> NoReturn:
-        raise rule_errors.truth_of_a_symbol(self.memory.rule, self.memory.spelt(self.text))
+    def __bool__(self) -> bool:
+        return self.memory.decide(self)
 
 
 def symbol_of(memory: Any, text: str, parts: Iterable[Any], truth: bool = False) -> Symbol:

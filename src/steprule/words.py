@@ -180,12 +180,13 @@ def ema_sq(old: Any, x: Any, beta: Any) -> Any:
     return old * beta + (1 - beta) * x * x
 
 
-Over: TypeAlias = Literal["tensor", "row", "column", "group", "all"]
+Over: TypeAlias = Literal["tensor", "row", "column", "matrix", "group", "all"]
 
 
 def _reduce(word: str, x: Any, over: Over) -> Any:
-    if over not in OVER:
-        raise rule_errors.no_such_level(word, over, OVER)
+    allowed = [over for over in OVER if over != "matrix" or (isinstance(x, Number) and x.machine.on_matrices)]
+    if over not in allowed:
+        raise rule_errors.no_such_level(word, over, allowed)
     if isinstance(x, Double) or (isinstance(x, Symbol) and x.stage):
         raise rule_errors.reduced_twice(word, "tensor", over)
     if not isinstance(x, Number):
@@ -198,7 +199,7 @@ def _reduce(word: str, x: Any, over: Over) -> Any:
 @overload
 def total(x: Number, over: Literal["tensor", "group", "all"] = "tensor") -> float: ...
 @overload
-def total(x: Number, over: Literal["row", "column"]) -> Any: ...
+def total(x: Number, over: Literal["row", "column", "matrix"]) -> Any: ...
 def total(x: Number, over: Over = "tensor") -> Any:
     """The sum over the tensor, each row, each column, all tensors of the group, or all parameters."""
     return _reduce("total", x, over)
@@ -207,7 +208,7 @@ def total(x: Number, over: Over = "tensor") -> Any:
 @overload
 def mean(x: Number, over: Literal["tensor", "group", "all"] = "tensor") -> float: ...
 @overload
-def mean(x: Number, over: Literal["row", "column"]) -> Any: ...
+def mean(x: Number, over: Literal["row", "column", "matrix"]) -> Any: ...
 def mean(x: Number, over: Over = "tensor") -> Any:
     """The mean over the tensor, each row, each column, all tensors of the group, or all parameters."""
     return _reduce("mean", x, over)
@@ -216,7 +217,7 @@ def mean(x: Number, over: Over = "tensor") -> Any:
 @overload
 def norm(x: Number, over: Literal["tensor", "group", "all"] = "tensor") -> float: ...
 @overload
-def norm(x: Number, over: Literal["row", "column"]) -> Any: ...
+def norm(x: Number, over: Literal["row", "column", "matrix"]) -> Any: ...
 def norm(x: Number, over: Over = "tensor") -> Any:
     """The Euclidean norm of the tensor, each row, each column, all tensors of the group, or all parameters."""
     return _reduce("norm", x, over)
@@ -225,7 +226,7 @@ def norm(x: Number, over: Over = "tensor") -> Any:
 @overload
 def largest(x: Number, over: Literal["tensor", "group", "all"] = "tensor") -> float: ...
 @overload
-def largest(x: Number, over: Literal["row", "column"]) -> Any: ...
+def largest(x: Number, over: Literal["row", "column", "matrix"]) -> Any: ...
 def largest(x: Number, over: Over = "tensor") -> Any:
     """The largest element of the tensor, each row, each column, all tensors of the group, or all parameters."""
     return _reduce("largest", x, over)

@@ -27,7 +27,7 @@ from typing import Any, cast
 from steprule import rule_errors, words
 from steprule.engine.fields import Field, Slot
 from steprule.engine.written import called
-from steprule.levels import finest
+from steprule.levels import SIDES, finest
 from steprule.values import Becomes, Condition, Machine, Number, Parameter, Symbol
 
 Update = Callable[[Any, Any, Any, Any, Any], Any]
@@ -101,11 +101,6 @@ class Composition:
         """The keys of the seeds, by the names of the rule and the modifiers that draw random numbers."""
         own = {self.rule.__name__: SEED} if SEED in self.rule.fields else {}
         return own | {x.__name__: f"{x.name}.{SEED}" for x in self.modifiers if SEED in x.fields}
-
-    @cached_property
-    def traced(self) -> bool:
-        """Whether the step can be traced into a program."""
-        return self.rule.traced
 
     @cached_property
     def shares_all(self) -> bool:
@@ -245,8 +240,6 @@ class Slots:
             raise rule_errors.no_such_slot(self._machine.rule, letter, self._declared)
         if letter not in self.numbers and slot.only is not None:
             raise rule_errors.slot_of_others(self._machine.rule, letter, slot.only)
-        if letter not in self.numbers and slot.shape is not None and self._shape is not None:
-            raise rule_errors.slot_without_shape(self._machine.rule, letter, self._shape)
         if letter not in self.numbers:
             raise rule_errors.slot_switched_off(self._machine.rule, letter, slot.when or slot.key)
 
@@ -269,7 +262,7 @@ class Slots:
                 level = per  # on a tape
             else:
                 value = Number(self._machine, value.handle)
-        if finest((per, level)) != per:
+        if (per != level and {per, level} <= SIDES.keys()) or finest((per, level)) != per:
             raise rule_errors.finer_than_slot(self._machine.rule, letter, per, level)
         self.numbers[letter] = value
         self.written.add(letter)
@@ -375,7 +368,8 @@ def _asked(modifier: Any, place: str, machine: Any, h: Any, s: Any, t: Any, *val
     """What a modifier makes of these values at its place."""
     method, owner = getattr(modifier, place), (machine.rule, machine.stacked)
     own = s if not modifier.name else _SlotsOf(modifier, s)
-    machine.rule, machine.stacked = modifier.__name__, modifier.matrices == "stacked"
+    machine.rule = modifier.__name__
+    machine.stacked = machine.on_matrices or modifier.matrices == "stacked"
 
     def call() -> Number:
         result = method(_hyper_of(modifier, h), *values, own, t)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, cast
@@ -25,8 +25,6 @@ TAKEN_KEYS = frozenset(
 FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
 # Options that torch's rules do not have: a group has them only if they were given.
 OPTIONS = ("modifiers", "state_dtype", "low_precision", "nonfinite")
-
-Shape = Callable[[torch.Size], tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,6 @@ class Slot:
     when: str | None = None
     starts: float | str | Parameter = 0.0
     per: str = "element"
-    shape: Shape | None = None
     never_negative: bool = False
     not_in_8_bits: str | None = None
     subtracted_from: str | None = None
@@ -195,8 +192,8 @@ class Slot:
 
     @property
     def has_elements(self) -> bool:
-        """Whether each parameter has a tensor of it, with one element per element, row or column."""
-        return self.per in ("element", "row", "column")
+        """Whether each parameter has a tensor of it, with one element per element, row, column or pair."""
+        return not self.shared and not self.per_tensor
 
     def fits(self, matrix: bool) -> bool:
         """Whether a parameter that is a matrix, or is not, has it."""
@@ -224,7 +221,7 @@ class Slot:
             return ()
         if self.per != "element":
             return lines.shape_per(param.shape, self.per, self.stacked)
-        return tuple(param.shape) if self.shape is None else self.shape(param.shape)
+        return tuple(param.shape)
 
     def create(
         self, param: torch.Tensor, group: dict[str, Any], dtype: torch.dtype | None = None
@@ -242,8 +239,6 @@ class Slot:
         start = self.start(group)
         if self.per_tensor:
             state = torch.tensor(start, dtype=scalar_dtype(), device="cpu")
-        elif self.shape is not None:
-            state = param.new_full(shape, start)
         elif self.per != "element":
             state = param.new_full(shape, start, dtype=dtype)
         else:

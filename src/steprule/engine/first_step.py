@@ -55,11 +55,10 @@ def look_for_curvature(optimizer: Any, group: dict[str, Any]) -> bool:
     Once: to look at every step would make the host wait for the device.
     """
     own = optimizer.composition(group)
-    if not own.traced:
-        return True
     program = optimizer.program(group)
     # What steps read and never write is what estimates write.
-    keys = [slot.key for x, slot in own.rule.slots.items() if x in program.slots and x not in program.outputs]
+    read, written = program.all_slots, program.written
+    keys = [slot.key for x, slot in own.rule.slots.items() if x in read and x not in written]
     for param in group["params"]:
         gradient = param.grad
         if gradient is None or group.get("lr") == 0 or not has_elements(param) or not gradient.any():
@@ -76,7 +75,7 @@ def _divisors(optimizer: Any, group: dict[str, Any], param: Tensor) -> list[tupl
     """The fp16 slots that a step writes and divides by."""
     state = optimizer.state.get(param, {})
     own = optimizer.composition(group)
-    written = optimizer.program(group).of(param).outputs if own.traced else own.slots
+    written = optimizer.program(group).of(param).outputs
     slots = [own.slots[letter].key for letter in written if letter in own.slots]
     never_negative = {slot.key for slot in own.slots.values() if slot.never_negative}
     kept = [(key, state[key]) for key in slots if key in never_negative and key in state]

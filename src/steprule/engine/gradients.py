@@ -22,8 +22,8 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
     who, rule = own.rule.__name__, own.rule
     if gradient.layout in SPARSE and rule.gradients == "dense":
         raise errors.sparse_gradient(who, optimizer.name_of(param))
-    program = optimizer.program(group).of(param) if own.traced else None
-    if gradient.is_sparse and program is not None and (program.reductions or program.facts):
+    program = optimizer.program(group).of(param)
+    if gradient.is_sparse and (program.reductions or program.facts):
         raise errors.sparse_with_reduction(who, optimizer.name_of(param))
     added = program is not None and any(x.out is None for x in program.reductions)
     if added and not (has_elements(param) and has_elements(gradient)):
@@ -42,8 +42,10 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
         raise errors.codes_in_parts(who, optimizer.name_of(param), None)
     if not gradient.is_sparse and rule.gradients == "rows only":
         raise errors.dense_gradient(who, optimizer.name_of(param))
-    if (program is None or program.lined) and storage.split(param):
+    if (program.lined or rule.on_matrices) and storage.split(param):
         raise errors.matrix_in_parts(own.name, optimizer.name_of(param), None)
+    if param.dim() < 2 and program.needs_matrices:
+        raise errors.vector_for_matrices(who, optimizer.name_of(param), tuple(param.shape), None)
     # It may have changed: some trainers flatten all parameters.
     rule.check_parameter(param, partial(optimizer.name_of, param), None)
     if not usable.is_writable(param):
@@ -53,7 +55,7 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
         problem = "is a leaf Variable that requires grad, which differentiable=True cannot change in place"
         fix = "Give the optimizer what is computed from it, such as p.clone(), or leave differentiable out."
         raise errors.parameter_not_writable(who, optimizer.name_of(param), problem, fix)
-    by_lines = program is not None and any(x.per in ("row", "column") for x in program.slots.values())
+    by_lines = any(x.per in ("row", "column") for x in program.slots.values())
     if param.is_complex() and (rule.complex_error is not None or by_lines):
         raise errors.complex_parameter(who, optimizer.name_of(param), rule.complex_error or RuntimeError)
     if gradient.shape != param.shape and (gradient.is_sparse or not _broadcasts(gradient.shape, param.shape)):

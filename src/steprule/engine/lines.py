@@ -20,6 +20,8 @@ def is_matrix(shape: Shape) -> bool:
 
 def dimensions(shape: Shape, over: str, stacked: bool) -> tuple[int, ...]:
     """The dimensions along which the elements of a row or column lie."""
+    if over == "matrix":
+        return (len(shape) - 2, len(shape) - 1)
     if not is_matrix(shape):
         return tuple(range(len(shape))) if over == "row" else ()
     if stacked:
@@ -28,7 +30,10 @@ def dimensions(shape: Shape, over: str, stacked: bool) -> tuple[int, ...]:
 
 
 def shape_per(shape: Shape, level: str, stacked: bool) -> tuple[int, ...]:
-    """The shape that holds one value per row or column, and broadcasts to the tensor's."""
+    """The shape that holds one value per row or column, and broadcasts to the tensor's, or per pair of them."""
+    if level in ("left", "right"):
+        side = shape[-2] if level == "left" else shape[-1]
+        return (*shape[:-2], side, side)
     along = dimensions(shape, level, stacked)
     return tuple(1 if i in along else size for i, size in enumerate(shape))
 

@@ -169,8 +169,6 @@ def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Ten
     if runner.plans or not params:
         return 0
     largest = max(p.numel() * compute_dtype(p).itemsize for p in params)
-    if not optimizer.rule_of(group).traced:
-        return 4 * largest
     if runner.name == "foreach":
         program = optimizer.program(group)
         half = any(p.dtype in storage.HALF for p in params)

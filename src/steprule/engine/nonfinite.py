@@ -54,8 +54,7 @@ def gate(optimizer: Any) -> Gate | None:
         return None
     found: set[Any] = set()
     for group in groups:
-        traced = getattr(optimizer.composition(group), "traced", False)
-        norm = optimizer.program(group).gradient_norm if traced else None
+        norm = optimizer.program(group).gradient_norm if hasattr(optimizer, "program") else None
         found.add(norm and norm.key)
     key = found.pop() if len(found) == 1 else None
     return None if key is None else Gate(optimizer, key)

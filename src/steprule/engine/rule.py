@@ -61,7 +61,8 @@ class RuleOptimizer(CheckedOptimizer):
     torch_flags: ClassVar[tuple[str, ...]] = FLAGS
     # Whether torch's lists of tensors accept an lr or betas that are tensors.
     lists_take_tensors: ClassVar[bool] = True
-    traced: ClassVar[bool] = True
+    # Whether it works on whole matrices.
+    on_matrices: ClassVar[bool] = False
     _watched_rounding: bool = False
     _looked_for_curvature: bool = False
     # The rows and columns that `update` sees: "flattened" or "stacked", as in `lines`.
@@ -206,7 +207,7 @@ class RuleOptimizer(CheckedOptimizer):
             if group[name] != value:
                 raise errors.out_of_range(who, name, group[name], repr(value), index)
         storage.check(who, own.slots, group, index)
-        if not rule.traced and group.get("differentiable"):
+        if rule.on_matrices and group.get("differentiable"):
             fix = f"{who} reads values of the whole matrix on the host, which autograd cannot follow."
             raise errors.contradiction(who, "differentiable=True", "a rule on matrices", fix)
         if group.get("fused") and group.get("differentiable"):
@@ -241,9 +242,11 @@ class RuleOptimizer(CheckedOptimizer):
             if not is_lazy(param):  # it is checked when it has a gradient
                 name = f"'{names[place]}'" if names else f"parameter {place}"
                 own.rule.check_parameter(param, partial(str, name), index)
-        if not own.traced or any(program.lined for program in self.program(group).kinds):
+                if param.dim() < 2 and self.program(group).of(param).needs_matrices:
+                    raise errors.vector_for_matrices(own.rule.__name__, name, tuple(param.shape), index)
+        if own.rule.on_matrices or any(program.lined for program in self.program(group).kinds):
             self._check_whole(group, index, own.name)
-        if own.traced and self.program(group).shares and group.get("differentiable"):
+        if self.program(group).shares and group.get("differentiable"):
             fix = "Autograd cannot record a sum over all parameters in the middle of a step; drop it."
             raise errors.contradiction(
                 own.rule.__name__, "differentiable=True", "over='group' or 'all' in a rule", fix
@@ -374,22 +377,19 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _check_common(self, group: dict[str, Any]) -> None:
         """Refuse groups that differ in a hyper-parameter that a slot for all parameters is made of."""
-        for name in self.program(group).common if self.composition(group).traced else ():
+        for name in self.program(group).common:
             first = next(other for other in self.param_groups if self._makes_common(other, name))
             if first[name] != group[name]:
                 raise errors.groups_differ(self.who(group), name, first[name], group[name])
 
     def _makes_common(self, group: Mapping[str, Any], name: str) -> bool:
-        own = self.composition(group)
-        return own.traced and name in self.program(group).common
+        return name in self.program(group).common
 
     def _may_step(self, count: bool = True, checked_later: bool = False) -> bool:
         if evaluation.is_on(self):
             raise errors.step_in_evaluation(type(self).__name__)
         return super()._may_step(count, checked_later)
 
-    # What whole-matrix rules ask for, by what decides it; see `runners.one_by_one`.
-    rehearsed: Mapping[Any, list[Any]] = {}
     # The parameters that are uphill, each with its weights.
     uphill: Sequence[tuple[Tensor, Tensor]] = ()
 

@@ -115,7 +115,7 @@ def _check_key(who: str, slot: Slot, keys: list[Any]) -> None:
 def _check_slot(rule: Any, slot: Slot) -> None:
     who = rule.__name__
     for what, given, allowed in (
-        ("per", slot.per, tuple(x for x in LEVELS if x != "matrix")),
+        ("per", slot.per, tuple(x for x in LEVELS if x not in ("matrix", "transposed"))),
         ("only", slot.only, ONLY if slot.has_elements or slot.per_tensor else ONLY[:1]),
     ):
         if given not in allowed:
@@ -137,13 +137,10 @@ def _check_slot(rule: Any, slot: Slot) -> None:
         raise rule_errors.bad_statement(
             who, what, "It must be a number, or the name of a hyper-parameter that is one."
         )
-    if slot.shape is not None and getattr(rule, "traced", True):
-        what = f"slot '{slot.letter}' has a shape of its own, but the rule sees one element at a time"
-        raise rule_errors.bad_statement(who, what, "Leave shape out, or subclass steprule.declare.Matrix.")
-    if slot.shape is not None and not callable(slot.shape):
-        what = f"the shape of slot '{slot.letter}' is {slot.shape!r}"
+    if slot.per in ("left", "right") and not rule.on_matrices:
+        what = f"slot '{slot.letter}' has one value per pair of {'rows' if slot.per == 'left' else 'columns'}"
         raise rule_errors.bad_statement(
-            who, what, "Give a function from the parameter's shape to the slot's, or to None."
+            who, what, "Only rules that subclass steprule.declare.Matrix have those."
         )
 
 

@@ -137,7 +137,7 @@ def check_parameters(who: str, slots: dict[str, Slot], group: dict[str, Any], in
 def kind_of(slot: Slot, group: dict[str, Any]) -> str | None:
     """What `state_dtype` asks for this slot; None is the parameter's own dtype."""
     wanted: Any = group.get("state_dtype")
-    if not slot.has_elements or slot.shape is not None or slot.starts is parameter:
+    if not slot.has_elements or slot.starts is parameter:
         return None
     kind = named(cast(dict[str, str], wanted).get(slot.key) if isinstance(wanted, dict) else wanted)
     # What has one value per row or column is small, and is never kept in fewer bits than the parameter.

@@ -166,7 +166,7 @@ def _rules(names: str) -> list[Rule]:
         return [
             rule
             for rule in steprule.catalogue().values()
-            if issubclass(rule, RuleOptimizer) and rule.traced and rule.gradients != "rows only"
+            if issubclass(rule, RuleOptimizer) and not rule.on_matrices and rule.gradients != "rows only"
         ]
     found: dict[str, Rule] = {}
     for name in names.split(","):

@@ -333,7 +333,7 @@ def _columns(optimizer: Optimizer, group: dict[str, Any], param: Tensor) -> tupl
 
     A rule that is not traced reads and writes all of them, once.
     """
-    if isinstance(optimizer, RuleOptimizer) and optimizer.traced:
+    if isinstance(optimizer, RuleOptimizer):
         program = optimizer.program(group).of(param)
         keys = {letter: slot.key for letter, slot in program.slots.items()} | {"p": "p", "g": "g"}
         read = [{keys[letter] for letter in sweep.inputs} for sweep in program.passes]

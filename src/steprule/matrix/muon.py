@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from steprule.declare import Matrix, WeightDecay, decay, errors, hyper, slot
 from steprule.matrix.words import orthogonalize
-from steprule.words import Number, ema, lerp
+from steprule.words import Number, columns, ema, larger, lerp, rows, sqrt
 
 
 class Muon(Matrix, flags=""):
@@ -54,12 +53,11 @@ class Muon(Matrix, flags=""):
     def update(h: Muon, p: Number, g: Number, s: Muon, t: float) -> Number:
         s.m = ema(s.m, g, h.momentum)
         u = lerp(g, s.m, h.momentum) if h.nesterov else s.m
-        rows, columns = p.handle.shape
-        scale = math.sqrt(max(1, rows / columns))
+        scale = sqrt(larger(1, rows(p) / columns(p)))
         if h.adjust_lr_fn == "match_rms_adamw":
-            scale = 0.2 * math.sqrt(max(rows, columns))
+            scale = 0.2 * sqrt(larger(rows(p), columns(p)))
         elif h.adjust_lr_fn == "spectral_unclamped":
-            scale = math.sqrt(rows / columns)
+            scale = sqrt(rows(p) / columns(p))
         return -(h.lr * scale) * orthogonalize(u, h.ns_coefficients, h.ns_steps, h.eps)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Words on whole matrices. Unlike the words for single numbers, they may use torch."""
+"""Words on whole matrices, for rules that subclass `steprule.declare.Matrix`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.words import Number
+from steprule.whole import matrix_word, transpose
+
+__all__ = ["matrix_word", "orthogonalize", "transpose"]
 
 
-def _norm(tensor: Tensor, **options: Any) -> Tensor:
+def _norm(matrices: Tensor) -> Tensor:
     # Not linalg.vector_norm, which rounds differently: the numbers must be torch.optim's.
     norm = cast(Callable[..., Tensor], torch.norm)  # pyright: ignore[reportUnknownMemberType]
-    return norm(tensor, **options)
+    return norm(matrices) if matrices.dim() == 2 else norm(matrices, dim=(-2, -1), keepdim=True)
 
 
-def orthogonalize(x: Number, coefficients: tuple[float, float, float], steps: int, eps: float) -> Number:
+@matrix_word(dtype="bfloat16")
+def orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: float, eps: float) -> Tensor:
     """Almost UVᵀ of x = USVᵀ: all singular values pushed towards 1 by a quintic iteration in bfloat16.
 
     X ← x / max(‖x‖, ε), then `steps` times A = XXᵀ, X ← a·X + (b·A + c·A²)X. The coefficients make small
@@ -26,12 +29,12 @@ def orthogonalize(x: Number, coefficients: tuple[float, float, float], steps: in
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon
     """
     a, b, c = coefficients
-    given: Tensor = x.handle
-    tall = given.size(-2) > given.size(-1)
-    matrix: Tensor = (given.mT if tall else given).to(torch.bfloat16)
+    tall = x.size(-2) > x.size(-1)
+    matrix = (x.mT if tall else x).to(torch.bfloat16)
     matrix = matrix / _norm(matrix).clamp(min=eps)
-    for _ in range(steps):
+    add: Any = torch.addmm if matrix.dim() == 2 else torch.baddbmm
+    for _ in range(int(steps)):
         gram = matrix @ matrix.mT
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        matrix = torch.addmm(matrix, polynomial, matrix, beta=a)
-    return Number(x.machine, matrix.mT if tall else matrix)
+        polynomial = add(gram, gram, gram, beta=b, alpha=c)
+        matrix = add(matrix, polynomial, matrix, beta=a)
+    return matrix.mT if tall else matrix

@@ -90,7 +90,7 @@ def saved_places(groups: list[dict[str, Any]], state: Mapping[Any, Any], slots: 
 
 def shape_in(state: Mapping[str, Any], slots: Iterable[Any]) -> tuple[int, ...] | None:
     """The shape of the parameter that a saved state belongs to, as its slots show it."""
-    whole = [slot.key for slot in slots if slot.shape is None and slot.per == "element"]
+    whole = [slot.key for slot in slots if slot.per == "element"]
     stored = [state.get(x) for key in whole for x in (key, f"{key}_codes")]
     found = {tuple(x.shape) for x in stored if isinstance(x, Tensor)}
     return found.pop() if len(found) == 1 else None

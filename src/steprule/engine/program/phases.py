@@ -17,20 +17,28 @@ Going = Generator[Asked, Mapping[Any, float], None]
 Stages = tuple[frozenset[Any], ...]
 
 
+# What a part asks for when nothing in it can raise any more, and nothing has moved yet.
+BEFORE_STORING = "before storing"
+NOTHING_RAISES: Asked = {BEFORE_STORING: ("", Partial(0.0, 0))}
+
+
 class Part(NamedTuple):
     """Parameters of one group that one runner steps, prepared so that nothing in them raises any more.
 
     start: runs the step, or returns what runs it between sums. stages: the keys of the sums that it takes part
-    in, those together that it asks for at once, in order.
+    in, those together that it asks for at once, in order. may_raise: a word on whole matrices may still raise
+    before the part asks for `BEFORE_STORING`.
     """
 
     start: Callable[[], Going | None]
     stages: Stages = ()
+    may_raise: bool = False
 
     @property
     def keys(self) -> frozenset[Any]:
         """The keys of all sums that it takes part in."""
         return frozenset[Any]().union(*self.stages)
+
 
 
 class _Waiting(NamedTuple):
@@ -48,6 +56,7 @@ def run(parts: Iterable[Part], stop: Callable[[Mapping[Any, float]], bool] = lam
     members = Counter(chain.from_iterable(part.keys for part in parts))
     shares: dict[Any, list[Partial]] = {}
     waiting: list[_Waiting] = []
+    may_raise: dict[Going, bool] = {}
 
     def go(going: Going, answers: Mapping[Any, float] | None) -> None:
         try:
@@ -58,23 +67,30 @@ def run(parts: Iterable[Part], stop: Callable[[Mapping[Any, float]], bool] = lam
             shares.setdefault(key, []).append(share)
         waiting.append(_Waiting(going, asked))
 
-    for part in parts:
+    moving = [part for part in parts if not part.keys] if BEFORE_STORING in members else []
+    for part in (x for x in parts if x not in moving):
         going = part.start()
         if going is not None:
             go(going, None)
+            may_raise[going] = part.may_raise
     while waiting:
         ready = [x for x in waiting if all(len(shares[key]) == members[key] for key in x.asked)]
         if not ready:
             raise AssertionError("sums that wait for each other are found before a step")
+        # What may raise goes on first, so that nothing has moved if it does.
+        ready = [x for x in ready if may_raise[x.part] and BEFORE_STORING not in x.asked] or ready
         waiting = [x for x in waiting if x not in ready]
         asked = {key: word for x in ready for key, (word, _) in x.asked.items()}
+        asked.pop(BEFORE_STORING, None)
         known = {key: sums.finished(word, shares[key]) for key, word in asked.items()}
         if stop(known):
             for x in (*ready, *waiting):
                 x.part.close()
             return False
         for x in ready:
-            go(x.part, {key: known[key] for key in x.asked})
+            go(x.part, {key: known[key] for key in x.asked if key in known})
+    for part in moving:
+        part.start()
     return True
 
 
@@ -85,10 +101,12 @@ def key_in(group: dict[str, Any], reduction: Reduction) -> Any:
 
 def stages_of(program: Program, group: dict[str, Any]) -> Stages:
     """The keys of the sums over several tensors in a program, in the order in which kernels and lists ask."""
-    stages = (
+    stages = [
         frozenset(key_in(group, x) for part in parts if part is not None for x in part.reductions if x.shared)
         for parts in zip_longest(program.columns, program.passes)
-    )
+    ]
+    if program.matrices is not None:
+        stages.insert(len(stages) - 1, frozenset({BEFORE_STORING}))
     return tuple(filter(None, stages))
 
 

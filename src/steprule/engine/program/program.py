@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from steprule.engine.fields import Slot
+from steprule.whole import MatrixWord
 
 # The words for random numbers, which are told which draw of the step they are.
 DRAWS = ("gaussian", "coin")
@@ -57,6 +58,11 @@ class Instruction:
         return tuple(x for x in self.operands if isinstance(x, Register))
 
     @property
+    def scalars(self) -> tuple[Scalar, ...]:
+        """The scalars among its operands."""
+        return tuple(x for x in self.operands if isinstance(x, Scalar))
+
+    @property
     def draw(self) -> int | None:
         """For a random number, which draw of the step it is."""
         return int(cast(float, self.operands[0])) if self.word in DRAWS else None
@@ -64,6 +70,48 @@ class Instruction:
     def __str__(self) -> str:
         lined = "" if self.out.level == "element" else f" per {self.out.level}"
         return f"{self.out} = {self.word}({', '.join(map(str, self.operands))}){lined}"
+
+
+@dataclass(frozen=True)
+class WholeInstruction:
+    """`out = word(operands)` on whole matrices; operands that are no registers may be of any kind."""
+
+    word: MatrixWord
+    operands: tuple[Any, ...]
+    out: Register
+
+    @property
+    def reads(self) -> tuple[Register, ...]:
+        """The registers among its operands."""
+        return tuple(x for x in self.operands if isinstance(x, Register))
+
+    @property
+    def scalars(self) -> tuple[Scalar, ...]:
+        """The scalars among its operands, those in tuples included."""
+        return tuple(x for x in _flat(self.operands) if isinstance(x, Scalar))
+
+    def renumbered(self, places: Mapping[Scalar, Scalar]) -> WholeInstruction:
+        """The same with the scalars in other places."""
+        return replace(self, operands=_replaced(self.operands, places))
+
+    def __str__(self) -> str:
+        return f"{self.out} = {self.word.name}({', '.join(map(str, self.operands))}) of whole matrices"
+
+
+def _flat(operands: Iterable[Any]) -> Iterable[Any]:
+    for x in operands:
+        yield from _flat(cast("tuple[Any, ...]", x)) if isinstance(x, tuple) else (x,)
+
+
+def _replaced(operands: tuple[Any, ...], places: Mapping[Scalar, Any]) -> tuple[Any, ...]:
+    return tuple(
+        _replaced(cast("tuple[Any, ...]", x), places)
+        if isinstance(x, tuple)
+        else places.get(x, x)
+        if isinstance(x, Scalar)
+        else x
+        for x in operands
+    )
 
 
 @dataclass(frozen=True)
@@ -91,6 +139,11 @@ class Reduction:
     def reads(self) -> tuple[Register, ...]:
         """Its operand."""
         return (self.operand,)
+
+    @property
+    def scalars(self) -> tuple[Scalar, ...]:
+        """None."""
+        return ()
 
     def __str__(self) -> str:
         name = f"r[{self.index}]" if self.out is None else str(self.out)
@@ -137,6 +190,56 @@ class Columns:
     reductions: tuple[Reduction, ...]
 
 
+Step = Instruction | WholeInstruction | Reduction
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """What a program does with whole matrices, besides its sweeps over elements.
+
+    slots: those that have no value per element, by letter; inputs, outputs: their registers before and after
+    the step. instructions: words on whole matrices.
+    """
+
+    slots: dict[str, Slot]
+    inputs: dict[str, Register]
+    outputs: dict[str, Register]
+    instructions: tuple[WholeInstruction, ...]
+
+    def renumbered(self, places: Mapping[Scalar, Scalar]) -> Matrices:
+        """The same with the scalars in other places."""
+        return replace(self, instructions=tuple(x.renumbered(places) for x in self.instructions))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A condition on plain numbers that decides between two programs, before a step.
+
+    function: of (h, t, n), as the first of `Program.scalars`. facts: as in Program. holds, fails: the programs,
+    which may have to be decided between, too.
+    """
+
+    source: str
+    facts: tuple[str, ...]
+    holds: Program
+    fails: Program
+    function: Callable[..., bool] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is done with whole matrices before a sweep.
+
+    takes: the values per element that it reads, of earlier sweeps or the gradient. slots: the slots that it
+    reads, by letter. steps: what it does, in order. gives: the values per element that sweeps read.
+    """
+
+    takes: dict[str, Register]
+    slots: dict[str, Register]
+    steps: tuple[Step, ...]
+    gives: dict[str, Register]
+
+
 @dataclass(frozen=True)
 class Scalars:
     """Arithmetic on plain numbers, before a sweep.
@@ -177,15 +280,22 @@ class Program:
     stacked: bool = False
     # The program of vectors and single numbers, if it is another one.
     of_vectors: Program | None = None
+    # What it does with whole matrices, if it is the program of a rule on them.
+    matrices: Matrices | None = None
+    # What decides between it and another program for the same kind of parameter, if anything does.
+    decision: Decision | None = None
 
     def __str__(self) -> str:
-        lines = [f"{self.rule}: " + ", ".join(f"{r} = {n}{_per(r)}" for n, r in self.inputs.items())]
+        inputs, outputs = self.inputs, self.outputs
+        if self.matrices is not None:
+            inputs, outputs = inputs | self.matrices.inputs, outputs | self.matrices.outputs
+        lines = [f"{self.rule}: " + ", ".join(f"{r} = {n}{_per(r)}" for n, r in inputs.items())]
         lines += [f"    {line}" for line in self.scalars[0].source.splitlines()]
         lines += [f"    {step}" for step in self._made]
         lines += [f"    {reduction}" for reduction in self.reductions if reduction.out is None]
         for later in self.scalars[1:]:
             lines += [f"    {line}" for line in later.source.splitlines()]
-        lines += [f"    {name} <- {register}" for name, register in self.outputs.items()]
+        lines += [f"    {name} <- {register}" for name, register in outputs.items()]
         return "\n".join(lines)
 
     def of(self, param: Tensor) -> Program:
@@ -194,8 +304,24 @@ class Program:
 
     @property
     def kinds(self) -> tuple[Program, ...]:
-        """The programs of matrices and of vectors: one, if they are the same."""
-        return (self,) if self.of_vectors is None else (self, self.of_vectors)
+        """The programs of matrices and of vectors, however they are decided: one, if they are the same."""
+        own = (self,) if self.decision is None else (*self.decision.holds.kinds, *self.decision.fails.kinds)
+        return own if self.of_vectors is None else (*own, *self.of_vectors.kinds)
+
+    @property
+    def all_slots(self) -> dict[str, Slot]:
+        """The slots with elements, and those that have one per row, column or pair, by letter."""
+        return self.slots | (self.matrices.slots if self.matrices is not None else {})
+
+    @property
+    def written(self) -> set[str]:
+        """What a step writes: 'p' and the letters of slots with elements."""
+        return {*self.outputs, *(self.matrices.outputs if self.matrices is not None else ())}
+
+    @property
+    def needs_matrices(self) -> bool:
+        """Whether it is for parameters of two dimensions and more only."""
+        return self.matrices is not None and bool(self.matrices.instructions or self.matrices.slots)
 
     @property
     def scalar_count(self) -> int:
@@ -219,12 +345,15 @@ class Program:
         negated = [x.out for x in self.instructions if x.word == "neg" and x.operands == (gradient,)]
         for x in self.passes[0].reductions:
             if x.word == "norm" and x.over == "all" and x.operand in (gradient, *negated):
-                return x if self.of_vectors is None or self.of_vectors.gradient_norm is not None else None
+                others = [y for y in self.kinds if y is not self and y.decision is None]
+                return x if all(_norm_of(y) is not None for y in others) else None
         return None
 
     @cached_property
     def lined(self) -> bool:
-        """Whether it has values per row or column."""
+        """Whether its sweeps have values per row or column."""
+        if self.matrices is not None:
+            return False
         found = [*self.inputs.values(), *(x.out for x in self.reductions if x.out is not None)]
         return any(x.level != "element" for x in found)
 
@@ -236,7 +365,9 @@ class Program:
         for number in range(self._sweeps):
             reductions = tuple(x for x in self._ending if self._stage[x.operand.index] == number)
             outputs = {x: r for x, r in self.outputs.items() if r.level != "column"}
-            sweeps.append(self._sweep(outputs if number == self._sweeps - 1 else {}, reductions, known))
+            outputs = outputs if number == self._sweeps - 1 else {}
+            outputs = {name_of(r): r for r in self._kept if self._stage[r.index] == number} | outputs
+            sweeps.append(self._sweep(outputs, reductions, known))
             known += sweeps[-1].row_sums
         later = [{x.index for sweep in sweeps[n + 1 :] for x in sweep.known_rows} for n in range(len(sweeps))]
         return tuple(_keeping(sweep, indices) for sweep, indices in zip(sweeps, later, strict=True))
@@ -270,34 +401,88 @@ class Program:
         return tuple(x for sweep in self.passes for x in sweep.column_sums)
 
     @cached_property
-    def _made(self) -> list[Instruction | Reduction]:
+    def _made(self) -> list[Step]:
         """Instructions and the reductions that fill registers, in order."""
         filling = [x for x in self.reductions if x.out is not None]
-        return sorted([*self.instructions, *filling], key=_place)
+        whole = self.matrices.instructions if self.matrices is not None else ()
+        return sorted([*self.instructions, *whole, *filling], key=_place)
 
     @cached_property
     def _stage(self) -> dict[int, int]:
         """For every register, how many sweeps must be finished before it can be computed."""
         of_scalar = [number for number, x in enumerate(self.scalars) for _ in range(x.count)]
         stage = {register.index: 0 for register in self.inputs.values()}
+        stage |= {register.index: 0 for register in self._whole}
         for step in self._made:
             below = [stage[x.index] for x in step.reads]
-            if isinstance(step, Reduction):
+            if step.out in self._whole:
+                below = [stage[x.index] + (x in self._kept) for x in step.reads]
+            elif isinstance(step, Reduction):
                 below = [below[0] + (step.over == "column")]
-            else:
-                below += [of_scalar[x.index] for x in step.operands if isinstance(x, Scalar)]
+            below += [of_scalar[x.index] for x in step.scalars]
             stage[_place(step)] = max(below, default=0)
         return stage
 
     @cached_property
+    def _whole(self) -> frozenset[Register]:
+        """The values that are computed with whole matrices, and the slots that only those read.
+
+        What is not per element, what is made of it, and of the rest what is made only of such values and
+        goes into another one.
+        """
+        if self.matrices is None:
+            return frozenset()
+        found = set(self.matrices.inputs.values())
+        for step in self._made:
+            if not isinstance(step, Instruction) or {x.level for x in (step.out, *step.reads)} != {"element"}:
+                found.add(cast(Register, step.out))
+        made_of_them = set(found)
+        for step in self._made:
+            if step.reads and made_of_them.issuperset(step.reads):
+                made_of_them.add(cast(Register, step.out))
+        wanted = {x for step in self._made if step.out in found for x in step.reads}
+        for step in reversed(self._made):
+            if step.out in wanted & made_of_them:
+                found.add(step.out)
+                wanted.update(step.reads)
+        return frozenset(found)
+
+    @cached_property
+    def _kept(self) -> tuple[Register, ...]:
+        """The values of sweeps that are kept for words on whole matrices; the gradient is read where it is."""
+        read = {x for step in self._made if step.out in self._whole for x in step.reads}
+        read -= {*self._whole, self.inputs["g"]}
+        return tuple(sorted(read, key=lambda x: x.index))
+
+    @cached_property
+    def stages(self) -> tuple[Stage | None, ...]:
+        """What is done with whole matrices before each sweep, and after the last one."""
+        if self.matrices is None:
+            return ()
+        steps = [x for x in self._made if x.out in self._whole]
+        asked = {x for sweep in self.passes for x in sweep.inputs.values() if x in self._whole}
+        found: list[Stage | None] = []
+        for number in range(max([self._stage[_place(x)] for x in steps], default=-1) + 1):
+            own = tuple(x for x in steps if self._stage[_place(x)] == number)
+            read = {x for step in own for x in step.reads}
+            takes = {"g": self.inputs["g"]} if self.inputs["g"] in read else {}
+            takes |= {name_of(x): x for x in self._kept if x in read}
+            slots = {name: x for name, x in self.matrices.inputs.items() if x in read}
+            gives = {name_of(x): x for x in (step.out for step in own) if x in asked}
+            found.append(Stage(takes, slots, own, gives) if own else None)
+        return tuple(found)
+
+    @cached_property
     def _ending(self) -> list[Reduction]:
         """The reductions that are finished when a sweep is over."""
+        if self.matrices is not None:
+            return [x for x in self.reductions if x.out is None]
         return [x for x in self.reductions if x.operand.level != "column" and not _within_row(x)]
 
     @cached_property
     def _sweeps(self) -> int:
         """How many sweeps there are."""
-        last = [r for r in self.outputs.values() if r.level != "column"]
+        last = [*(r for r in self.outputs.values() if r.level != "column"), *self._kept]
         return 1 + max((self._stage[x.index] for x in (*last, *(x.operand for x in self._ending))), default=0)
 
     def _sweep(
@@ -305,10 +490,11 @@ class Program:
     ) -> Pass:
         """What is needed to store and reduce this, with the row sums that are known."""
         wanted = [*outputs.values(), *(x.operand for x in reductions)]
-        stops = {x.out for x in known}
+        stops = {*(x.out for x in known), *self._whole}
         body, sums, needed = self._behind(wanted, lambda x: x.level == "column" or x in stops)
+        inputs = {name: r for name, r in self.inputs.items() if r in needed and r.level != "column"}
         return Pass(
-            {name: r for name, r in self.inputs.items() if r in needed and r.level != "column"},
+            inputs | {name_of(r): r for r in sorted(self._whole & needed, key=lambda x: x.index)},
             tuple(body),
             outputs,
             tuple(x for x in reductions if x.out is None),
@@ -345,7 +531,7 @@ class Program:
                 needed.update(step.reads)
                 if isinstance(step, Instruction):
                     body.append(step)
-                else:
+                elif isinstance(step, Reduction):
                     sums.append(step)
         return body[::-1], sums[::-1], needed
 
@@ -354,7 +540,16 @@ def _per(register: Register) -> str:
     return "" if register.level == "element" else f" per {register.level}"
 
 
-def _place(step: Instruction | Reduction) -> int:
+def _norm_of(program: Program) -> Reduction | None:
+    return program.gradient_norm
+
+
+def name_of(register: Register) -> str:
+    """What an array is called that goes from a sweep to words on whole matrices, or back."""
+    return f"x{register.index}"
+
+
+def _place(step: Step) -> int:
     return step.out.index if step.out is not None else -1
 
 
@@ -369,16 +564,14 @@ def _keeping(sweep: Pass, later: Collection[int]) -> Pass:
     return replace(sweep, kept_rows=kept) if kept else sweep
 
 
-def live(
-    made: Sequence[Instruction | Reduction], wanted: Iterable[Register]
-) -> tuple[list[Instruction | Reduction], set[Scalar]]:
+def live(made: Sequence[Step], wanted: Iterable[Register]) -> tuple[list[Step], set[Scalar]]:
     """What these registers depend on, and the scalars in it."""
     needed = {register.index for register in wanted}
-    kept: list[Instruction | Reduction] = []
+    kept: list[Step] = []
     scalars: set[Scalar] = set()
     for step in reversed(made):
         if _place(step) in needed:
             kept.append(step)
             needed |= {x.index for x in step.reads}
-            scalars |= {x for x in getattr(step, "operands", ()) if isinstance(x, Scalar)}
+            scalars |= set(step.scalars)
     return kept[::-1], scalars

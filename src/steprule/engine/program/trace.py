@@ -15,7 +15,7 @@ asks whether a parameter is a matrix has two, one of them for vectors. A program
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
@@ -26,19 +26,24 @@ from steprule import rule_errors
 from steprule.engine.composition import Composition, Hyper, Slots, one_step
 from steprule.engine.fields import Field, Slot
 from steprule.engine.program.program import (
+    Decision,
     Instruction,
+    Matrices,
     Operand,
     Program,
     Reduction,
     Register,
     Scalar,
     Scalars,
+    Step,
+    WholeInstruction,
     live,
 )
 from steprule.engine.written import name_in
 from steprule.levels import finest, reduced
 from steprule.plain import DOUBLE_WORDS, SCALAR_WORDS
 from steprule.values import Number, Symbol, spell
+from steprule.whole import MatrixWord
 
 COMPARISONS = frozenset({"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"})
 
@@ -46,9 +51,12 @@ COMPARISONS = frozenset({"less", "less_equal", "greater", "greater_equal", "equa
 class _Memory:
     """Gives every distinct scalar expression one name."""
 
-    def __init__(self, rule: str):
+    def __init__(self, rule: str, path: tuple[bool, ...] | None = None):
         self.rule = rule
         self.names: dict[str, str] = {}
+        # How the conditions of an `if` turn out, one after the other; None if there must be no such `if`.
+        self.path = path
+        self.conditions: list[Symbol] = []
         # How many sweeps must be finished before each can be computed.
         self.stages: dict[str, int] = {}
 
@@ -69,6 +77,17 @@ class _Memory:
                 text = re.sub(rf"\b{part}\b", lambda _, part=part: self.spelt(part), text)
         return re.sub(r"h\['(?:\w+\.)?(\w+)'\]", r"h.\1", text)
 
+    def decide(self, condition: Symbol) -> bool:
+        """How a condition turns out on this path; a rule that asks for more takes the first way."""
+        if self.path is None or condition.stage:
+            raise rule_errors.truth_of_a_symbol(self.rule, self.spelt(condition.text))
+        known = [x.text for x in self.conditions]
+        if condition.text not in known:
+            self.conditions.append(condition)
+            known.append(condition.text)
+        place = known.index(condition.text)
+        return self.path[place] if place < len(self.path) else True
+
     def symbol(self, text: str, level: str = "all", stage: int = 0) -> Symbol:
         return Symbol(self, self.name(text, stage), level=level, stage=stage)
 
@@ -77,18 +96,22 @@ class _Tracer:
     """The machine that records words.
 
     matrix: whether the parameter is one. stacked: whether the rule that is asked sees a stack of them. seeded:
-    the rule and the modifiers that may draw random numbers.
+    the rule and the modifiers that may draw random numbers. path: of a rule on matrices, how the conditions of
+    its `if`s turn out.
     """
 
-    def __init__(self, rule: str, matrix: bool, stacked: bool, seeded: Container[str]):
+    def __init__(
+        self, rule: str, matrix: bool, stacked: bool, seeded: Container[str], path: tuple[bool, ...] | None
+    ):
         self.rule = rule
         self.stacked = stacked
         self.matrix = matrix
         self.seeded = seeded
         self.draws = 0
-        self.memory = _Memory(rule)
+        self.on_matrices = path is not None
+        self.memory = _Memory(rule, path)
         self.count = 0
-        self.instructions: list[Instruction] = []
+        self.instructions: list[Instruction | WholeInstruction] = []
         self.scalars: dict[str, Scalar] = {}
         self.stages: dict[Operand, int] = {}
         self.reductions: dict[Any, Reduction] = {}
@@ -123,10 +146,31 @@ class _Tracer:
         if key not in self._seen:
             level = finest(x.level for x in resolved if isinstance(x, Register))
             out = self.register(word in COMPARISONS, level)
-            self.stages[out] = max((self.stages.get(x, 0) for x in resolved), default=0)
+            after = self.on_matrices and any(x.level != "element" for x in resolved if isinstance(x, Register))
+            self.stages[out] = max((self.stages.get(x, 0) for x in resolved), default=0) + after
             self.instructions.append(Instruction(word, resolved, out))
             self._seen[key] = out
         return self._seen[key]
+
+    def whole(self, word: MatrixWord, operands: Sequence[Any], form: str) -> Register:
+        """Record a word on whole matrices."""
+        if not self.matrix:
+            raise rule_errors.whole_matrices_in(self.rule, word.name, vectors=True)
+        resolved = tuple(map(self._option, operands))
+        key = (word, repr(resolved))
+        if key not in self._seen:
+            out = self.register(level=form)
+            self.instructions.append(WholeInstruction(word, resolved, out))
+            step = self.instructions[-1]
+            self.stages[out] = 1 + max(self.stages.get(x, 0) for x in (*step.reads, *step.scalars))
+            self._seen[key] = out
+        return self._seen[key]
+
+    def _option(self, value: Any) -> Any:
+        """An operand of a word on whole matrices."""
+        if isinstance(value, tuple):
+            return tuple(map(self._option, cast("tuple[Any, ...]", value)))
+        return self.operand(value) if isinstance(value, Symbol) else value
 
     def reduce(self, word: str, operand: Register, over: str) -> Any:
         """What a reduction comes to; the same one is taken once."""
@@ -135,7 +179,8 @@ class _Tracer:
         known = self.reductions.get((word, operand, over))
         if known is None:
             before = sum(x.shared and x.key[0] == self.rule for x in self.reductions.values())
-            out = self.register(level=level) if level in ("row", "column") else None
+            filled = ("row", "column", "matrix") if self.on_matrices else ("row", "column")
+            out = self.register(level=level) if level in filled else None
             known = Reduction(len(self.reductions), word, operand, over, (self.rule, before), out)
             self.reductions[word, operand, over] = known
         if known.shared:
@@ -143,7 +188,7 @@ class _Tracer:
         self.stacks |= self.stacked and over in ("row", "column")
         if known.out is not None:
             # A row is finished within a sweep, a column after it.
-            self.stages[known.out] = stage + (over == "column")
+            self.stages[known.out] = stage + (over == "column" or self.on_matrices)
             return Number(self, known.out)
         level = "tensor" if level == "matrix" and not self.stacked else level
         return self.memory.symbol(f"r[{known.index}]", level, stage + 1)
@@ -248,10 +293,39 @@ def trace(composition: Composition, group: Mapping[str, Any]) -> Program:
 
 def _trace_twice(composition: Composition, group: Mapping[str, Any], matrix: bool) -> tuple[Program, bool]:
     """The program of matrices or vectors, and whether there is a difference."""
-    program, by_kind = _trace(composition, group, matrix)
-    if str(_trace(composition, group, matrix)[0]) != str(program):
+    if composition.rule.on_matrices:
+        return _every_way(composition, group, matrix, ())
+    program, by_kind, _ = _trace(composition, group, matrix, None)
+    if str(_trace(composition, group, matrix, None)[0]) != str(program):
         where = composition.method if composition.estimates else f"{composition.name}.update"
         raise rule_errors.changes_by_itself(where)
+    return program, by_kind
+
+
+def _every_way(
+    composition: Composition, group: Mapping[str, Any], matrix: bool, path: tuple[bool, ...]
+) -> tuple[Program, bool]:
+    """The program of a rule on matrices whose first conditions turn out in this way.
+
+    If there are more conditions, its `decision` has a program for either way in which the next turns out.
+    """
+    program, by_kind, tracer = _trace(composition, group, matrix, path)
+    conditions = tracer.memory.conditions
+    if len(path) < len(conditions):
+        yes, by_kind_if = _every_way(composition, group, matrix, (*path, True))
+        no, by_kind_else = _every_way(composition, group, matrix, (*path, False))
+        if _asked(yes) != _asked(no):
+            raise rule_errors.sums_by_kind(composition.name)
+        text = spell(conditions[len(path)])
+        lines = [f"    {name} = {value}" for name, value in _lines(tracer.memory, [text])]
+        source = "\n".join(["def scalars(h, t, n):", *lines, f"    return bool({text})"])
+        name_rule = partial(name_in, who=composition.method, written=composition.update)
+        function = cast(Callable[..., bool], _compile_scalars(source, name_rule, SCALAR_WORDS))
+        decision = Decision(source, tuple(tracer.facts), yes, no, function)
+        return replace(yes, decision=decision), by_kind_if or by_kind_else
+    again, _, _ = _trace(composition, group, matrix, path)
+    if str(again) != str(program):
+        raise rule_errors.changes_by_itself(f"{composition.name}.update")
     return program, by_kind
 
 
@@ -260,10 +334,11 @@ def _asked(program: Program) -> list[Any]:
     return [(x.word, x.over, x.key) for x in program.calls]
 
 
-def _trace(composition: Composition, group: Mapping[str, Any], matrix: bool) -> tuple[Program, bool]:
-    tracer = _Tracer(
-        composition.rule.__name__, matrix, composition.rule.matrices == "stacked", composition.seeds
-    )
+def _trace(
+    composition: Composition, group: Mapping[str, Any], matrix: bool, path: tuple[bool, ...] | None
+) -> tuple[Program, bool, _Tracer]:
+    rule = composition.rule
+    tracer = _Tracer(rule.__name__, matrix, rule.matrices == "stacked", composition.seeds, path)
     memory = tracer.memory
     fields = {name: fld for name, fld in composition.fields.items() if name in group and not fld.free}
     values = {name: _symbolic(memory, name, fld, group[name]) for name, fld in fields.items()}
@@ -286,6 +361,11 @@ def _trace(composition: Composition, group: Mapping[str, Any], matrix: bool) -> 
     outputs |= {x: _as_register(tracer, s.numbers[x], like[x]) for x in slots if x in s.written}
     written = {letter: s.numbers[letter] for letter in scalar_slots if letter in s.written}
     made, reductions, used = _needed(tracer, outputs, written)
+    matrices = _matrices(made, slots, inputs, outputs) if path is not None and matrix else None
+    if matrices is not None:
+        inputs = {x: r for x, r in inputs.items() if r.level == "element"}
+        outputs = {x: r for x, r in outputs.items() if x not in matrices.outputs}
+        slots = {x: slot for x, slot in slots.items() if slot.per == "element"}
     name_rule = partial(name_in, who=composition.method, written=composition.update)
     scalars, renumber = _scalars(tracer, used, written, name_rule)
     program = Program(
@@ -310,8 +390,27 @@ def _trace(composition: Composition, group: Mapping[str, Any], matrix: bool) -> 
         common=frozenset(_hyperparameters_in(memory, written, scalar_slots)),
         facts=tuple(tracer.facts),
         stacked=tracer.stacks or any(x.stacked and x.per in ("row", "column") for x in slots.values()),
+        matrices=matrices and matrices.renumbered(renumber),
     )
-    return program, by_kind or tracer.asks_kind
+    return program, by_kind or tracer.asks_kind, tracer
+
+
+def _matrices(
+    made: Iterable[Step],
+    slots: Mapping[str, Slot],
+    inputs: Mapping[str, Register],
+    outputs: Mapping[str, Register],
+) -> Matrices:
+    """What a step does with whole matrices."""
+    own = {letter: slot for letter, slot in slots.items() if slot.per != "element"}
+    instructions = tuple(x for x in made if isinstance(x, WholeInstruction))
+    read = {x for step in made for x in step.reads} | set(outputs.values())
+    return Matrices(
+        {x: slot for x, slot in own.items() if inputs[x] in read or x in outputs},
+        {x: inputs[x] for x in own if inputs[x] in read},
+        {x: outputs[x] for x in own if x in outputs},
+        instructions,
+    )
 
 
 def _hyperparameters_in(
@@ -331,13 +430,14 @@ def _as_register(tracer: _Tracer, value: Any, like: Register) -> Register:
 
 def _needed(
     tracer: _Tracer, outputs: Mapping[str, Register], written: Mapping[str, Any]
-) -> tuple[list[Instruction | Reduction], list[Reduction], set[Scalar]]:
+) -> tuple[list[Step], list[Reduction], set[Scalar]]:
     """What the outputs and the new values of coarse slots depend on."""
     texts = {scalar: text for text, scalar in tracer.scalars.items()}
     wanted = list(outputs.values())
     ending: list[Reduction] = []
     filling = [x for x in tracer.reductions.values() if x.out is not None]
-    made = sorted([*tracer.instructions, *filling], key=lambda x: x.out.index if x.out is not None else -1)
+    steps: list[Step] = [*tracer.instructions, *filling]
+    made = sorted(steps, key=lambda x: x.out.index if x.out is not None else -1)
     while True:
         steps, used = live(made, wanted)
         asked = [*(texts[scalar] for scalar in used), *map(spell, written.values())]

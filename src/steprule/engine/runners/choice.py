@@ -66,4 +66,4 @@ def _not_wanted(runner: Runner, group: dict[str, Any]) -> str | None:
 
 def _is_only_a_hint(rule: Any, runner: Runner) -> bool:
     """Whether torch's rule on matrices has this switch; ours steps one matrix after another in any case."""
-    return (rule.sums_as_torch or not rule.traced) and runner.switch in rule.torch_flags
+    return (rule.sums_as_torch or rule.on_matrices) and runner.switch in rule.torch_flags

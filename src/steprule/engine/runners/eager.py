@@ -18,9 +18,10 @@ from steprule.engine import lines
 from steprule.engine.draws import Draws
 from steprule.engine.fields import scalar_dtype
 from steprule.engine.program import sums
-from steprule.levels import finest, reduced
+from steprule.levels import SIDES, finest, reduced
 from steprule.plain import Double
 from steprule.values import Number
+from steprule.whole import MatrixWord
 
 
 def _add_scaled(a: Tensor, b: Tensor, w: Any) -> Tensor:
@@ -97,7 +98,7 @@ WORDS: dict[str, Callable[..., Any]] = {
 
 
 class Lined(NamedTuple):
-    """One value per row, per column, or per matrix of a stack."""
+    """One value per row, per column, per matrix of a stack, or per element of a matrix of another form."""
 
     tensor: Tensor
     level: str
@@ -115,11 +116,14 @@ class Eager:
     """Carries words out at once, on tensors.
 
     live: autograd records what is done. shared: what gives sums over several tensors. shape: the parameter's.
-    parts: 2 for complex numbers.
+    parts: 2 for complex numbers. on_matrices: the rule works on whole matrices.
     as_torch: the rule whose sums are taken as torch takes them. draws: what gives random numbers.
     """
 
-    __slots__ = ("as_torch", "draws", "dtype", "live", "parts", "rule", "shape", "shared", "stacked")
+    __slots__ = (
+        *("as_torch", "draws", "dtype", "live", "on_matrices", "parts", "rule", "shape", "shared"),
+        "stacked",
+    )
 
     def __init__(
         self,
@@ -137,6 +141,7 @@ class Eager:
         self.shape = shape
         self.parts = parts
         self.stacked = False
+        self.on_matrices = False
         self.as_torch: str | None = None
         self.draws: Draws | None = None
 
@@ -151,7 +156,7 @@ class Eager:
     def _emit_lined(self, word: str, operands: Sequence[Any]) -> Any:
         """The same where an operand is per row or column."""
         level = finest(self.level_of(x) for x in operands if isinstance(x, (Tensor, Lined)))
-        machine = self if level == "element" else Eager(self.rule, self.lined_dtype)
+        machine = self if level in SIDES else Eager(self.rule, self.lined_dtype)
         tensors = [x.tensor if isinstance(x, Lined) else x for x in operands]
         wide = [
             x if not isinstance(x, Tensor) or x.dtype == torch.bool else x.to(machine.dtype) for x in tensors
@@ -168,6 +173,14 @@ class Eager:
     @property
     def _as_torch(self) -> bool:
         return self.as_torch is not None and self.rule == self.as_torch
+
+    def whole(self, word: MatrixWord, operands: Sequence[Any], form: str) -> Any:
+        """Carry out a word on whole matrices at once."""
+        if not lines.is_matrix(self.shape):
+            raise rule_errors.whole_matrices_in(self.rule, word.name, vectors=True)
+        tensors = [x.tensor if isinstance(x, Lined) else self.counted(x) for x in operands]
+        made = word.made(tensors, form, self.shape).to(self.dtype)
+        return made if form == "element" else Lined(made, form)
 
     def level_of(self, handle: Any) -> str:
         """What has one value each."""
@@ -193,7 +206,7 @@ class Eager:
 
     def reduce(self, word: str, operand: Any, over: str) -> Any:
         """A Number for each row or column, or a plain number that is made of a tensor, or of several."""
-        if over in ("row", "column"):
+        if over in ("row", "column", "matrix"):
             return self._along(word, operand, over)
         x = self.counted(operand)
         if over != "tensor" and self.shared is not None:
@@ -212,7 +225,7 @@ class Eager:
             along = (*along, len(self.shape))  # the two parts of complex numbers
         made = (sums.as_torch if self._as_torch else sums.along)(word, x, along)
         level = reduced(self.level_of(operand), over) or over
-        if level != "matrix" or made.numel() != 1:
+        if self.on_matrices or level != "matrix" or made.numel() != 1:
             return Number(self, Lined(made, level))
         return Number(self, made.reshape(()).to(self.dtype)) if self.live else Double(made.item())
 

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import draws, lines, storage
-from steprule.engine.program import phases, sums
+from steprule.engine import draws, lines, storage, views
+from steprule.engine.program import decisions, phases, sums
 from steprule.engine.program.phases import Going, Part
 from steprule.engine.program.program import Instruction, Pass, Program, Reduction, Register, Scalar, Scalars
 from steprule.engine.program.sums import Partial
@@ -264,12 +264,14 @@ def scalars_of(program: Program, group: dict[str, Any], work: Work) -> tuple[Any
     program: the group's, which may have one of its own for vectors.
     """
     param, _, state = work
-    own, t = program.of(param), reference.next_step(state)
+    t = reference.next_step(state)
+    own = decisions.chosen(program, group, param, state, t)
     slots = own.scalar_slots.items()
     numbers = {x: group[slot.key] if slot.shared else state[slot.key].item() for x, slot in slots}
     double, parts = compute_dtype(param) == torch.float64, 1 + param.is_complex()
-    numbers |= lines.facts(param.shape, double, own.facts, parts)
-    return (own is program, t, *numbers.values()), lambda: own.scalars[0].function(group, t, numbers)
+    shape = views.of(group, param).shape(param.shape) if own.matrices is not None else param.shape
+    numbers |= lines.facts(shape, double, own.facts, parts)
+    return (id(own), t, *numbers.values()), lambda: own.scalars[0].function(group, t, numbers)
 
 
 def check_scalars(program: Program, group: dict[str, Any], work: list[Work]) -> None:

@@ -21,6 +21,8 @@ class Lists(Runner):
     def why_not(self, own: Composition, group: dict[str, Any]) -> str | None:
         """Why torch's lists cannot run this in this group, or None."""
         reason = only_the_reference(own.rule, group)
+        if reason is None and own.rule.on_matrices:
+            return f"{own.rule.__name__} works on whole matrices, all equal ones at once"
         if reason is None and any(program.lined for program in trace(own, group).kinds):
             return "torch's lists of tensors have no rows and columns"
         kept = str(group.get("state_dtype"))

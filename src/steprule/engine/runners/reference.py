@@ -19,6 +19,7 @@ from steprule.engine.draws import Draws
 from steprule.engine.fields import Slot, make_step_counter
 from steprule.engine.program import phases, sums
 from steprule.engine.runners.eager import Eager, Lined
+from steprule.levels import SIDES
 from steprule.plain import Double
 from steprule.values import Number
 
@@ -50,28 +51,6 @@ class Shared:
         if key not in self._known:
             raise Pending(key, word, sums.partial(word, x))
         return Double(self._known[key])
-
-
-class Asking(Shared):
-    """Finds out which sums a step asks for; each is answered with the share of the parameter alone.
-
-    A program numbers its sums in the same way: by the rule or modifier that asks, without repetitions.
-    """
-
-    def __init__(self, group: dict[str, Any]):
-        super().__init__((), {})
-        self.keys: list[Any] = []
-        self._group = id(group)
-        # With the tensors, so that no other takes their place in memory.
-        self._seen: dict[Any, tuple[Any, Tensor]] = {}
-
-    def of(self, owner: str, word: str, x: Tensor, over: str) -> Double:
-        """The sum over this parameter."""
-        count = sum(asked[0] == owner for asked in self._seen)
-        key = (self._group, owner, count) if over == "group" else (owner, count)
-        key, _ = self._seen.setdefault((owner, word, id(x), over), (key, x))
-        self.keys.append(key)
-        return Double(sums.finished(word, [sums.partial(word, x)]))
 
 
 def real(tensor: Tensor) -> Tensor:
@@ -139,12 +118,24 @@ def run(
     Raises: Pending for a sum over several tensors that `shared` does not know.
     """
     slots, common, value = compute(composition, group, param, gradient, state, t, shared)
+    store(composition, group, param, state, slots, value)
+    return common
+
+
+def store(
+    composition: Composition,
+    group: dict[str, Any],
+    param: Tensor,
+    state: dict[str, Any],
+    slots: dict[str, Any],
+    value: Tensor,
+) -> None:
+    """Write what `compute` made of one parameter."""
     live = bool(group.get("differentiable"))
     _store_state(state, slots, live)
     if not composition.estimates:
         _store_parameter(param, state, value, live)
     storage.next_keys(state)
-    return common
 
 
 def compute(
@@ -207,6 +198,7 @@ def _machine(
         rule.__name__, compute_dtype(param), live, shared, tuple(param.shape), 1 + param.is_complex()
     )
     machine.stacked = rule.matrices == "stacked"
+    machine.on_matrices = rule.on_matrices
     machine.as_torch = rule.__name__ if rule.sums_as_torch else None
     return machine
 
@@ -214,7 +206,8 @@ def _machine(
 def _loaded(machine: Eager, tensor: Tensor, level: str = "element") -> Number:
     if level == "element":
         return Number(machine, real(tensor).to(machine.dtype))
-    return Number(machine, Lined(tensor.to(machine.lined_dtype), level))
+    dtype = machine.dtype if level in SIDES else machine.lined_dtype
+    return Number(machine, Lined(tensor.to(dtype), level))
 
 
 def _begin(

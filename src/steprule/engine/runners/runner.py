@@ -56,8 +56,6 @@ class Runner(ABC):
 
 def only_the_reference(rule: Any, group: dict[str, Any]) -> str | None:
     """Why only the reference can run this, whatever the device, or None."""
-    if not rule.traced:
-        return f"{rule.__name__} works on whole matrices"
     if rule.gradients == "rows only":
         return f"{rule.__name__} steps single rows"
     if group.get("differentiable"):

@@ -10,13 +10,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import storage
+from steprule.engine import storage, views
 from steprule.engine.fields import counts_on_device
 from steprule.engine.program.program import Program, Reduction
+from steprule.engine.runners import reference
 from steprule.engine.runners.kernels.addresses import Addresses
 from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.engine.runners.kernels.forms import Forms
 from steprule.engine.runners.kernels.runner import Kernels
+from steprule.engine.runners.matrices import MatrixWork
 
 _numel: Callable[[Tensor], int] = Tensor.numel
 
@@ -56,9 +58,15 @@ class Batch:
         self.counted = keys_of(program, states[0])
         dtypes = {letter: states[0][key].dtype for letter, key in self.keys.items()}
         dtypes |= {"p": params[0].dtype, "g": own[0].dtype}
+        self.work: MatrixWork | None = None
+        if program.matrices is not None:
+            found = [views.of(group, param) for param in params]
+            self.work = MatrixWork(program, params, found, reference.compute_dtype(params[0]))
+            dtypes |= self.work.dtypes
         self.lengths = list(map(_numel, params))
         there = counts_there(program, group)
-        ready = kernels.ready(program, dtypes, states, [x.shape for x in params], params[0].device, there)
+        shapes = [views.of(group, x).shape(x.shape) if self.work is not None else x.shape for x in params]
+        ready = kernels.ready(program, dtypes, states, shapes, params[0].device, there)
         self.launch, self.counters, self.rounding = ready
         self.scalars: Any = None
         self.on_host = isinstance(self.counters, Counters)
@@ -120,6 +128,17 @@ class Batch:
         self.end(scaling)
         return scaling
 
+    def run_matrices(self, number: int, gradients: Sequence[Tensor], states: Sequence[dict[str, Any]]) -> None:
+        """The words on whole matrices before a sweep."""
+        if self.work is None:
+            return
+        table = self.scalars if self.counters.table is None else self.counters.table
+        made = self.work.begin() if not number else {}
+        if number < len(self.program.stages):
+            made |= self.work.run(number, table, self.counters.rows, gradients, states)
+        for name, addresses in made.items():
+            self.launch.place(name, addresses)
+
     def run(self, number: int, scaling: tuple[Any, ...]) -> list[tuple[Reduction, Any]]:
         """What comes between two stages of scalars: values per column, and a sweep.
 
@@ -147,6 +166,8 @@ class Batch:
     @property
     def first_stored(self) -> int | None:
         """The first of the numbers that `run` takes at which anything is stored, if anything is."""
+        if self.program.matrices is not None:  # other sweeps only make what words on whole matrices are given
+            return len(self.program.passes) - 1
         parts = enumerate(zip_longest(self.program.columns, self.program.passes))
         return next((number for number, pair in parts if any(x is not None and x.outputs for x in pair)), None)
 

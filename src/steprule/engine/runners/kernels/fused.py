@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steprule.engine import plans
 from steprule.engine.fields import Field
-from steprule.engine.program import phases
+from steprule.engine.program import decisions, phases
 from steprule.engine.program.phases import Going, Part
 from steprule.engine.program.program import Program
 from steprule.engine.program.sums import Partial
@@ -30,7 +30,11 @@ from steprule.engine.runners.kernels.batch import Batch, beside, counts_there
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.counters import keys_of
 from steprule.engine.runners.kernels.runner import Kernels
+from steprule.engine.runners.reference import next_step
 from steprule.engine.runners.runner import Prepared
+
+# What words on whole matrices are given at a time, in bytes.
+BYTES = 1 << 28
 
 # Options of a group that no program knows and no state shows, yet a plan depends on.
 OPTIONS = ("state_dtype", "low_precision", "capturable", "fused")
@@ -71,7 +75,9 @@ def prepare(
     for batch in batches:
         batch.prepare(values)
     shared = any(slot.shared for slot in program.scalar_slots.values())
-    if all(len(own.scalars) == len(own.passes) == 1 and not own.columns for own in program.kinds):
+    if all(
+        len(own.scalars) == len(own.passes) == 1 and not (own.columns or own.stages) for own in program.kinds
+    ):
 
         def run() -> None:
             for batch, written in zip(batches, found, strict=True):
@@ -83,9 +89,10 @@ def prepare(
         return [Part(run)], left
     parts: list[Part] = []
     for batch, written in zip(batches, found, strict=True):
-        step = partial(_sweeps, batch, written, scaler, group, gradients, after)
+        states = [optimizer.state[group["params"][place]] for place in batch.places] if batch.work else []
+        step = partial(_sweeps, batch, written, scaler, group, gradients, states, after)
         stages = phases.stages_of(batch.program, group)
-        parts.append(Part(step if stages else partial(_to_the_end, step), stages))
+        parts.append(Part(step if stages else partial(_to_the_end, step), stages, batch.work is not None))
     return parts, left
 
 
@@ -100,18 +107,25 @@ def _sweeps(
     scaler: list[Tensor | None],
     group: dict[str, Any],
     gradients: list[Tensor | None],
+    states: list[dict[str, Any]],
     after: dict[str, float],
 ) -> Going:
-    """A step of a batch whose scalars depend on sums: sweep by sweep.
+    """A step of a batch whose scalars depend on sums, or with words on whole matrices: sweep by sweep.
 
-    gradients: held until the step is over, since other batches of the group may still read theirs.
+    gradients: held until the step is over, since other batches of the group may still read theirs. states: of
+    the batch, if it works on whole matrices.
     """
     program = batch.program
     scaling, storing = batch.scaling(scaler), batch.first_stored
     reduced: dict[int, Any] = {}
-    for number in range(max(map(len, (program.passes, program.scalars, program.columns)))):
+    lengths = map(len, (program.passes, program.scalars, program.columns, program.stages))
+    for number in range(max(lengths)):
         if 0 < number < len(program.scalars):
             batch.counters.add(number, reduced)
+        if batch.work is not None:
+            batch.run_matrices(number, [cast(Tensor, gradients[place]) for place in batch.places], states)
+            if number == len(program.passes) - 1:
+                yield phases.NOTHING_RAISES
         asked: dict[Any, tuple[str, Partial]] = {}
         if number == storing:  # not before: until then the step may be given up
             batch.note(written)
@@ -130,6 +144,8 @@ def _sweeps(
                 if x.shared:
                     reduced[x.index] = known[phases.key_in(group, x)]
     batch.end(scaling)
+    if batch.work is not None:
+        batch.work.store(states)
     if not scaling or not scaling[0][1]:  # a gradient scaler skips the step otherwise
         after.update(batch.counters.shared())
 
@@ -189,17 +205,21 @@ class Plan:
         self.absent = [gradient is None for gradient in gradients]
         self.present = [place for place, gradient in enumerate(gradients) if gradient is not None]
         self.refused: list[tuple[int, str]] = []
+        self._decides = any(own.decision is not None for own in (program, program.of_vectors) if own)
         self._for_now: list[int] = []
         together: dict[Any, list[int]] = {}
         shared = sharing.memory(params)
+        work = Shares()
         optimizer.check_storage(group)
         # All gradients first: a state that was made for some would outlive the error about another.
         for place in self.present:
             optimizer.check_gradient(params[place], gradients[place], group)
         states = {place: optimizer.state_of(params[place], group) for place in self.present}
+        self._chosen = {x: self._choose(group, params[x], states[x]) for x in self.present}
         twice = sharing.state(states)
         for place, state in states.items():
-            reason, kind = self._fit(params[place], gradients[place], state, group)
+            own = self._chosen[place]
+            reason, kind = self._fit(own, params[place], gradients[place], state, group)
             if reason is not None:
                 self._for_now.append(place)
             elif place in shared:
@@ -209,23 +229,22 @@ class Plan:
             if reason is not None:
                 self.refused.append((place, reason))
             else:
-                together.setdefault(kind, []).append(place)
+                together.setdefault((kind, work.share_of(own, params[place])), []).append(place)
         self._run = _run_of(optimizer.state, [params[place] for place in self.present])
         self.batches: list[Batch] = []
         for places in together.values():
             states = [optimizer.state[params[place]] for place in places]
             try:
-                own = program.of(params[places[0]])
+                own = self._chosen[places[0]]
                 self.batches.append(Batch(own, places, group, gradients, states, kernels))
             except NoKernel as missing:
                 self.refused += [(place, str(missing)) for place in places]
         self._rows = self._rows_of()
 
     def _fit(
-        self, param: Tensor, gradient: Any, state: dict[str, Any], group: dict[str, Any]
+        self, program: Program, param: Tensor, gradient: Any, state: dict[str, Any], group: dict[str, Any]
     ) -> tuple[str | None, Any]:
         """Why the kernel cannot take a parameter, or None; and what those have in common that step together."""
-        program = self.program.of(param)
         slots, keys = fits.slots_of(program, state), keys_of(program, state)
         reason = fits.why_not(program, param, gradient, state, self._share)
         if reason is not None:
@@ -236,12 +255,16 @@ class Plan:
                 state[key] = state[key].to(where)
         dtypes = (x.dtype for x in (param, gradient, *slots.values(), *(state[key] for key in keys)))
         return None, (
-            program is self.program,
+            id(program),
             param.device,
             tuple(beside(program, state)),
             tuple(keys),
             *dtypes,
         )
+
+    def _choose(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> Program:
+        """The program of a parameter's next step."""
+        return decisions.chosen(self.program, group, param, state, next_step(state))
 
     def _rows_of(self) -> list[list[int] | None]:
         """For each batch, the places of its parameters among those with gradients; None: it has them all."""
@@ -270,6 +293,10 @@ class Plan:
             params = [params[place] for place in self.present]
             gradients = [gradients[place] for place in self.present]
         states = self._states(state, params)
+        if states is not None and self._decides:
+            pairs = zip(params, states, self._chosen.values(), strict=True)
+            if not all(self._choose(group, param, own) is chosen for param, own, chosen in pairs):
+                return None
         if states is None or any(
             self._acceptable(group["params"][i], given[i], state.get(group["params"][i], {}))
             for i in self._for_now
@@ -299,9 +326,29 @@ class Plan:
         """Whether what was refused before could be taken now."""
         try:
             program = self.program.of(param)
+            if program.decision is not None:
+                return True
             return fits.why_not(program, param, _resolved(gradient), state, self._share) is None  # type: ignore[arg-type]
         except (AttributeError, KeyError):
             return True
+
+
+class Shares:
+    """Cuts the work on whole matrices, so that what is in memory between sweeps stays below `BYTES`."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._number = 0
+
+    def share_of(self, program: Program, param: Tensor) -> int:
+        """Which share of the work a parameter is in, after those before it; one for all without matrices."""
+        if program.matrices is None:
+            return 0
+        size = param.numel() * max(4, param.element_size())
+        if self._bytes and self._bytes + size > BYTES:
+            self._bytes, self._number = 0, self._number + 1
+        self._bytes += size
+        return self._number
 
 
 def _options(group: dict[str, Any]) -> list[Any]:

@@ -1,0 +1,240 @@
+"""Carries out words on whole matrices between the sweeps of a step: on all equal matrices at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from steprule.engine.program.program import (
+    Instruction,
+    Program,
+    Reduction,
+    Register,
+    Scalar,
+    Stage,
+    Step,
+    WholeInstruction,
+)
+from steprule.engine.runners.eager import Eager, Lined
+from steprule.engine.views import View
+
+States = Sequence[Mapping[str, Any]]
+# What registers hold for all parameters of one shape.
+Values = dict[Register, Any]
+# The scalars of each parameter of one shape.
+Scalars = Sequence[Sequence[float]]
+
+
+def dtypes_of(program: Program, computed: torch.dtype) -> dict[str, torch.dtype]:
+    """The precision of each array that goes from a sweep to words on whole matrices, or back."""
+    stages = [stage for stage in program.stages if stage is not None]
+    steps = [step for stage in stages for step in stage.steps]
+    makers = {step.out: step for step in steps}
+    taken = {name: x for stage in stages for name, x in stage.takes.items() if name != "g"}
+    given = {name: x for stage in stages for name, x in stage.gives.items()}
+    found = {name: _narrow([x for x in steps if r in x.reads], computed) for name, r in taken.items()}
+    return found | {name: _narrow([makers[r]], computed) for name, r in given.items()}
+
+
+def _narrow(steps: Sequence[Step], computed: torch.dtype) -> torch.dtype:
+    """The precision that these all work in, if it is one of its own; steps in double have no other."""
+    kinds = {x.word.dtype if isinstance(x, WholeInstruction) else None for x in steps}
+    (kind, *others) = kinds
+    if others or kind is None or computed == torch.float64:
+        return computed
+    return cast(torch.dtype, getattr(torch, kind))
+
+
+class _Equal:
+    """Parameters of one shape, whose matrices lie in them in the same way."""
+
+    def __init__(self, places: list[int], param: Tensor, view: View):
+        self.places = places
+        self.shape = (len(places), *param.shape)
+        self.device = param.device
+        self.view = view
+        # Between sweeps: a tensor for all parameters by name, and what registers hold.
+        self.arrays: dict[str, Tensor] = {}
+        self.values: Values = {}
+
+    def make(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Make an array."""
+        self.arrays[name] = made = torch.empty(self.shape, dtype=dtype, device=self.device)
+        return made
+
+    def matrices(self, stacked: Tensor) -> Tensor:
+        """The matrices of all parameters; a single one as the loop over parameters sees it."""
+        found = self.view.matrices(stacked, leading=1)
+        return found[0] if self.alone else found
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is a single matrix."""
+        return len(self.places) == 1 and len(self.view.shape(self.shape[1:])) == 2
+
+    def keep(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
+        """Keep what words have made of the matrices, in the order of the parameters' elements."""
+        if self.view.plain and value.dtype == dtype and value.is_contiguous():
+            self.arrays[name] = value.view(self.shape)
+        else:
+            self.matrices(self.make(name, dtype)).copy_(value)
+
+
+class MatrixWork:
+    """What the parameters of a batch need for a program's words on whole matrices.
+
+    params: theirs, of which only the shapes are kept. views: how their matrices lie in them.
+    """
+
+    def __init__(
+        self, program: Program, params: Sequence[Tensor], views: Sequence[View], computed: torch.dtype
+    ):
+        assert program.matrices is not None
+        self._program = program
+        self._matrices = program.matrices
+        self._computed = computed
+        self.dtypes = dtypes_of(program, computed)
+        together: dict[Any, list[int]] = {}
+        for place, (param, view) in enumerate(zip(params, views, strict=True)):
+            together.setdefault((param.shape, view), []).append(place)
+        self._equals = [_Equal(x, params[x[0]], view) for (_, view), x in together.items()]
+
+    def begin(self) -> dict[str, list[int]]:
+        """Make the arrays that sweeps fill. Returns the addresses by name, one for each parameter."""
+        names = {name for stage in self._program.stages if stage for name in stage.takes if name != "g"}
+        for equal in self._equals:
+            equal.values = {}
+            for name in names:
+                equal.make(name, self.dtypes[name])
+        return self._addresses(names)
+
+    def run(
+        self,
+        number: int,
+        table: Sequence[Sequence[float]],
+        rows: Sequence[int],
+        gradients: Sequence[Tensor],
+        states: States,
+    ) -> dict[str, list[int]]:
+        """Carry out what comes before this sweep. Returns the addresses of what it makes, as `begin`.
+
+        table, rows: the scalars, and which row of them is each parameter's.
+        """
+        stage = self._program.stages[number]
+        if stage is None:
+            return {}
+        for equal in self._equals:
+            self._load(stage, equal, gradients, states)
+            scalars = [table[rows[place]] for place in equal.places]
+            for step in stage.steps:
+                equal.values[cast(Register, step.out)] = self._carry_out(equal, step, scalars)
+            for name, register in stage.gives.items():
+                equal.keep(name, equal.values[register], self.dtypes[name])
+            for name in stage.takes:
+                equal.arrays.pop(name, None)
+        return self._addresses(stage.gives)
+
+    def store(self, states: States) -> None:
+        """Store the new values of slots that have none per element, and forget everything else."""
+        for equal in self._equals:
+            for letter, register in self._matrices.outputs.items():
+                made = equal.values[register]
+                value: Tensor = made.tensor if isinstance(made, Lined) else made
+                kept = [states[place][self._matrices.slots[letter].key] for place in equal.places]
+                new = value.reshape(len(kept), *kept[0].shape)
+                torch._foreach_copy_(kept, list(new))  # pyright: ignore
+            self.forget()
+
+    def forget(self) -> None:
+        """Free what a step has made."""
+        for equal in self._equals:
+            equal.arrays, equal.values = {}, {}
+
+    def _addresses(self, names: Any) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for name in names:
+            found[name] = [0] * sum(len(equal.places) for equal in self._equals)
+            for equal in self._equals:
+                array = equal.arrays[name]
+                for row, place in enumerate(equal.places):
+                    found[name][place] = array.data_ptr() + row * array.stride(0) * array.itemsize
+        return found
+
+    def _load(self, stage: Stage, equal: _Equal, gradients: Sequence[Tensor], states: States) -> None:
+        """Put into registers what the steps of a stage read."""
+        for name, register in stage.takes.items():
+            if name == "g":
+                stacked = _stack([gradients[place] for place in equal.places]).to(self._computed)
+            else:
+                stacked = equal.arrays[name]
+            equal.values[register] = equal.matrices(stacked)
+        for letter, register in stage.slots.items():
+            if register not in equal.values:
+                key = self._matrices.slots[letter].key
+                stacked = _stack([states[place][key] for place in equal.places])
+                value = stacked[0] if equal.alone else stacked.reshape(-1, *stacked.shape[-2:])
+                level = register.level
+                machine = self._machine(equal)
+                dtype = machine.dtype if level in ("left", "right") else machine.lined_dtype
+                equal.values[register] = Lined(value.to(dtype), level)
+
+    def _machine(self, equal: _Equal) -> Eager:
+        machine = Eager(self._program.rule, self._computed, shape=equal.view.shape(equal.shape[1:]))
+        machine.stacked = machine.on_matrices = True
+        return machine
+
+    def _carry_out(self, equal: _Equal, step: Step, scalars: Scalars) -> Any:
+        """One step for all parameters of one shape; for each on its own if their scalars differ."""
+        used = [x.index for x in step.scalars]
+        own = [tuple(float(row[i]) for i in used) for row in scalars]
+        machine = self._machine(equal)
+        if len(set(own)) == 1 or not used:
+            return _one(machine, step, equal.values, dict(zip(used, own[0], strict=True)))
+        made: list[Any] = []
+        for place, numbers in enumerate(own):
+            values = {r: _part(x, place, len(own)) for r, x in equal.values.items()}
+            made.append(_one(machine, step, values, dict(zip(used, numbers, strict=True))))
+        if isinstance(made[0], Lined):
+            return Lined(torch.cat([x.tensor for x in made]), made[0].level)
+        return torch.cat(made)
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _part(value: Any, place: int, count: int) -> Any:
+    """What belongs to one of so many parameters."""
+    tensor: Tensor = value.tensor if isinstance(value, Lined) else value
+    size = len(tensor) // count
+    own = tensor[place * size : (place + 1) * size]
+    return Lined(own, value.level) if isinstance(value, Lined) else own
+
+
+def _one(machine: Eager, step: Step, values: Values, scalars: Mapping[int, float]) -> Any:
+    """Carry out one step."""
+
+    def known(x: Any) -> Any:
+        if isinstance(x, Register):
+            return values[x]
+        if isinstance(x, Scalar):
+            return scalars[x.index]
+        return tuple(map(known, cast("tuple[Any, ...]", x))) if isinstance(x, tuple) else x
+
+    if isinstance(step, Reduction):
+        return machine.reduce(step.word, _widened(values[step.operand], machine.dtype), step.over).handle
+    operands = [known(x) for x in step.operands]
+    if isinstance(step, Instruction):
+        return machine.emit(step.word, *(_widened(x, machine.dtype) for x in operands))
+    tensors = [x.tensor if isinstance(x, Lined) else x for x in operands]
+    made: Tensor = step.word.made(tensors, step.out.level, machine.shape)
+    return made if step.out.level == "element" else Lined(made.to(machine.dtype), step.out.level)
+
+
+def _widened(value: Any, dtype: torch.dtype) -> Any:
+    """What a word has made in fewer bits, for arithmetic."""
+    narrow = isinstance(value, Tensor) and value.dtype not in (dtype, torch.bool)
+    return value.to(dtype) if narrow else value
