@@ -29,7 +29,7 @@ DEFAULT: dict[str, Any] = {"fused": None, "foreach": None}
 
 
 def has_kernel(case: Case) -> bool:
-    return in_words(case.rule) and not case.sparse_only
+    return in_words(case.rule) and case.any_shape and not case.sparse_only
 
 
 def has_angles(case: Case) -> bool:

@@ -374,7 +374,7 @@ def test_a_word_on_matrices_elsewhere() -> None:
         def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
             return 0 * p if is_matrix(p) else transpose(g)
 
-    with pytest.raises(TypeError, match=r"^Vectors\.update: transpose of a parameter that may be no matrix"):
+    with pytest.raises(ValueError, match=r"^Vectors steps matrices, but parameter 0 has shape \(3,\)"):
         Vectors([nn.Parameter(torch.ones(3))])
 
 

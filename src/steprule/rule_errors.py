@@ -228,11 +228,15 @@ def a_kind(given: object) -> str:
     )
 
 
+class NoMatrices(TypeError):
+    """A word on whole matrices of a parameter that may be none."""
+
+
 def whole_matrices_in(rule: str, word: str, vectors: bool):
     """A word on whole matrices where there are none."""
     if vectors:
         fix = "A vector or a single number is no matrix. Write what they do instead, after `if is_matrix(p):`."
-        return TypeError(f"{rule}.update: {word} of a parameter that may be no matrix. {fix}")
+        return NoMatrices(f"{rule}.update: {word} of a parameter that may be no matrix. {fix}")
     problem = f"{word} works on whole matrices, but here every element is on its own"
     return TypeError(
         f"{rule}.update: {problem}. Subclass steprule.declare.Matrix for a rule on whole matrices."

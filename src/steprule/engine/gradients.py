@@ -25,7 +25,7 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
     program = optimizer.program(group).of(param)
     if gradient.is_sparse and (program.reductions or program.facts):
         raise errors.sparse_with_reduction(who, optimizer.name_of(param))
-    added = program is not None and any(x.out is None for x in program.reductions)
+    added = any(x.out is None for x in program.reductions)
     if added and not (has_elements(param) and has_elements(gradient)):
         raise errors.nothing_to_add(own.name, optimizer.name_of(param))
     if gradient.is_sparse and own.decay is not None:

@@ -40,7 +40,6 @@ from steprule.engine.runners import choice, one_by_one
 from steprule.engine.runners.reference import Work
 from steprule.engine.settled import Settled
 
-ABSENT = (None, False, "ignore")
 # What the constructor says about these goes for groups with another rule, too.
 OF_ANY_RULE = ("maximize", "nonfinite")
 
@@ -524,7 +523,9 @@ class RuleOptimizer(CheckedOptimizer):
 def _without_absent(rule: Any, defaults: dict[str, Any]) -> dict[str, Any]:
     """The defaults without those switches that torch's rule does not have and that were not given."""
     # torch's rules differ in the switches they have; groups hold the same keys as theirs.
-    absent = [x for x in (*FLAGS, *OPTIONS) if x not in rule.torch_flags and defaults.get(x) in ABSENT]
+    absent = [
+        x for x in (*FLAGS, *OPTIONS) if x not in rule.torch_flags and defaults.get(x) is rule.fields[x].default
+    ]
     return {key: value for key, value in defaults.items() if key not in absent}
 
 

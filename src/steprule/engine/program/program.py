@@ -282,6 +282,8 @@ class Program:
     of_vectors: Program | None = None
     # What it does with whole matrices, if it is the program of a rule on them.
     matrices: Matrices | None = None
+    # Whether vectors have no program, since its rule only says what matrices do.
+    only_matrices: bool = False
     # What decides between it and another program for the same kind of parameter, if anything does.
     decision: Decision | None = None
 
@@ -321,7 +323,8 @@ class Program:
     @property
     def needs_matrices(self) -> bool:
         """Whether it is for parameters of two dimensions and more only."""
-        return self.matrices is not None and bool(self.matrices.instructions or self.matrices.slots)
+        own = self.matrices is not None and (self.matrices.instructions or self.matrices.slots)
+        return self.only_matrices or bool(own)
 
     @property
     def scalar_count(self) -> int:

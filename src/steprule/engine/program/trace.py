@@ -122,6 +122,17 @@ class _Tracer:
         self.stacks = False
         self.facts: dict[str, str] = {}
         self._seen: dict[Any, Register] = {}
+        # What is computed with whole matrices, and what is made only of that; see `Program`.
+        self.gradient: Register | None = None
+        self._whole: set[Register] = set()
+
+    def given(self, slots: Mapping[str, Slot]) -> dict[str, Register]:
+        """The registers of the parameter, the gradient and the slots with elements."""
+        inputs = {name: self.register() for name in ("p", "g")}
+        inputs |= {letter: self.register(level=slot.per) for letter, slot in slots.items()}
+        self.gradient = inputs["g"]
+        self._whole = {x for name, x in inputs.items() if name == "g" or x.level != "element"}
+        return inputs
 
     def register(self, mask: bool = False, level: str = "element") -> Register:
         self.count += 1
@@ -146,10 +157,9 @@ class _Tracer:
         if key not in self._seen:
             level = finest(x.level for x in resolved if isinstance(x, Register))
             out = self.register(word in COMPARISONS, level)
-            after = self.on_matrices and any(x.level != "element" for x in resolved if isinstance(x, Register))
-            self.stages[out] = max((self.stages.get(x, 0) for x in resolved), default=0) + after
             self.instructions.append(Instruction(word, resolved, out))
             self._seen[key] = out
+            self._stage(self.instructions[-1])
         return self._seen[key]
 
     def whole(self, word: MatrixWord, operands: Sequence[Any], form: str) -> Register:
@@ -161,10 +171,25 @@ class _Tracer:
         if key not in self._seen:
             out = self.register(level=form)
             self.instructions.append(WholeInstruction(word, resolved, out))
-            step = self.instructions[-1]
-            self.stages[out] = 1 + max(self.stages.get(x, 0) for x in (*step.reads, *step.scalars))
             self._seen[key] = out
+            self._stage(self.instructions[-1])
         return self._seen[key]
+
+    def _stage(self, step: Step, after: bool = False) -> None:
+        """Note how many sweeps must be finished before a step can be taken.
+
+        Whole matrices are worked on between sweeps, and wait for the one that makes what they are given; the
+        gradient is there. after: the step is finished only after a sweep.
+        """
+        out = cast(Register, step.out)
+        whole = isinstance(step, WholeInstruction) or any(x.level != "element" for x in (out, *step.reads))
+        waits = self.on_matrices and whole
+        reads = {x: waits and x not in self._whole for x in step.reads}
+        found = [self.stages.get(x, 0) + wait for x, wait in reads.items()]
+        found += [self.stages.get(x, 0) for x in step.scalars]
+        self.stages[out] = max(found, default=0) + (after and not self.on_matrices)
+        if waits or (step.reads and self._whole.difference([self.gradient]).issuperset(step.reads)):
+            self._whole.add(out)
 
     def _option(self, value: Any) -> Any:
         """An operand of a word on whole matrices."""
@@ -188,7 +213,7 @@ class _Tracer:
         self.stacks |= self.stacked and over in ("row", "column")
         if known.out is not None:
             # A row is finished within a sweep, a column after it.
-            self.stages[known.out] = stage + (over == "column" or self.on_matrices)
+            self._stage(known, after=over == "column")
             return Number(self, known.out)
         level = "tensor" if level == "matrix" and not self.stacked else level
         return self.memory.symbol(f"r[{known.index}]", level, stage + 1)
@@ -281,14 +306,24 @@ def trace(composition: Composition, group: Mapping[str, Any]) -> Program:
     program: Program | None = composition.programs.get(key)
     if program is None:
         program, by_kind = _trace_twice(composition, group, matrix=True)
-        if by_kind:
-            of_vectors, _ = _trace_twice(composition, group, matrix=False)
+        of_vectors = _of_vectors(composition, group) if by_kind else None
+        if by_kind and of_vectors is None:
+            program = replace(program, only_matrices=True)
+        if of_vectors is not None:
             if _asked(program) != _asked(of_vectors):
                 raise rule_errors.sums_by_kind(composition.name)
             common = program.common | of_vectors.common
             program = replace(program, of_vectors=of_vectors, common=common)
         composition.programs[key] = program
     return program
+
+
+def _of_vectors(composition: Composition, group: Mapping[str, Any]) -> Program | None:
+    """The program of vectors, or None if the rule only says what matrices do."""
+    try:
+        return _trace_twice(composition, group, matrix=False)[0]
+    except rule_errors.NoMatrices:
+        return None
 
 
 def _trace_twice(composition: Composition, group: Mapping[str, Any], matrix: bool) -> tuple[Program, bool]:
@@ -348,8 +383,7 @@ def _trace(
     exists = {letter: slot for letter, slot in exists.items() if slot.fits(matrix)}
     slots = {letter: slot for letter, slot in exists.items() if slot.has_elements}
     scalar_slots = {letter: slot for letter, slot in exists.items() if not slot.has_elements}
-    inputs = {name: tracer.register() for name in ("p", "g")}
-    inputs |= {letter: tracer.register(level=slot.per) for letter, slot in slots.items()}
+    inputs = tracer.given(slots)
     numbers: dict[str, Any] = {letter: Number(tracer, inputs[letter]) for letter in slots}
     numbers |= {letter: memory.symbol(f"n[{letter!r}]", slot.per) for letter, slot in scalar_slots.items()}
     s = Slots(tracer, composition.slots, numbers)

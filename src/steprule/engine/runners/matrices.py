@@ -146,7 +146,7 @@ class MatrixWork:
                 kept = [states[place][self._matrices.slots[letter].key] for place in equal.places]
                 new = value.reshape(len(kept), *kept[0].shape)
                 torch._foreach_copy_(kept, list(new))  # pyright: ignore
-            self.forget()
+        self.forget()
 
     def forget(self) -> None:
         """Free what a step has made."""
@@ -182,7 +182,9 @@ class MatrixWork:
                 equal.values[register] = Lined(value.to(dtype), level)
 
     def _machine(self, equal: _Equal) -> Eager:
-        machine = Eager(self._program.rule, self._computed, shape=equal.view.shape(equal.shape[1:]))
+        shape = equal.view.shape(equal.shape[1:])
+        # Several matrices are a stack of them.
+        machine = Eager(self._program.rule, self._computed, shape=shape if equal.alone else (1, *shape[-2:]))
         machine.stacked = machine.on_matrices = True
         return machine
 

@@ -1,0 +1,182 @@
+"""Rules on whole matrices: kernels with words on whole matrices in between step as the loop does."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from rules import assert_same, numbers
+from torch import Tensor, nn
+
+import steprule
+from steprule import hyper, slot
+from steprule.declare import Matrix
+from steprule.matrix.words import matrix_word, transpose
+from steprule.words import columns, ema, norm, rows, sqrt, total
+
+SHAPES = ((64, 80), (80, 64), (64, 80), (3, 5), (64, 64), (1, 7))
+LOOP: dict[str, Any] = {"fused": False}
+
+
+@matrix_word(dtype="bfloat16")
+def narrow(x: Tensor, power: float, pair: tuple[float, float]) -> Tensor:
+    """A word in few bits, with plain numbers."""
+    return (x.bfloat16() * pair[0]).sign() * pair[1] * power
+
+
+class Whitening(Matrix):
+    """A little of everything: products, slots per pair of rows, sums of rows and matrices, `if`s."""
+
+    lr: float = hyper(default=0.01, at_least=0)
+    beta: float = hyper(default=0.9, at_least=0, below=1)
+    every: int = hyper(default=3, at_least=1)
+    largest_side: int = hyper(default=70, at_least=0)
+
+    m = slot("exp_avg")
+    left = slot("left", per="left")
+    kept = slot("kept", per="left")
+    right = slot("right", per="right")
+    size = slot("size", per="row")
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        s.m = ema(s.m, g, h.beta)
+        s.left = ema(s.left, g @ transpose(g), h.beta)
+        if t % h.every == 1:
+            s.kept = s.left / (1 + norm(s.left, over="matrix"))
+        u = s.kept @ s.m + narrow(s.m, t, (h.beta, 2.0))
+        if columns(p) <= h.largest_side:
+            s.right = s.right + transpose(g) @ g
+            u = u + 0.01 * (s.m @ s.right)
+        s.size = ema(s.size, norm(u, over="row"), h.beta)
+        u = u / (1 + s.size)
+        return -h.lr * sqrt(rows(p) / columns(p)) * u / (1 + total(u * u, over="matrix")) * (1 + 0.1 * norm(u))
+
+
+def stepped(
+    rule: Any,
+    steps: int,
+    shapes: Any = SHAPES,
+    dtype: torch.dtype = torch.float32,
+    late: int | None = None,
+    **options: Any,
+) -> tuple[Any, list[Any]]:
+    params = [nn.Parameter(numbers(shape, dtype, seed=i)) for i, shape in enumerate(shapes)]
+    optimizer = rule(params, **options)
+    for step in range(steps):
+        for place, param in enumerate(params):
+            param.grad = numbers(tuple(param.shape), dtype, seed=100 * step + place)
+            if place == late and step < 2:
+                param.grad = None
+        optimizer.step()
+    return optimizer, params
+
+
+def assert_close(ours: Any, wanted: Any, tolerance: float) -> None:
+    for one, other in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+STORAGE: list[tuple[torch.dtype, dict[str, Any]]] = [
+    (torch.float32, {}),
+    (torch.float64, {}),
+    (torch.float32, {"state_dtype": "bf16"}),
+    (torch.float32, {"state_dtype": "int8"}),
+    (torch.bfloat16, {"low_precision": "none"}),
+    (torch.bfloat16, {"low_precision": "kahan"}),
+    (torch.bfloat16, {"low_precision": "master"}),
+    (torch.bfloat16, {"low_precision": "stochastic", "state_dtype": "int8"}),
+]
+
+
+@pytest.mark.parametrize(
+    "modifiers", [[], [steprule.GlobalNormClip(0.1), steprule.Cautious(), steprule.EMA(0.9)]]
+)
+@pytest.mark.parametrize("rule", [steprule.Muon, Whitening])
+@pytest.mark.parametrize(("dtype", "storage"), STORAGE)
+def test_kernels_step_as_the_loop_does(
+    rule: Any, dtype: torch.dtype, storage: dict[str, Any], modifiers: list[Any]
+) -> None:
+    options: dict[str, Any] = {"modifiers": modifiers, **storage}
+    ours, params = stepped(rule, 5, dtype=dtype, late=2, **options)
+    loop, wanted = stepped(rule, 5, dtype=dtype, late=2, **options, **LOOP)
+    assert "runner: cpu_kernel" in ours.explain()
+    assert "runner: reference" in loop.explain()
+    assert "by the reference" not in ours.explain()
+    # Products of several matrices at once add in another order.
+    assert_close(params, wanted, 1e-12 if dtype == torch.float64 else 2e-2 if dtype == torch.bfloat16 else 1e-5)
+    for param, like in zip(params, wanted, strict=True):
+        assert ours.state[param].keys() == loop.state[like].keys()
+        assert ours.state[param]["step"] == loop.state[like]["step"] if "step" in ours.state[param] else True
+
+
+def test_equal_matrices_are_worked_on_together() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    @matrix_word
+    def looked_at(x: Tensor) -> Tensor:
+        seen.append(tuple(x.shape))
+        return x.clone()
+
+    class Looks(Matrix):
+        lr: float = hyper(default=0.1)
+
+        @staticmethod
+        def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+            return -h.lr * looked_at(g)
+
+    stepped(Looks, 1)
+    assert sorted(seen) == [(1, 7), (2, 64, 80), (3, 5), (64, 64), (80, 64)]
+
+
+def test_what_is_in_memory_between_sweeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from steprule.engine.runners.kernels import fused
+
+    whole, params = stepped(steprule.Muon, 3)
+    monkeypatch.setattr(fused, "BYTES", 4 * 64 * 80)
+    cut, others = stepped(steprule.Muon, 3)
+    assert len(whole.explain()) == len(cut.explain())
+    assert_close(params, others, 1e-5)
+
+
+@pytest.mark.parametrize("runner", [{}, LOOP])
+def test_a_condition_on_the_step_is_decided_before_it(runner: dict[str, Any]) -> None:
+    optimizer, (param, *_) = stepped(Whitening, 1, shapes=((4, 6),), **runner)
+    kept = copy.deepcopy(optimizer.state[param]["kept"])
+    assert kept.any()
+    for _ in range(2):
+        optimizer.step()
+        assert_same(optimizer.state[param]["kept"], kept)
+    optimizer.step()
+    assert not optimizer.state[param]["kept"].equal(kept)
+
+
+class AsksForASum(Matrix):
+    """An `if` on what only the step itself can find out."""
+
+    lr: float = hyper(default=0.1)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        return g if norm(g) > 1 else -g
+
+
+def test_a_condition_on_a_sum_cannot_be_decided_before_the_step() -> None:
+    with pytest.raises(TypeError, match=r"^AsksForASum\.update: 'if' on .* may change between steps"):
+        AsksForASum([nn.Parameter(torch.ones(2, 2))])
+
+
+def test_a_checkpoint_continues_bit_for_bit() -> None:
+    whole, params = stepped(Whitening, 5, late=1, state_dtype="int8")
+    half, others = stepped(Whitening, 3, late=1, state_dtype="int8")
+    saved, kept = half.state_dict(), [nn.Parameter(x.detach().clone()) for x in others]
+    again = Whitening(kept, state_dtype="int8")
+    again.load_state_dict(saved)
+    for step in (3, 4):
+        for place, param in enumerate(kept):
+            param.grad = numbers(tuple(param.shape), torch.float32, seed=100 * step + place)
+        again.step()
+    assert_same([x.detach() for x in kept], [x.detach() for x in params])
+    assert_same([again.state[x] for x in kept], [whole.state[x] for x in params])
