@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 from steprule import rule_errors
@@ -61,8 +61,9 @@ class Number:
 
     __slots__ = ("_handle", "machine", "product")
     __hash__ = None  # type: ignore[assignment]
-    # The names of all words, for messages.
+    # The names of all words, for messages, and a word that builds on this module.
     words: ClassVar[Sequence[str]] = ()
+    product_of_matrices: ClassVar[Callable[[Number, Number], Number]]
 
     def __init__(self, machine: Machine, handle: Any, product: tuple[Any, Any, Any] | None = None):
         self.machine = machine
@@ -144,9 +145,7 @@ class Number:
         return self._with("exponential", other)
 
     def __matmul__(self, other: Number) -> Number:
-        from steprule.whole import product  # which builds on this module
-
-        return product(self, other)
+        return Number.product_of_matrices(self, other)
 
     def __neg__(self) -> Number:
         return self._word("neg")

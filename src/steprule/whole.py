@@ -86,6 +86,7 @@ def _transposed(x: Any) -> Any:
 
 
 product = MatrixWord("@", _product, _of_product)
+Number.product_of_matrices = product
 transpose = MatrixWord("transpose", _transposed, _of_transposed)
 
 

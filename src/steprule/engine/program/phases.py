@@ -40,7 +40,6 @@ class Part(NamedTuple):
         return frozenset[Any]().union(*self.stages)
 
 
-
 class _Waiting(NamedTuple):
     part: Going
     asked: Asked
