@@ -58,6 +58,12 @@ PART = 8
 WHOLE = {"test_rules.py", "test_papers.py", "test_torch_parity.py", "test_golden.py", "test_combinations.py"}
 
 
+@pytest.fixture
+def iterations_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words on whole matrices that iterate in bfloat16 do so in double, as transcriptions do."""
+    monkeypatch.setattr("steprule.matrix.words.NARROW", torch.float64)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="every case of every test, of every rule")
 

@@ -55,7 +55,8 @@ class SignedMomentum(Elementwise):
 RULES: dict[str, Any] = {**steprule.catalogue(), "SignedMomentum": SignedMomentum}
 
 ORDINARY_SHAPES: Shapes = ((4, 3), (5,), (), (2, 3, 2, 2))
-SHAPES: dict[str, Shapes] = {"Muon": ((4, 3), (3, 5), (2, 2)), "SparseAdam": ((6, 3), (5, 2))}
+MATRIX_SHAPES: Shapes = ((4, 3), (3, 5), (2, 2))
+SHAPES: dict[str, Shapes] = {"SparseAdam": ((6, 3), (5, 2))}
 
 # These read the whole loss again and again, so they are handed a closure rather than a gradient.
 # Few iterations a step, so that several steps do not yet reach the bottom.
@@ -70,7 +71,8 @@ VISIBLE: dict[str, dict[str, Any]] = {
     "ScheduleFreeRAdam": {"silent_sgd_phase": False},
 }
 ONE_GROUP_ONLY = {"LBFGS"}
-REFUSE_COMPLEX = {"Adafactor", "CAME", "Muon", "SparseAdam"}
+REFUSE_COMPLEX = {"Adafactor", "CAME", "SparseAdam"}
+REFUSE_COMPLEX |= {name for name, rule in RULES.items() if issubclass(rule, Matrix)}
 ACCEPT_SPARSE = {"Adagrad", "SGD", "SparseAdam"}
 SWITCHES: dict[str, dict[str, Any]] = {
     "loop": {"foreach": False},
@@ -104,7 +106,7 @@ class Case:
 
     @property
     def shapes(self) -> Shapes:
-        return SHAPES.get(self.name, ORDINARY_SHAPES)
+        return SHAPES.get(self.name, ORDINARY_SHAPES if self.any_shape else MATRIX_SHAPES)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class Case:
     @property
     def any_shape(self) -> bool:
         """Whether it takes parameters of every shape."""
-        return self.name != "Muon"
+        return not matrices_only(self.rule)
 
     @property
     def sparse_only(self) -> bool:
@@ -222,6 +224,16 @@ def by_lines(rule: Any) -> bool:
     modifier = issubclass(rule, Modifier)
     optimizer = SignedMomentum(params, modifiers=[rule()]) if modifier else rule(params)
     return any(program.lined for program in optimizer.program(optimizer.param_groups[0]).kinds)
+
+
+@cache
+def matrices_only(rule: Any) -> bool:
+    """Whether the rule refuses vectors."""
+    try:
+        rule([nn.Parameter(torch.zeros(2))])
+    except ValueError:
+        return True
+    return False
 
 
 @cache

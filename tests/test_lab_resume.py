@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lab import OWN_TASK, assert_refused, everything_in, metrics_in, results_in, run, run_apart
+from rules import RULES, matrices_only
 from torch import nn
 
 import steprule
@@ -122,7 +123,7 @@ class Silent:
 
 
 def small_task(rule: str) -> Task:
-    """A classification with dropout that the rule can train: matrices for Muon, rows for SparseAdam."""
+    """A classification with dropout that the rule can train: matrices or rows, if it takes only those."""
     words = torch.randint(0, 20, (24, 3), generator=torch.Generator().manual_seed(1))
     labels = words.sum(1) % 4
     embedding = nn.Embedding(20, 8, sparse=rule == "SparseAdam")
@@ -130,7 +131,7 @@ def small_task(rule: str) -> Task:
     if rule == "SparseAdam":
         layers += [nn.Dropout(0.2), nn.Linear(24, 4).requires_grad_(False)]
     else:
-        layers += [nn.Dropout(0.2), nn.Linear(24, 4, bias=rule != "Muon")]
+        layers += [nn.Dropout(0.2), nn.Linear(24, 4, bias=not matrices_only(RULES[rule]))]
     return Task(
         model=nn.Sequential(*layers),
         train=(words, labels),

@@ -225,7 +225,7 @@ def test_defaults_are_torchs(paper):
         adam: {"optimized_update": False},
         radam: {"degenerate_to_sgd": True},
         sparse_adam: {"rows": ...},
-        muon: {"maximize": False},
+        muon: {"maximize": False, "method": "newton_schulz"},
     }
     rule = torch.optim.LBFGS if paper is lbfgs else TORCH_RULES[paper]
     if paper is lbfgs and not CLIMBS:

@@ -11,10 +11,17 @@ from torch import nn
 
 import steprule
 from steprule import parameter
+from steprule.declare import Matrix
 from steprule.engine import storage
 
 SHAPE = (70, 90)
-CODED = [case for case in LOOPS if case.name == "Muon" or (case.elementwise and not case.sparse_only)]
+
+
+def in_kernels(case: Case) -> bool:
+    return issubclass(case.rule, Matrix) or case.elementwise
+
+
+CODED = [case for case in LOOPS if in_kernels(case) and not case.sparse_only]
 
 
 def params(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from steprule.declare import Matrix, WeightDecay, decay, errors, hyper, slot
-from steprule.matrix.words import orthogonalize
+from steprule.matrix.words import METHODS, Method, orthogonalize
 from steprule.words import Number, columns, ema, larger, lerp, rows, sqrt
 
 
@@ -22,11 +22,16 @@ class Muon(Matrix, flags=""):
         s = √max(1, rows/columns), or with adjust_lr_fn:
             "match_rms_adamw"     0.2·√max(rows, columns)
             "spectral_unclamped"  √(rows/columns)
+        orthogonalize(U) is, by method:
+            "newton_schulz"       near UVᵀ of U = USVᵀ
+            "polar_express"       nearer to it, in as many steps and the same time
+            "exact"               UVᵀ, many times slower
 
     State: 1 value per parameter (momentum_buffer). Parameters must be matrices.
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, "Muon is
     Scalable for LLM Training", §2.2 (match_rms_adamw); Bernstein 2025, "Deriving Muon",
-    https://jeremybernste.in/writing/deriving-muon (spectral_unclamped).
+    https://jeremybernste.in/writing/deriving-muon (spectral_unclamped); Amsel et al. 2025, "The Polar
+    Express", https://arxiv.org/abs/2505.16932 (polar_express).
     """
 
     counts_steps = False
@@ -46,6 +51,9 @@ class Muon(Matrix, flags=""):
         choices=(None, "original", "match_rms_adamw", "spectral_unclamped"),
         meaning="how lr depends on the shape",
     )
+    method: Method = hyper(
+        default="newton_schulz", choices=METHODS, kw_only=True, meaning="how U is made orthogonal"
+    )
 
     m = slot("momentum_buffer")
 
@@ -58,7 +66,7 @@ class Muon(Matrix, flags=""):
             scale = 0.2 * sqrt(larger(rows(p), columns(p)))
         elif h.adjust_lr_fn == "spectral_unclamped":
             scale = sqrt(rows(p) / columns(p))
-        return -(h.lr * scale) * orthogonalize(u, h.ns_coefficients, h.ns_steps, h.eps)
+        return -(h.lr * scale) * orthogonalize(u, h.method, h.ns_steps, h.ns_coefficients, h.eps)
 
     @classmethod
     def check_parameter(cls, param: Tensor, name: Callable[[], str], group: int | None) -> None:
