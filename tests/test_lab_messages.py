@@ -48,7 +48,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--task own.py", "does not say which function: give own.py:FUNCTION"),
         ("--task absent.py:task", "no such file: absent.py"),
         ("--task own.py:tusk", "own.py has no function 'tusk'. Did you mean 'task'?"),
-        ("--optimizer muon", "Muon only supports 2D parameters"),
         ("--optimizer sparseadam", "SparseAdam needs sparse gradients"),
         ("--resume", "no run in 'runs/' fits these options"),
         ("--resume --out absent", "'absent' is not the folder of a run"),

@@ -93,7 +93,7 @@ def test_a_lazy_parameter_of_another_shape_than_its_state_is_named() -> None:
 
 def test_muon_looks_at_a_lazy_parameter_when_it_has_a_gradient() -> None:
     model = nn.Sequential(nn.LazyLinear(4))
-    optimizer = steprule.Muon(model)
+    optimizer = steprule.Muon(model.named_parameters())
     model(torch.ones(2, 6)).sum().backward()
     before = [param.detach().clone() for param in model.parameters()]
     with pytest.raises(ValueError, match=r"^Muon only supports 2D parameters, but '0.bias'"):

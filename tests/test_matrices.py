@@ -180,3 +180,151 @@ def test_a_checkpoint_continues_bit_for_bit() -> None:
         again.step()
     assert_same([x.detach() for x in kept], [x.detach() for x in params])
     assert_same([again.state[x] for x in kept], [whole.state[x] for x in params])
+
+
+# How matrices lie in a parameter
+
+
+def parts_of(view: dict[str, Any], x: Tensor) -> list[Tensor]:
+    """The matrices in a parameter, found in another way than the library does."""
+    x = x.reshape(x.shape[0], -1) if view.get("flatten") else x
+    stack = list(x.reshape(-1, *x.shape[-2:]))
+    along = view.get("dim", 0)
+    pieces = [piece for one in stack for piece in one.chunk(view.get("split", 1), along)]
+    return [piece.T if view.get("transpose") else piece for piece in pieces]
+
+
+VIEWS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+    ({}, (3, 6, 4)),
+    ({}, (2, 3, 4, 6)),
+    ({"flatten": True}, (6, 4, 3, 3)),
+    ({"split": 3}, (12, 5)),
+    ({"split": 3, "dim": 1}, (5, 12)),
+    ({"transpose": True}, (4, 6)),
+    ({"transpose": True, "split": 2, "dim": 1}, (4, 6)),
+    ({"split": 2}, (3, 6, 4)),
+    ({"split": 2, "dim": 1, "transpose": True}, (3, 6, 4)),
+    ({"flatten": True, "split": 2, "dim": 1}, (6, 4, 3, 3)),
+]
+MANY = (*VIEWS, VIEWS[3], VIEWS[4])
+
+
+@pytest.mark.parametrize("runner", [{}, LOOP])
+@pytest.mark.parametrize("rule", [steprule.Muon, Whitening])
+@pytest.mark.parametrize(("view", "shape"), VIEWS)
+def test_each_matrix_in_a_parameter_steps_as_if_it_were_alone(
+    rule: Any, view: dict[str, Any], shape: tuple[int, ...], runner: dict[str, Any]
+) -> None:
+    whole = nn.Parameter(numbers(shape, torch.float64, seed=1))
+    alone = [nn.Parameter(x.detach().clone().contiguous()) for x in parts_of(view, whole)]
+    together = rule([{"params": [whole], "views": [view]}], **runner)
+    apart = rule(alone, **runner)
+    steps = 4 if rule is Whitening else 3
+    for step in range(steps):
+        whole.grad = numbers(shape, torch.float64, seed=10 + step)
+        for param, gradient in zip(alone, parts_of(view, whole.grad), strict=True):
+            param.grad = gradient.contiguous()
+        if rule is Whitening:  # which has the norm of the whole parameter
+            together.step()
+            continue
+        together.step()
+        apart.step()
+    if rule is Whitening:
+        kernel = rule(
+            [{"params": [again := nn.Parameter(numbers(shape, torch.float64, seed=1))], "views": view}]
+        )
+        for step in range(steps):
+            again.grad = numbers(shape, torch.float64, seed=10 + step)
+            kernel.step()
+        assert_close([whole], [again], 1e-10)
+        assert_close(together.state[whole].values(), kernel.state[again].values(), 1e-10)
+        return
+    assert_close(
+        parts_of(view, whole.detach()), [x.detach() for x in alone], 1e-2 if "bf" in str(rule) else 1e-10
+    )
+
+
+def test_parameters_with_views_and_without_in_one_group() -> None:
+    def made(**runner: Any) -> list[Any]:
+        params = [nn.Parameter(numbers(shape, torch.float32, seed=i)) for i, (_, shape) in enumerate(MANY)]
+        optimizer = steprule.Muon([{"params": params, "views": [view for view, _ in MANY]}], **runner)
+        for step in range(3):
+            for place, param in enumerate(params):
+                param.grad = numbers(tuple(param.shape), torch.float32, seed=100 * step + place)
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert optimizer.param_groups[0]["views"][3] == {
+            "flatten": False,
+            "split": 3,
+            "dim": 0,
+            "transpose": False,
+        }
+        return params
+
+    assert_close(made(), made(**LOOP), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        ({"split": 5}, r"split=5 of 12 rows, must be equal parts"),
+        ({"split": 0}, r"split=0, must be a whole number, at least 1"),
+        ({"dim": 2}, r"dim=2, must be 0 or 1"),
+        ({"flat": True}, r"\{'flat': True\}, must be a dict with flatten, split, dim, transpose, or None"),
+        ({"flatten": 1}, r"flatten=1, must be True or False"),
+        ([None, None], r"2 views for 1 parameters, must be one for each"),
+    ],
+)
+def test_views_that_do_not_fit(view: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^Muon: views: {message}"):
+        steprule.Muon([{"params": [nn.Parameter(torch.ones(12, 4))], "views": view}])
+
+
+def test_views_are_for_matrices() -> None:
+    with pytest.raises(
+        ValueError, match=r"^Muon: views: of a parameter of shape \(3,\), must be two dimensions"
+    ):
+        steprule.Muon([{"params": [nn.Parameter(torch.ones(3))], "views": {}}])
+    with pytest.raises(ValueError, match=r"^AdamW: views: given, must be left out"):
+        steprule.AdamW([{"params": [nn.Parameter(torch.ones(3, 3))], "views": {}}])
+
+
+class Small(nn.Module):
+    """A convolution, an attention, a layer and an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.attention = nn.Conv2d(3, 8, 3), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.up, self.head = nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).mT
+        return self.head(self.up(self.attention(x, x, x)[0]).relu().mean(1))
+
+
+def test_a_model_alone_is_enough() -> None:
+    torch.manual_seed(0)
+    model = Small()
+    optimizer = steprule.Muon(model, lr=0.01)
+    matrices, rest = optimizer.param_groups
+    assert matrices["param_names"] == [
+        *("stem.weight", "attention.in_proj_weight", "attention.out_proj.weight", "up.weight")
+    ]
+    assert (matrices["lr"], rest["rule"], rest["lr"]) == (0.01, "AdamW", 1e-3)
+    assert "flattened: 'stem.weight'" in optimizer.explain()
+    assert "rest" not in matrices
+    x, y = numbers((16, 3, 8, 8), torch.float32, 1), torch.arange(16) % 5
+    losses: list[float] = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.95 * losses[0]
+    other = steprule.create("muon", Small(), rest=(steprule.Lion, {"lr": 1e-4}), state_dtype="bf16")
+    assert [group.get("rule") for group in other.param_groups] == [None, "Lion"]
+    with pytest.raises(TypeError, match=r"^Muon: rest needs a model"):
+        steprule.Muon([nn.Parameter(torch.ones(2, 2))], rest=(steprule.AdamW, {}))
+    with pytest.raises(TypeError, match=r"must be a rule and a dict"):
+        steprule.Muon(Small(), rest=steprule.AdamW)

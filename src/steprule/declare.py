@@ -62,8 +62,10 @@ import torch
 
 from steprule import errors, rule_errors
 from steprule.engine import docstrings, estimation, statement
+from steprule.engine.composition import composed
 from steprule.engine.fields import FLAGS, OPTIONS, Field, Parameter, Slot, parameter
 from steprule.engine.modifier import ModifierBase, snake_case
+from steprule.engine.program.trace import trace
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.weight_decay import MODES, WeightDecay
 
@@ -392,6 +394,19 @@ class Matrix(Elementwise):
     matrices = "stacked"
     on_matrices = True
     complex_error = RuntimeError
+
+    rest: tuple[type, Mapping[str, Any]] | None = _option(
+        default=None,
+        kw_only=True,
+        meaning="with a model: what steps all but hidden matrices, as in (AdamW, {'lr': 3e-4})",
+    )
+
+    @classmethod
+    def steps_vectors(cls) -> bool:
+        """Whether `update` also says what vectors do."""
+        defaults = {name: field.default for name, field in cls.fields.items() if not field.free}
+        program = trace(composed(cls, cls.update), defaults)
+        return program.of_vectors is not None or not program.needs_matrices
 
 
 @dataclass_transform(kw_only_default=False, field_specifiers=(hyper,))

@@ -461,16 +461,8 @@ def not_dense(who: str, name: str):
 def not_a_matrix(who: str, name: str, shape: tuple[int, ...], group: int | None):
     """A vector or a higher-dimensional tensor for a rule on matrices."""
     return ValueError(
-        f"{who} only supports 2D parameters, but {name} has shape {shape}{in_group(group)}. Give "
-        "vectors and embeddings to AdamW, and reshape convolutions to matrices."
-    )
-
-
-def vector_for_matrices(who: str, name: str, shape: tuple[int, ...], group: int | None):
-    """A vector or a single number for a rule that only says what matrices do."""
-    return ValueError(
-        f"{who} steps matrices, but {name} has shape {shape}{in_group(group)}. "
-        "Give it a group with another rule, such as AdamW."
+        f"{who} only supports 2D parameters, but {name} has shape {shape}{in_group(group)}. {who}(model) steps "
+        "all but hidden matrices with AdamW; `views` in a group says how matrices lie in other parameters."
     )
 
 

@@ -140,3 +140,24 @@ def sums_wait(who: str, groups: Sequence[int]):
         f"{who}: parameter groups {listed} take the same sums over all parameters in another order, so that "
         "each waits for the others. List their modifiers in the same order, or give each group an optimizer."
     )
+
+
+# What matrices lie in a parameter
+
+
+def rest_without_module(who: str):
+    """A rule for all but the matrices, where nothing says which those are."""
+    return TypeError(f"{who}: rest needs a model that says which parameters are matrices. Pass the nn.Module.")
+
+
+def vector_for_matrices(who: str, name: str, shape: tuple[int, ...], group: int | None):
+    """A vector or a single number for a rule that only says what matrices do."""
+    return ValueError(
+        f"{who} steps matrices, but {name} has shape {shape}{errors.in_group(group)}. "
+        "Give it a group with another rule, such as AdamW."
+    )
+
+
+def wrong_view(who: str, given: str, allowed: str, group: int):
+    """A view of weights that does not exist, or that does not fit the weight."""
+    return ValueError(f"{who}: views: {given}, must be {allowed}{errors.in_group(group)}.")

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from steprule import errors
-from steprule.engine import lines
+from steprule.engine import lines, views
 from steprule.plain import SCALAR_WORDS
 
 # The key under which a group with nonfinite="skip" counts its skipped steps.
@@ -19,7 +19,7 @@ SKIPPED_STEPS = "skipped_steps"
 # Keys that schedulers and this library put into groups; no hyper-parameter may have such a name.
 TAKEN_KEYS = frozenset(
     {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum"}
-    | {"max_momentum", "swa_lr", "weight_decay_mode", "param_shapes", SKIPPED_STEPS}
+    | {"max_momentum", "swa_lr", "weight_decay_mode", "param_shapes", SKIPPED_STEPS, views.KEY}
 )
 # torch's switches. Not every rule of torch has each of them; groups hold the same keys as torch's.
 FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
@@ -213,21 +213,22 @@ class Slot:
         """Whether this group's options need the slot."""
         return self.when is None or bool(group[self.when])
 
-    def shape_for(self, param: torch.Tensor) -> tuple[int, ...] | None:
-        """The slot's shape for this parameter; None where the parameter has no such slot."""
+    def shape_for(self, param: torch.Tensor, group: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """The slot's shape for this parameter of a group; None where the parameter has no such slot."""
         if self.shared or not self.fits(lines.is_matrix(param.shape)):
             return None
         if self.per_tensor:
             return ()
         if self.per != "element":
-            return lines.shape_per(param.shape, self.per, self.stacked)
+            view = views.of(group, param)
+            return lines.shape_per(view.shape(param.shape), self.per, self.stacked)
         return tuple(param.shape)
 
     def create(
         self, param: torch.Tensor, group: dict[str, Any], dtype: torch.dtype | None = None
     ) -> torch.Tensor | None:
         """The slot with its initial value, in the parameter's dtype unless another is given."""
-        shape = self.shape_for(param)
+        shape = self.shape_for(param, group)
         if shape is None:
             return None
         if self.starts is parameter:

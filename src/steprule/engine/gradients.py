@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule import errors
-from steprule.engine import storage, usable
+from steprule import errors, group_errors
+from steprule.engine import storage, usable, views
 from steprule.engine.runners.kernels.forms import has_elements
 
 SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
@@ -44,10 +44,11 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
         raise errors.dense_gradient(who, optimizer.name_of(param))
     if (program.lined or rule.on_matrices) and storage.split(param):
         raise errors.matrix_in_parts(own.name, optimizer.name_of(param), None)
-    if param.dim() < 2 and program.needs_matrices:
-        raise errors.vector_for_matrices(who, optimizer.name_of(param), tuple(param.shape), None)
     # It may have changed: some trainers flatten all parameters.
-    rule.check_parameter(param, partial(optimizer.name_of, param), None)
+    if not views.says(group, param):
+        rule.check_parameter(param, partial(optimizer.name_of, param), None)
+    if param.dim() < 2 and program.needs_matrices:
+        raise group_errors.vector_for_matrices(who, optimizer.name_of(param), tuple(param.shape), None)
     if not usable.is_writable(param):
         fix = "Give the optimizer a clone of it, made outside of torch.inference_mode()."
         raise errors.parameter_not_writable(who, optimizer.name_of(param), usable.READ_ONLY, fix)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from steprule import errors, group_errors, rule_errors
-from steprule.engine import group_keys, moving, nonfinite, notices, plans, storage, weight_decay
+from steprule.engine import group_keys, moving, nonfinite, notices, plans, storage, views, weight_decay
 from steprule.engine.checkpoint import state_dicts
 from steprule.engine.checkpoint.report import LoadReport
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
@@ -188,6 +188,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
         group["params"] = [tensors[i] for i in unique]
         if named:
             group["param_names"] = [group["param_names"][i] for i in unique]
+        if isinstance(group.get(views.KEY), (list, tuple)) and len(group[views.KEY]) == len(tensors):
+            group[views.KEY] = [group[views.KEY][i] for i in unique]
         self._check_parameters(group, index)
         self.param_groups.append(group)
 
@@ -292,7 +294,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
             preparation.begin()
             went = self._run(steps, gate)
         except Exception as error:
-            error.add_note(errors.in_the_middle_of_a_step(type(self).__name__))
+            if not getattr(error, "nothing_moved", False):
+                error.add_note(errors.in_the_middle_of_a_step(type(self).__name__))
+            elif not preparation.moves:
+                preparation.undo()
             raise
         if gate is not None and not went:
             preparation.undo()
@@ -501,7 +506,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             count = _elements(group["params"])
             lines.append(f"  group {index}: {errors.counted(len(group['params']), 'parameter')}, {count}")
-            shown = ((k, v) for k, v in group.items() if k not in ("params", "param_names"))
+            shown = ((k, v) for k, v in group.items() if k not in ("params", "param_names", views.KEY))
             lines += [f"    {key}: {value}" for key, value in shown if value is not None]
         return "\n".join([*lines, ")"])
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from steprule import errors, rule_errors
+from steprule import errors, group_errors, rule_errors
 from steprule.engine import (
     draws,
     effects,
@@ -26,6 +26,7 @@ from steprule.engine import (
     plans,
     storage,
     usable,
+    views,
     weight_decay,
 )
 from steprule.engine.checkpoint import restored
@@ -60,8 +61,9 @@ class RuleOptimizer(CheckedOptimizer):
     torch_flags: ClassVar[tuple[str, ...]] = FLAGS
     # Whether torch's lists of tensors accept an lr or betas that are tensors.
     lists_take_tensors: ClassVar[bool] = True
-    # Whether it works on whole matrices.
+    # Whether it works on whole matrices, and what makes groups of a model then.
     on_matrices: ClassVar[bool] = False
+    groups_of: ClassVar[Callable[..., Any]]
     _watched_rounding: bool = False
     _looked_for_curvature: bool = False
     # The rows and columns that `update` sees: "flattened" or "stacked", as in `lines`.
@@ -75,6 +77,11 @@ class RuleOptimizer(CheckedOptimizer):
         if type(self).update is RuleOptimizer.update:
             methods = [name for name, value in vars(type(self)).items() if callable(value)]
             raise rule_errors.no_update(type(self).__name__, errors.close("update", methods))
+        rest = defaults.pop("rest", None)
+        if self.on_matrices and isinstance(params, torch.nn.Module):
+            params = self.groups_of(type(self), params, rest)
+        elif rest is not None:
+            raise group_errors.rest_without_module(type(self).__name__)
         super().__init__(params, {**_without_absent(type(self), defaults), **self.fixed})
         if self.starts_with_state:
             self._make_state(frozen=True)
@@ -131,6 +138,7 @@ class RuleOptimizer(CheckedOptimizer):
         own = self.declared(group)
         return {
             "rule",
+            views.KEY,
             evaluation.EVALUATING,
             PEAK_LR.name,
             *own.fields,
@@ -235,21 +243,26 @@ class RuleOptimizer(CheckedOptimizer):
 
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
         own = self.composition(group)
-        storage.check_parameters(own.rule.__name__, own.slots, group, index)
+        who = own.rule.__name__
+        if group.get(views.KEY) is not None:
+            if not own.rule.on_matrices:
+                problem = "left out: it steps every element on its own"
+                raise group_errors.wrong_view(who, "given", problem, index)
+            group[views.KEY] = views.checked(who, group, index)
+        storage.check_parameters(who, own.slots, group, index)
         names: list[str] = group.get("param_names", [])
         for place, param in enumerate(group["params"]):
             if not is_lazy(param):  # it is checked when it has a gradient
                 name = f"'{names[place]}'" if names else f"parameter {place}"
-                own.rule.check_parameter(param, partial(str, name), index)
+                if not views.says(group, param):
+                    own.rule.check_parameter(param, partial(str, name), index)
                 if param.dim() < 2 and self.program(group).of(param).needs_matrices:
-                    raise errors.vector_for_matrices(own.rule.__name__, name, tuple(param.shape), index)
+                    raise group_errors.vector_for_matrices(who, name, tuple(param.shape), index)
         if own.rule.on_matrices or any(program.lined for program in self.program(group).kinds):
             self._check_whole(group, index, own.name)
         if self.program(group).shares and group.get("differentiable"):
             fix = "Autograd cannot record a sum over all parameters in the middle of a step; drop it."
-            raise errors.contradiction(
-                own.rule.__name__, "differentiable=True", "over='group' or 'all' in a rule", fix
-            )
+            raise errors.contradiction(who, "differentiable=True", "over='group' or 'all' in a rule", fix)
 
     # State
 
@@ -259,7 +272,7 @@ class RuleOptimizer(CheckedOptimizer):
         Raises: RuntimeError for a state that cannot be this parameter's.
         """
         state = self.state[param]
-        problem = usable.problem_of(self.composition(group).slots.values(), param, state)
+        problem = usable.problem_of(self.composition(group).slots.values(), param, state, group)
         if problem is not None:
             raise errors.state_does_not_fit(self.who(group), self.name_of(param), *problem)
         if torch.is_inference_mode_enabled():
@@ -515,6 +528,7 @@ class RuleOptimizer(CheckedOptimizer):
         chosen = choice.choose(own, group)
         lines = [f"runner: {chosen.runner.name}; options: {', '.join(options) or 'none'}"]
         lines += filter(None, [own.places(group)])
+        lines += views.told(group, self.names_in(group))
         lines += [f"not {runner}: {reason}" for runner, reason in chosen.passed_over.items()]
         lines += effects.without_effect(self, group)
         return lines + chosen.runner.explain(self, group)
@@ -524,7 +538,9 @@ def _without_absent(rule: Any, defaults: dict[str, Any]) -> dict[str, Any]:
     """The defaults without those switches that torch's rule does not have and that were not given."""
     # torch's rules differ in the switches they have; groups hold the same keys as theirs.
     absent = [
-        x for x in (*FLAGS, *OPTIONS) if x not in rule.torch_flags and defaults.get(x) is rule.fields[x].default
+        x
+        for x in (*FLAGS, *OPTIONS, "rest")
+        if x in rule.fields and x not in rule.torch_flags and defaults.get(x) is rule.fields[x].default
     ]
     return {key: value for key, value in defaults.items() if key not in absent}
 

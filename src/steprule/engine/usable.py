@@ -25,7 +25,7 @@ READ_ONLY = "cannot be written in place: its elements share memory, or it was ma
 Problem = tuple[str, str]
 
 
-def problem_of(slots: Iterable[Slot], param: Tensor, state: Any) -> Problem | None:
+def problem_of(slots: Iterable[Slot], param: Tensor, state: Any, group: Mapping[str, Any]) -> Problem | None:
     """What is wrong with a parameter's state, or None. Entries may be missing: they are created."""
     if not isinstance(state, dict):
         return f"its state is {type(state).__name__}, must be a dict", VALUE
@@ -41,7 +41,7 @@ def problem_of(slots: Iterable[Slot], param: Tensor, state: Any) -> Problem | No
             fine = isinstance(value, Tensor) and value.is_floating_point()
             problem = _problem_of_number(key, value, "a floating-point tensor of one number", fine)
         elif key == slot.key:
-            problem = _problem(key, value, param, slot.shape_for(param), _kind_of(param))
+            problem = _problem(key, value, param, slot.shape_for(param, group), _kind_of(param))
         else:
             scale, blocks = f"{slot.key}_scale", -(-param.numel() // storage.BLOCK)
             problem = _problem(key, value, param, tuple(param.shape)) or _other_dtype(key, value, storage.CODES)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from steprule import group_errors
+
+# The key of a group under which it has a view for each of its parameters, as a dict or None.
+KEY = "views"
 
 
 @dataclass(frozen=True)
@@ -14,59 +21,140 @@ class View:
     """How the matrices lie in a parameter of two dimensions and more.
 
     flatten: the first dimension is that of the rows, and all others together are the columns; otherwise the
-    last two are a matrix, and the others a stack of them. split: the sizes of parts that are matrices of their
-    own, along the rows, or along the columns if dim is 1. heads: into how many equal matrices each part is
-    split further, along the same dimension. transpose: what the parameter has as rows are the columns.
+    last two are a matrix, and the others a stack of them. split: into how many equal matrices each of them is
+    split, along the rows, or along the columns if dim is 1. transpose: what is a row of the parameter is a
+    column of the matrix.
     """
 
     flatten: bool = False
-    split: tuple[int, ...] = ()
+    split: int = 1
     dim: int = 0
-    heads: int = 1
     transpose: bool = False
+
+    def __str__(self) -> str:
+        said = ["flattened"] if self.flatten else []
+        along = "columns" if self.dim else "rows"
+        said += [f"{self.split} matrices side by side along the {along}"] if self.split > 1 else []
+        return ", ".join(said + ["transposed"] * self.transpose)
 
     @property
     def plain(self) -> bool:
         """Whether the matrices lie one after the other in memory, each row by row."""
-        return not self.transpose and (self.dim == 0 or self.parts == 1)
+        return not self.transpose and (self.dim == 0 or self.split == 1)
 
-    @property
-    def parts(self) -> int:
-        """How many matrices each matrix of the parameter is split into."""
-        return max(1, len(self.split)) * self.heads
+    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of what `matrices` makes of a parameter of this shape; that of a vector stays."""
+        if len(shape) < 2 or self == AS_IT_IS:
+            return tuple(shape)
+        *stack, rows, columns = (shape[0], math.prod(shape[1:])) if self.flatten else shape
+        sizes = [rows, columns]
+        sizes[self.dim] //= self.split
+        stack += [self.split] if self.split > 1 else []
+        return (*([math.prod(stack)] if stack else []), *(reversed(sizes) if self.transpose else sizes))
 
     def matrices(self, x: Tensor, leading: int = 0) -> Tensor:
-        """The matrices, in the last two dimensions of a tensor of two or three; it shares memory where it can.
+        """The matrices, in the last two dimensions of a tensor of two or three.
 
-        leading: how many dimensions come before those of the parameter.
+        leading: how many dimensions come before those of the parameter, to which all of a stack are added.
         """
+        if x.dim() - leading < 2:
+            return x
         if self.flatten:
             x = x.flatten(leading + 1)
-        if self.parts > 1:
+        if self.split > 1:
             along = x.dim() - 2 + self.dim
-            x = cast(Any, x).unflatten(along, (self.parts, x.size(along) // self.parts)).movedim(along, -3)
+            parts: Tensor = cast(Any, x).unflatten(along, (self.split, x.size(along) // self.split))
+            x = parts.movedim(along, -3)
         if self.transpose:
             x = x.mT
         return x.flatten(0, -3) if x.dim() > 3 else x
 
-    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of what `matrices` makes of a parameter of this shape."""
-        rows, columns = shape[-2], shape[-1]
-        stack = 1
-        for size in shape[:-2]:
-            stack *= size
-        if self.flatten:
-            rows, columns, stack = shape[0], stack * rows * columns // shape[0] if shape[0] else 0, 1
-        sizes = [rows, columns]
-        sizes[self.dim] //= self.parts
-        stack *= self.parts
-        lead = () if stack == 1 and (self.flatten or len(shape) == 2) else (stack,)
-        return (*lead, *(reversed(sizes) if self.transpose else sizes))
+    def back(self, matrices: Tensor, shape: Sequence[int], leading: int = 0) -> Tensor:
+        """A tensor of this shape of whose matrices these are the values."""
+        if len(shape) - leading < 2 or self.plain:
+            return matrices.reshape(tuple(shape))
+        x = matrices.mT if self.transpose else matrices
+        if self.split > 1:
+            stack = shape[:leading] if self.flatten else shape[:-2]
+            x = x.reshape(*stack, self.split, *x.shape[-2:]).movedim(-3, -3 + self.dim)
+        return x.reshape(tuple(shape))
 
 
 AS_IT_IS = View()
 
 
+def told(group: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Where matrices do not lie as they are: one line for each way."""
+    found: dict[str, list[str]] = {}
+    for place, name in enumerate(names):
+        said = str(at(group, place))
+        if said:
+            found.setdefault(said, []).append(name)
+    return [f"{said}: {', '.join(own[:3])}{', …' * (len(own) > 3)}" for said, own in found.items()]
+
+
 def of(group: Mapping[str, Any], param: Tensor) -> View:
     """How the matrices lie in a parameter of this group."""
-    return AS_IT_IS
+    if group.get(KEY) is None:
+        return AS_IT_IS
+    return at(group, next(i for i, other in enumerate(group["params"]) if other is param))
+
+
+def says(group: Mapping[str, Any], param: Tensor) -> bool:
+    """Whether the group says how the matrices lie in a parameter."""
+    return group.get(KEY) is not None and any(
+        other is param and view is not None for other, view in zip(group["params"], group[KEY], strict=False)
+    )
+
+
+def at(group: Mapping[str, Any], place: int) -> View:
+    """How the matrices lie in the parameter at this place of a group."""
+    given = group.get(KEY)
+    return AS_IT_IS if given is None or given[place] is None else View(**given[place])
+
+
+def checked(who: str, group: Mapping[str, Any], index: int) -> list[dict[str, Any] | None] | None:
+    """The views of a group, one for each parameter. One alone is that of all of them.
+
+    Raises: ValueError for a view that does not exist or does not fit.
+    """
+    given: Any = group.get(KEY)
+    if given is None:
+        return None
+    params = list(group["params"])
+    views: list[Any] = [given] * len(params) if isinstance(given, Mapping) else list(given)
+    if len(views) != len(params):
+        raise group_errors.wrong_view(
+            who, f"{len(views)} views for {len(params)} parameters", "one for each", index
+        )
+    return [_checked(who, view, param, index) for view, param in zip(views, params, strict=True)]
+
+
+def _checked(who: str, given: Any, param: Tensor, index: int) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    known: dict[str, tuple[type, str]] = {
+        "flatten": (bool, "True or False"),
+        "split": (int, "a whole number, at least 1"),
+        "dim": (int, "0 or 1"),
+        "transpose": (bool, "True or False"),
+    }
+    entries = cast("dict[str, Any]", given)
+    if not isinstance(given, Mapping) or not entries.keys() <= known.keys():
+        raise group_errors.wrong_view(who, repr(entries), f"a dict with {', '.join(known)}, or None", index)
+    for name, value in entries.items():
+        kind, allowed = known[name]
+        fits = type(value) is kind and (name != "split" or value >= 1) and (name != "dim" or value in (0, 1))
+        if not fits:
+            raise group_errors.wrong_view(who, f"{name}={value!r}", allowed, index)
+    view = View(**entries)
+    if is_lazy(param):
+        return asdict(view)
+    shape = tuple(param.shape)
+    if len(shape) < 2:
+        raise group_errors.wrong_view(who, f"of a parameter of shape {shape}", "two dimensions or more", index)
+    rows, columns = (shape[0], math.prod(shape[1:])) if view.flatten else shape[-2:]
+    length, what = (columns, "columns") if view.dim else (rows, "rows")
+    if length % view.split:
+        raise group_errors.wrong_view(who, f"split={view.split} of {length} {what}", "equal parts", index)
+    return asdict(view)

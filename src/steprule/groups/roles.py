@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -29,12 +29,16 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 class Known(NamedTuple):
-    """A parameter of a model, with all its names; what it is, in one word and in a few."""
+    """A parameter of a model, with all its names; what it is, in one word and in a few.
+
+    view: how the matrices lie in it, if it is no plain matrix.
+    """
 
     names: tuple[str, ...]
     param: Tensor
     kind: Kind
     reason: str
+    view: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -57,8 +61,25 @@ def known(model: nn.Module) -> list[Known]:
     for param in model.parameters():
         kind, reason = _judged(param, owners[id(param)], head, routers, experts)
         shared = ", shared with another layer" if len(owners[id(param)]) > 1 else ""
-        found.append(Known(tuple(names[id(param)]), param, kind, reason + shared))
+        view = _view_of(kind, *owners[id(param)][0])
+        found.append(Known(tuple(names[id(param)]), param, kind, reason + shared, view))
     return found
+
+
+def _view_of(kind: Kind, module: nn.Module, key: str) -> Mapping[str, Any] | None:
+    """How the matrices lie in a parameter, as its module says."""
+    if kind == "convolution":
+        return {"flatten": True}
+    if kind == "experts":
+        return {}
+    if isinstance(module, nn.MultiheadAttention) and key == "in_proj_weight":
+        return {"split": 3}  # of queries, keys and values
+    return {"transpose": True} if _is_turned(module) else None
+
+
+def _is_turned(module: nn.Module) -> bool:
+    """Whether it is a Linear layer with inputs as rows, as GPT-2 in transformers has."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def _judged(
@@ -89,6 +110,8 @@ def _judged(
     for module, key in owners:
         if isinstance(module, nn.Linear) and key == "weight":
             return "linear", "the weight of a Linear layer"
+        if _is_turned(module) and key == "weight":
+            return "linear", "the weight of a Linear layer with inputs as rows"
         if isinstance(module, nn.MultiheadAttention) and key.endswith("proj_weight"):
             return "linear", "a projection of attention"
         if isinstance(module, CONVOLUTIONS) and key == "weight":

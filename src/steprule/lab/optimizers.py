@@ -97,7 +97,8 @@ def build_optimizer(name: str, model: nn.Module, settings: Mapping[str, Any]) ->
         if checks_itself:
             added, settings = with_values(modifiers, settings, optimizer_label(name).lower())
             settings |= {"modifiers": added} if added else {}
-        return build(model.named_parameters(), **settings)
+        # Which parameters are hidden matrices only the model says.
+        return build(model if getattr(make, "on_matrices", False) else model.named_parameters(), **settings)
     except Exception as error:  # a user's own class may fail in any way
         if checks_itself and isinstance(error, (TypeError, ValueError, RuntimeError)):
             raise LabError(str(error)) from error

@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from steprule import errors, rule_errors
-from steprule.engine import group_keys
+from steprule.engine import group_keys, views
 from steprule.engine.checkpoint import origin
 from steprule.engine.checkpoint.matching import SHAPES, Match, Place, names_of
 from steprule.engine.checkpoint.report import Change, plain
@@ -19,7 +19,9 @@ from steprule.engine.fields import SKIPPED_STEPS
 
 CHOICES = ("saved", "current")
 # Keys that belong to the parameters or to the group itself, not to its settings.
-OWN = frozenset({"params", "param_names", SHAPES, "name", SKIPPED_STEPS, "rule", "modifiers", EVALUATING})
+OWN = frozenset(
+    {"params", "param_names", SHAPES, "name", SKIPPED_STEPS, "rule", "modifiers", EVALUATING, views.KEY}
+)
 # Keys of schedulers and WeightDecay, each with the hyper-parameters that it belongs to.
 FOLLOWS = {
     "initial_lr": ("lr",),

@@ -257,7 +257,8 @@ class _States:
                     fitted[key] = self._stored(place, key, value)
             elif self._keeps(place, slot_key, value, group):
                 slot = self.slots[slot_key]
-                fitted[slot.key if key == slot_key else key] = self._slot(place, slot, value, key != slot_key)
+                entry, coded = (slot.key, False) if key == slot_key else (key, True)
+                fitted[entry] = self._slot(place, slot, value, coded, group)
                 if key != slot_key and f"{slot_key}_scale" not in saved:
                     problem = f"'{key}' of {place.shown} comes without '{slot_key}_scale'"
                     raise errors.checkpoint(self.who, problem)
@@ -319,7 +320,7 @@ class _States:
         self._check_finite(place, key, value)
         return _copied(value, None if key in moving.ON_HOST else param.device)
 
-    def _slot(self, place: matching.Place, slot: Slot, value: Any, coded: bool) -> Tensor:
+    def _slot(self, place: matching.Place, slot: Slot, value: Any, coded: bool, group: Dict) -> Tensor:
         param = self.like
         if slot.per_tensor and isinstance(value, (int, float)) and not isinstance(value, bool):
             number = torch.tensor(float(value), dtype=scalar_dtype(), device="cpu")
@@ -333,7 +334,7 @@ class _States:
         if not isinstance(value, Tensor):
             problem = f"'{slot.key}' of {place.shown} is {_described(value)}, must be a tensor"
             raise errors.checkpoint(self.who, problem)
-        shape = slot.shape_for(param)
+        shape = slot.shape_for(param, group)
         if tuple(value.shape) != shape:
             raise errors.checkpoint(
                 self.who,
@@ -376,7 +377,11 @@ class _States:
             # torch's SGD keeps no count, but if it has a buffer, the first step is over.
             fitted["step"] = torch.ones((), dtype=scalar_dtype(), device="cpu")
         for slot in self.slots.values():
-            if storage.holds(fitted, slot.key) or not slot.exists(group) or slot.shape_for(self.like) is None:
+            if (
+                storage.holds(fitted, slot.key)
+                or not slot.exists(group)
+                or slot.shape_for(self.like, group) is None
+            ):
                 continue
             started = "." in slot.key and slot.key.partition(".")[0] not in (saved_group.get("modifiers") or ())
             if not started and (slot.when is None or saved_group.get(slot.when)):

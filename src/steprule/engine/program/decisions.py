@@ -22,7 +22,7 @@ def chosen(
     own = program.of(param)
     while own.decision is not None:
         double = param.dtype == torch.float64
-        shape = views.of(group, param).shape(param.shape) if param.dim() > 1 else param.shape
+        shape = views.of(group, param).shape(param.shape)
         numbers = lines.facts(shape, double, own.decision.facts)
         for letter, slot in own.scalar_slots.items():
             numbers[letter] = float(group[slot.key]) if slot.shared else state[slot.key].item()

@@ -57,11 +57,16 @@ def run(parts: Iterable[Part], stop: Callable[[Mapping[Any, float]], bool] = lam
     waiting: list[_Waiting] = []
     may_raise: dict[Going, bool] = {}
 
+    moved = False
+
     def go(going: Going, answers: Mapping[Any, float] | None) -> None:
         try:
             asked = going.send(answers)  # type: ignore[arg-type]
         except StopIteration:
             return
+        except Exception as error:
+            error.nothing_moved = not moved  # type: ignore[attr-defined]
+            raise
         for key, (_, share) in asked.items():
             shares.setdefault(key, []).append(share)
         waiting.append(_Waiting(going, asked))
@@ -87,6 +92,7 @@ def run(parts: Iterable[Part], stop: Callable[[Mapping[Any, float]], bool] = lam
                 x.part.close()
             return False
         for x in ready:
+            moved = moved or BEFORE_STORING in x.asked or not may_raise[x.part]
             go(x.part, {key: known[key] for key in x.asked if key in known})
     for part in moving:
         part.start()

@@ -18,6 +18,7 @@ from steprule.engine import lines
 from steprule.engine.draws import Draws
 from steprule.engine.fields import scalar_dtype
 from steprule.engine.program import sums
+from steprule.engine.views import AS_IT_IS
 from steprule.levels import SIDES, finest, reduced
 from steprule.plain import Double
 from steprule.values import Number
@@ -122,7 +123,7 @@ class Eager:
 
     __slots__ = (
         *("as_torch", "draws", "dtype", "live", "on_matrices", "parts", "rule", "shape", "shared"),
-        "stacked",
+        *("stacked", "view"),
     )
 
     def __init__(
@@ -142,6 +143,7 @@ class Eager:
         self.parts = parts
         self.stacked = False
         self.on_matrices = False
+        self.view = AS_IT_IS
         self.as_torch: str | None = None
         self.draws: Draws | None = None
 
@@ -192,7 +194,8 @@ class Eager:
         """A random number for every element."""
         if self.draws is None:
             raise rule_errors.drawn_outside_of_a_step(word)
-        return self.draws.next(self.rule, word, self.dtype)
+        drawn = self.draws.next(self.rule, word, self.dtype)
+        return self.view.matrices(drawn) if self.on_matrices else drawn
 
     def fact(self, name: str) -> float:
         """The parameter's size, its rows or its columns, or its epsilon."""

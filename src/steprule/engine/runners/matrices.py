@@ -80,7 +80,7 @@ class _Equal:
         if self.view.plain and value.dtype == dtype and value.is_contiguous():
             self.arrays[name] = value.view(self.shape)
         else:
-            self.matrices(self.make(name, dtype)).copy_(value)
+            self.arrays[name] = self.view.back(value, self.shape, leading=1).to(dtype).contiguous()
 
 
 class MatrixWork:

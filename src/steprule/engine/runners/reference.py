@@ -6,6 +6,7 @@ to check; every other runner is compared with it. Half precision is computed in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from steprule import rule_errors
-from steprule.engine import storage
+from steprule.engine import storage, views
 from steprule.engine.composition import Composition, Hyper, Slots, one_step, weights
 from steprule.engine.draws import Draws
 from steprule.engine.fields import Slot, make_step_counter
 from steprule.engine.program import phases, sums
 from steprule.engine.runners.eager import Eager, Lined
+from steprule.engine.views import View
 from steprule.levels import SIDES
 from steprule.plain import Double
 from steprule.values import Number
@@ -152,12 +154,13 @@ def compute(
     The slots that it sets, those that parameters share, both by key, and the parameter.
     """
     live = bool(group.get("differentiable"))
-    machine = _machine(composition, param, live, shared)
+    view = views.of(group, param) if composition.rule.on_matrices else views.AS_IT_IS
+    machine = _machine(composition, param, live, shared, view)
     h, s, slots, common = _begin(machine, composition, group, param, state)
     # A differentiable step keeps old values on the tape, so the parameter must not alias them.
     p = _loaded(machine, param.clone() if live else storage.load_parameter(param, state))
-    g = _loaded(machine, gradient)
-    machine.draws = Draws(composition.seeds, state, p.handle)
+    g = _loaded(machine, gradient.expand(param.shape) if machine.on_matrices else gradient)
+    machine.draws = Draws(composition.seeds, state, real(param))
     t = Number(machine, t) if isinstance(t, Tensor) else t
     # What the step began with may be a slot's memory, which is written before the other results are read.
     begun = [x.handle for x in (*s.numbers.values(), *((p, g) if live else ())) if isinstance(x, Number)]
@@ -173,7 +176,8 @@ def compute(
         slot, value = slots[letter], s.numbers[letter]
         value = own(value.handle) if isinstance(value, Number) else value
         if not slot.per_tensor:
-            value = _fitted(machine, f"slot '{letter}'", value, real(state[storage.entry_of(state, slot.key)]))
+            like = real(state[storage.entry_of(state, slot.key)])
+            value = _fitted(machine, f"slot '{letter}'", value, like, slot.per)
         values[slot.key] = value
     what = "the new value of the parameter"
     shared_values = {slot.key: float(s.numbers[x]) for x, slot in common.items() if x in s.written}
@@ -191,12 +195,18 @@ def evaluated(composition: Composition, group: dict[str, Any], param: Tensor, st
 
 
 def _machine(
-    composition: Composition, param: Tensor, live: bool = False, shared: Shared | None = None
+    composition: Composition,
+    param: Tensor,
+    live: bool = False,
+    shared: Shared | None = None,
+    view: View = views.AS_IT_IS,
 ) -> Eager:
     rule = composition.rule
-    machine = Eager(
-        rule.__name__, compute_dtype(param), live, shared, tuple(param.shape), 1 + param.is_complex()
-    )
+    shape = view.shape(param.shape)
+    if rule.on_matrices and len(shape) > 3:
+        shape = (math.prod(shape[:-2]), *shape[-2:])
+    machine = Eager(rule.__name__, compute_dtype(param), live, shared, shape, 1 + param.is_complex())
+    machine.view = view
     machine.stacked = rule.matrices == "stacked"
     machine.on_matrices = rule.on_matrices
     machine.as_torch = rule.__name__ if rule.sums_as_torch else None
@@ -205,9 +215,11 @@ def _machine(
 
 def _loaded(machine: Eager, tensor: Tensor, level: str = "element") -> Number:
     if level == "element":
-        return Number(machine, real(tensor).to(machine.dtype))
+        found = real(tensor).to(machine.dtype)
+        return Number(machine, machine.view.matrices(found) if machine.on_matrices else found)
     dtype = machine.dtype if level in SIDES else machine.lined_dtype
-    return Number(machine, Lined(tensor.to(dtype), level))
+    flat = machine.on_matrices and tensor.dim() > 3
+    return Number(machine, Lined((tensor.flatten(0, -3) if flat else tensor).to(dtype), level))
 
 
 def _begin(
@@ -250,15 +262,17 @@ def in_turns(work: Sequence[Work], one: Callable[[Work, Mapping[Any, float]], No
             known |= yield {key: (word, sums.together(word, parts)) for key, (word, parts) in asked.items()}
 
 
-def _fitted(machine: Eager, what: str, value: Any, like: Tensor) -> Tensor:
+def _fitted(machine: Eager, what: str, value: Any, like: Tensor, level: str = "element") -> Tensor:
     """A result in the shape that it is stored in."""
     if not isinstance(value, Tensor):
         return torch.full_like(like, value, dtype=machine.dtype)
     value = machine.counted(value)
-    if value.shape == like.shape:
-        return value
+    view = machine.view if level == "element" and machine.on_matrices else views.AS_IT_IS
+    shape = view.shape(like.shape)
+    if machine.on_matrices and len(shape) > 3:
+        shape = (math.prod(shape[:-2]), *shape[-2:])
     try:
-        return value.expand_as(like)
+        return view.back(value if value.shape == shape else value.expand(shape), like.shape)
     except RuntimeError:
         raise rule_errors.wrong_shape(machine.rule, what, tuple(value.shape), tuple(like.shape)) from None
 

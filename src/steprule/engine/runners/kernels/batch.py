@@ -60,12 +60,14 @@ class Batch:
         dtypes |= {"p": params[0].dtype, "g": own[0].dtype}
         self.work: MatrixWork | None = None
         if program.matrices is not None:
-            found = [views.of(group, param) for param in params]
+            found = [views.at(group, place) for place in places]
             self.work = MatrixWork(program, params, found, reference.compute_dtype(params[0]))
             dtypes |= self.work.dtypes
         self.lengths = list(map(_numel, params))
         there = counts_there(program, group)
-        shapes = [views.of(group, x).shape(x.shape) if self.work is not None else x.shape for x in params]
+        shapes: list[Sequence[int]] = [x.shape for x in params]
+        if self.work is not None:
+            shapes = [views.at(group, place).shape(x.shape) for place, x in zip(places, params, strict=True)]
         ready = kernels.ready(program, dtypes, states, shapes, params[0].device, there)
         self.launch, self.counters, self.rounding = ready
         self.scalars: Any = None

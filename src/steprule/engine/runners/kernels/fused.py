@@ -37,7 +37,7 @@ from steprule.engine.runners.runner import Prepared
 BYTES = 1 << 28
 
 # Options of a group that no program knows and no state shows, yet a plan depends on.
-OPTIONS = ("state_dtype", "low_precision", "capturable", "fused")
+OPTIONS = ("state_dtype", "low_precision", "capturable", "fused", "views")
 
 
 def prepare(
