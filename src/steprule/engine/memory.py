@@ -166,9 +166,13 @@ def _torch_size(slots: dict[str, Slot], key: str, kept: Tensor, param: Tensor) -
 def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Tensor]) -> int:
     """The most bytes of temporaries at any time, for the runner that will be used."""
     runner = choice.choose(optimizer.composition(group), group).runner
-    if runner.plans or not params:
+    if not params:
         return 0
-    largest = max(p.numel() * compute_dtype(p).itemsize for p in params)
+    sizes = [p.numel() * compute_dtype(p).itemsize for p in params]
+    if runner.plans:
+        # What words on whole matrices are given and make, and what they need on the way.
+        return 4 * min(sum(sizes), BYTES) if optimizer.rule_of(group).on_matrices else 0
+    largest = max(sizes)
     if runner.name == "foreach":
         program = optimizer.program(group)
         half = any(p.dtype in storage.HALF for p in params)

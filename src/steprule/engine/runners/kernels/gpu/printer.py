@@ -92,7 +92,7 @@ class Printer:
         self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
         self.arrays = arrays_of(program, dtypes)
         self.number = "tl.float64" if "float64" in self.dtypes.values() else "tl.float32"
-        self.touched = [name for name in program.inputs if name in sweep.inputs or name in sweep.outputs]
+        self.touched = [name for name in self.arrays if name in sweep.inputs or name in sweep.outputs]
         self.coded = [x for x in self.touched if dtypes[x] in CODED]
         beside = [f"{name}_scale" for name in self.coded]
         beside += [x for x in ("compensation", "low_bits") if x in dtypes and "p" in self.touched]
