@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import steprule
 from steprule import hyper, slot
 from steprule.declare import Matrix
+from steprule.engine.runners import matrices
 from steprule.matrix.words import matrix_word, transpose
 from steprule.words import columns, ema, norm, rows, sqrt, total
 
@@ -132,10 +133,8 @@ def test_equal_matrices_are_worked_on_together() -> None:
 
 
 def test_what_is_in_memory_between_sweeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from steprule.engine.runners.kernels import fused
-
     whole, params = stepped(steprule.Muon, 3)
-    monkeypatch.setattr(fused, "BYTES", 4 * 64 * 80)
+    monkeypatch.setattr(matrices, "BYTES", 4 * 64 * 80)
     cut, others = stepped(steprule.Muon, 3)
     assert len(whole.explain()) == len(cut.explain())
     assert_close(params, others, 1e-5)

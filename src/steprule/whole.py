@@ -21,12 +21,15 @@ class MatrixWord:
     and changes none. form: of the forms of the matrices that it is given ("element", "transposed", "left",
     "right", …), the form of its result, or None if they do not fit. dtype: the name of the precision that its
     matrices are kept in on the way to it and back, if that is not the one that the step is computed in.
+    never_raises: whatever the values are. Nothing is stored before all words that may raise are over, which
+    takes memory.
     """
 
     name: str
     function: Callable[..., Any] = field(repr=False)
     form: Form = field(repr=False)
     dtype: str | None = None
+    never_raises: bool = False
 
     def __call__(self, *operands: Any) -> Number:
         """The value that the word makes of these."""
@@ -85,13 +88,17 @@ def _transposed(x: Any) -> Any:
     return x.mT
 
 
-product = MatrixWord("@", _product, _of_product)
+product = MatrixWord("@", _product, _of_product, never_raises=True)
 Number.product_of_matrices = product
-transpose = MatrixWord("transpose", _transposed, _of_transposed)
+transpose = MatrixWord("transpose", _transposed, _of_transposed, never_raises=True)
 
 
 def matrix_word(
-    function: Callable[..., Any] | None = None, *, form: Form = like_the_first, dtype: str | None = None
+    function: Callable[..., Any] | None = None,
+    *,
+    form: Form = like_the_first,
+    dtype: str | None = None,
+    never_raises: bool = False,
 ) -> Any:
     """Make a word for rules on matrices of a function of torch: `@matrix_word` above it.
 
@@ -101,12 +108,10 @@ def matrix_word(
 
     The function gets matrices in the last two dimensions of tensors, several at once, and plain numbers. It
     must treat every matrix on its own, return a new tensor, and change nothing. form: of the forms of its
-    matrices, that of its result; without it, that of the first. dtype: as in `MatrixWord`.
+    matrices, that of its result; without it, that of the first. dtype, never_raises: as in `MatrixWord`.
     """
-    if function is None:
 
-        def word(given: Callable[..., Any]) -> MatrixWord:
-            return MatrixWord(given.__name__, given, form, dtype)
+    def word(given: Callable[..., Any]) -> MatrixWord:
+        return MatrixWord(given.__name__, given, form, dtype, never_raises)
 
-        return word
-    return MatrixWord(function.__name__, function, form, dtype)
+    return word if function is None else word(function)

@@ -18,6 +18,7 @@ from steprule.engine.fields import Slot
 from steprule.engine.optimizer import CheckedOptimizer
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.runners import choice, foreach
+from steprule.engine.runners.matrices import BYTES
 from steprule.engine.runners.reference import compute_dtype
 
 
@@ -171,7 +172,10 @@ def _transient(optimizer: RuleOptimizer, group: dict[str, Any], params: list[Ten
     sizes = [p.numel() * compute_dtype(p).itemsize for p in params]
     if runner.plans:
         # What words on whole matrices are given and make, and what they need on the way.
-        return 4 * min(sum(sizes), BYTES) if optimizer.rule_of(group).on_matrices else 0
+        if not optimizer.rule_of(group).on_matrices:
+            return 0
+        held = any(x.may_raise for x in optimizer.program(group).kinds)
+        return 4 * min(sum(sizes), BYTES) + (sum(sizes) if held else 0)
     largest = max(sizes)
     if runner.name == "foreach":
         program = optimizer.program(group)

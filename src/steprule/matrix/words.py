@@ -48,7 +48,7 @@ def orthogonalize(
     return newton_schulz(x, coefficients, steps, eps)
 
 
-@matrix_word(dtype="bfloat16")
+@matrix_word(dtype="bfloat16", never_raises=True)
 def newton_schulz(x: Tensor, coefficients: Quintic, steps: float, eps: float) -> Tensor:
     """Almost UVᵀ of x = USVᵀ: all singular values pushed towards 1 by a quintic iteration in bfloat16.
 
@@ -76,7 +76,7 @@ SAFETY = 1.01
 SAFE = [(a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in POLAR_EXPRESS[:-1]]
 
 
-@matrix_word(dtype="bfloat16")
+@matrix_word(dtype="bfloat16", never_raises=True)
 def polar_express(x: Tensor, steps: float, eps: float) -> Tensor:
     """Almost UVᵀ of x = USVᵀ: the iteration of `newton_schulz` with the best coefficients for every step.
 

@@ -110,7 +110,7 @@ def stages_of(program: Program, group: dict[str, Any]) -> Stages:
         frozenset(key_in(group, x) for part in parts if part is not None for x in part.reductions if x.shared)
         for parts in zip_longest(program.columns, program.passes)
     ]
-    if program.matrices is not None:
+    if program.may_raise:
         stages.insert(len(stages) - 1, frozenset({BEFORE_STORING}))
     return tuple(filter(None, stages))
 

@@ -321,6 +321,11 @@ class Program:
         return {*self.outputs, *(self.matrices.outputs if self.matrices is not None else ())}
 
     @property
+    def may_raise(self) -> bool:
+        """Whether a word on whole matrices may raise in the middle of a step."""
+        return self.matrices is not None and any(not x.word.never_raises for x in self.matrices.instructions)
+
+    @property
     def needs_matrices(self) -> bool:
         """Whether it is for parameters of two dimensions and more only."""
         own = self.matrices is not None and (self.matrices.instructions or self.matrices.slots)

@@ -21,6 +21,9 @@ from steprule.engine.program.program import (
 from steprule.engine.runners.eager import Eager, Lined
 from steprule.engine.views import View
 
+# What words on whole matrices are given at a time, in bytes.
+BYTES = 1 << 28
+
 States = Sequence[Mapping[str, Any]]
 # What registers hold for all parameters of one shape.
 Values = dict[Register, Any]
@@ -202,6 +205,24 @@ class MatrixWork:
         if isinstance(made[0], Lined):
             return Lined(torch.cat([x.tensor for x in made]), made[0].level)
         return torch.cat(made)
+
+
+class Shares:
+    """Cuts the work on whole matrices, so that what is in memory between sweeps stays below `BYTES`."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._number = 0
+
+    def share_of(self, program: Program, param: Tensor) -> int:
+        """Which share of the work a parameter is in, after those before it; one for all without matrices."""
+        if program.matrices is None:
+            return 0
+        size = param.numel() * max(4, param.element_size())
+        if self._bytes and self._bytes + size > BYTES:
+            self._bytes, self._number = 0, self._number + 1
+        self._bytes += size
+        return self._number
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

@@ -40,9 +40,9 @@ def prepare_some(
 ) -> Part:
     """Prepare a step of these parameters of the group, so that nothing in it raises any more."""
     work, own = optimizer.checked(params, group), optimizer.composition(group)
-    # Words on whole matrices may raise, so nothing is stored before all are over.
-    on_matrices = own.rule.on_matrices
     program = optimizer.program(group)
+    # Nothing is stored before all words on whole matrices that may raise are over.
+    may_raise = any(x.may_raise for x in program.kinds)
     foreach.check_scalars(program, group, work)
     keys = [phases.key_in(group, x) for x in program.calls] if work else []
 
@@ -62,7 +62,7 @@ def prepare_some(
             if not own.estimates:
                 reference.count(state)
 
-        if on_matrices:
+        if may_raise:
             later.append(store)
         else:
             store()
@@ -81,6 +81,6 @@ def prepare_some(
             store()
 
     stages: phases.Stages = tuple(frozenset({key}) for key in dict.fromkeys(keys))
-    if on_matrices:
+    if may_raise:
         return Part(on_whole_matrices, (*stages, frozenset({phases.BEFORE_STORING})), may_raise=True)
     return Part(start, stages)

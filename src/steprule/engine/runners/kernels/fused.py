@@ -24,7 +24,7 @@ from steprule.engine.program import decisions, phases
 from steprule.engine.program.phases import Going, Part
 from steprule.engine.program.program import Program
 from steprule.engine.program.sums import Partial
-from steprule.engine.runners import sharing
+from steprule.engine.runners import matrices, sharing
 from steprule.engine.runners.kernels import fits
 from steprule.engine.runners.kernels.batch import Batch, beside, counts_there
 from steprule.engine.runners.kernels.cache import NoKernel
@@ -32,9 +32,6 @@ from steprule.engine.runners.kernels.counters import keys_of
 from steprule.engine.runners.kernels.runner import Kernels
 from steprule.engine.runners.reference import next_step
 from steprule.engine.runners.runner import Prepared
-
-# What words on whole matrices are given at a time, in bytes.
-BYTES = 1 << 28
 
 # Options of a group that no program knows and no state shows, yet a plan depends on.
 OPTIONS = ("state_dtype", "low_precision", "capturable", "fused", "views")
@@ -92,7 +89,7 @@ def prepare(
         states = [optimizer.state[group["params"][place]] for place in batch.places] if batch.work else []
         step = partial(_sweeps, batch, written, scaler, group, gradients, states, after)
         stages = phases.stages_of(batch.program, group)
-        parts.append(Part(step if stages else partial(_to_the_end, step), stages, batch.work is not None))
+        parts.append(Part(step if stages else partial(_to_the_end, step), stages, batch.program.may_raise))
     return parts, left
 
 
@@ -124,7 +121,7 @@ def _sweeps(
             batch.counters.add(number, reduced)
         if batch.work is not None:
             batch.run_matrices(number, [cast(Tensor, gradients[place]) for place in batch.places], states)
-            if number == len(program.passes) - 1:
+            if program.may_raise and number == len(program.passes) - 1:
                 yield phases.NOTHING_RAISES
         asked: dict[Any, tuple[str, Partial]] = {}
         if number == storing:  # not before: until then the step may be given up
@@ -209,7 +206,7 @@ class Plan:
         self._for_now: list[int] = []
         together: dict[Any, list[int]] = {}
         shared = sharing.memory(params)
-        work = Shares()
+        work = matrices.Shares()
         optimizer.check_storage(group)
         # All gradients first: a state that was made for some would outlive the error about another.
         for place in self.present:
@@ -331,24 +328,6 @@ class Plan:
             return fits.why_not(program, param, _resolved(gradient), state, self._share) is None  # type: ignore[arg-type]
         except (AttributeError, KeyError):
             return True
-
-
-class Shares:
-    """Cuts the work on whole matrices, so that what is in memory between sweeps stays below `BYTES`."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-        self._number = 0
-
-    def share_of(self, program: Program, param: Tensor) -> int:
-        """Which share of the work a parameter is in, after those before it; one for all without matrices."""
-        if program.matrices is None:
-            return 0
-        size = param.numel() * max(4, param.element_size())
-        if self._bytes and self._bytes + size > BYTES:
-            self._bytes, self._number = 0, self._number + 1
-        self._bytes += size
-        return self._number
 
 
 def _options(group: dict[str, Any]) -> list[Any]:
