@@ -110,6 +110,7 @@ def test_adamw_to_adabelief() -> None:
         ("AdamW", "LaProp", {"step", "exp_avg_sq"}, {"exp_avg"}, {"exp_avg"}),
         ("Adan", "Lion", {"step", "exp_avg"}, {"exp_avg_diff", "exp_avg_sq", "prev"}, set()),
         ("Signum", "Muon", {"momentum_buffer"}, {"step"}, set()),
+        ("Muon", "NorMuon", {"momentum_buffer"}, set(), {"step", "second_momentum_buffer"}),
         # Without the divisor nothing is kept.
         ("AdamW", "StableAdamW", set(), {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"}),
         ("AdamW", "Yogi", set(), {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"}),

@@ -205,8 +205,9 @@ def test_switches_may_be_given_as_torch_takes_them(case: Case, field: Any) -> No
     for off in (0, 0.0, np.False_, torch.tensor(False), None):
         (group,) = case.rule(case.parameters(), **{field.name: off}).param_groups
         assert group[field.name] is (None if off is None and field.default is None else False)
-    # These need more than the switch, and a tape ends at a sum over all parameters.
-    if field.name not in ("capturable", "fused", "nesterov", *["differentiable"] * case.shares):
+    # These need more than the switch, and a tape ends at a sum over all parameters and at whole matrices.
+    tapeless = case.shares or getattr(case.rule, "on_matrices", False)
+    if field.name not in ("capturable", "fused", "nesterov", *["differentiable"] * tapeless):
         for on in (1, 1.0, np.True_, torch.tensor(True)):
             dtype = torch.float64
             (group,) = case.rule(case.parameters(dtype), **{field.name: on}).param_groups

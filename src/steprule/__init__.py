@@ -72,6 +72,7 @@ from steprule.groups import Audit as Audit
 from steprule.groups import audit as audit
 from steprule.groups import split as split
 from steprule.matrix.muon import Muon as Muon
+from steprule.matrix.normuon import NorMuon as NorMuon
 from steprule.modifiers import decay as _modes  # noqa: F401 # pyright: ignore[reportUnusedImport]
 from steprule.modifiers.averages import EMA as EMA
 from steprule.modifiers.averages import Average as Average

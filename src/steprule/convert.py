@@ -36,7 +36,8 @@ MEANINGS: dict[str, dict[str, str]] = {
     # Its exp_avg is the mean of gradients that are divided already.
     "LaProp": {"exp_avg_sq": SQUARE},
     "AdaBelief": {"exp_avg": MEAN, "exp_avg_var": VARIANCE},
-    "Muon": {"momentum_buffer": MEAN},
+    # What NorMuon divides by does not decide how long its steps are.
+    **{name: {"momentum_buffer": MEAN} for name in ("Muon", "NorMuon")},
 }
 # What each rule divides by. If one of these were reset and the mean kept, the steps would be too large.
 DIVIDES: dict[str, tuple[str, ...]] = {

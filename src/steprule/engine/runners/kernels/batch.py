@@ -77,6 +77,8 @@ class Batch:
         columns = self._columns(params, states)
         self.forms = {letter: Forms(column) for letter, column in columns.items()}
         self.forms["g"] = Forms(own)
+        self.wholes = [slot.key for slot in program.matrices.slots.values()] if program.matrices else []
+        self.whole_forms = Forms(self._wholes(states))
         self.addresses = {letter: Addresses(column) for letter, column in columns.items()}
         self.addresses["g"] = Addresses(own)
         for letter in ("p", *self.keys):
@@ -91,6 +93,10 @@ class Batch:
             columns[f"count {key}"] = list(map(itemgetter(key), states))
         return columns
 
+    def _wholes(self, states: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """The slots of whole matrices, which no sweep reads."""
+        return [state[key] for key in self.wholes for state in states]
+
     def look(
         self, params: list[Tensor], gradients: list[Tensor], states: Sequence[dict[str, Any]]
     ) -> Iterable[Tensor] | None:
@@ -102,7 +108,10 @@ class Batch:
             return None
         try:
             columns = self._columns(params, states)
+            wholes = self._wholes(states)
         except KeyError:
+            return None
+        if not self.whole_forms.hold(wholes):
             return None
         # The form first: not every tensor has an address.
         for letter, column in columns.items():
