@@ -97,15 +97,20 @@ def _rules() -> Iterator[Any]:
 
 def _signs(rule: Any) -> set[str]:
     """The hyper-parameters that identify the rule; not the switches that most rules have."""
-    return set(rule.fields) - {*FLAGS, *OPTIONS}
+    return {name for name, field in rule.fields.items() if not field.free} - {*FLAGS, *OPTIONS}
 
 
 def _wrote(rule: Any, written: set[str], switches: set[str] | None) -> bool:
     """Whether groups of this rule, here or in torch, have exactly these signs and, if given, these switches."""
     theirs, fixed = set(hyperparameters_of_torch(rule)), set(rule.fixed)
-    own_switches = set(getattr(rule, "torch_flags", FLAGS)) & set(rule.fields)
-    for signs, flags in ((_signs(rule), own_switches), (theirs - {*FLAGS}, theirs & {*FLAGS})):
-        if written - fixed == signs - fixed and switches in (None, flags):
+    own, flags = set(rule.fields), {*FLAGS}
+    # Groups of ours have a switch that torch's rule does not have only if it was given.
+    least = set(getattr(rule, "torch_flags", FLAGS)) & own
+    for signs, few, most in (
+        (_signs(rule), least, own & flags),
+        (theirs - flags, theirs & flags, theirs & flags),
+    ):
+        if written - fixed == signs - fixed and (switches is None or few <= switches <= most):
             return True
     return False
 
