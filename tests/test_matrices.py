@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import steprule
 from steprule import hyper, slot
 from steprule.declare import Matrix
+from steprule.engine import plans
 from steprule.engine.runners import matrices
 from steprule.matrix.words import matrix_word, transpose
 from steprule.words import columns, ema, norm, rows, sqrt, total
@@ -327,3 +328,21 @@ def test_a_model_alone_is_enough() -> None:
         steprule.Muon([nn.Parameter(torch.ones(2, 2))], rest=(steprule.AdamW, {}))
     with pytest.raises(TypeError, match=r"must be a rule and a dict"):
         steprule.Muon(Small(), rest=steprule.AdamW)
+
+
+def test_a_step_leaves_nothing_in_memory_whether_it_is_taken_or_not() -> None:
+    clip = [steprule.GlobalNormClip(1.0)]
+    optimizer, params = stepped(steprule.Muon, 2, modifiers=clip, nonfinite="skip")
+
+    def held() -> int:
+        (plan,) = [plans.of(optimizer).of(group) for group in optimizer.param_groups]
+        works = [batch.work for batch in plan.batches]
+        return sum(len(equal.arrays) + len(equal.values) for work in works for equal in work._equals)
+
+    assert held() == 0
+    before = [x.detach().clone() for x in params]
+    params[0].grad[0, 0] = torch.nan
+    optimizer.step()
+    assert_same([x.detach() for x in params], before)
+    assert optimizer.param_groups[0]["skipped_steps"] == 1
+    assert held() == 0

@@ -141,7 +141,7 @@ class MatrixWork:
         return self._addresses(stage.gives)
 
     def store(self, states: States) -> None:
-        """Store the new values of slots that have none per element, and forget everything else."""
+        """Store the new values of slots that have none per element."""
         for equal in self._equals:
             for letter, register in self._matrices.outputs.items():
                 made = equal.values[register]
@@ -149,7 +149,6 @@ class MatrixWork:
                 kept = [states[place][self._matrices.slots[letter].key] for place in equal.places]
                 new = value.reshape(len(kept), *kept[0].shape)
                 torch._foreach_copy_(kept, list(new))  # pyright: ignore
-        self.forget()
 
     def forget(self) -> None:
         """Free what a step has made."""

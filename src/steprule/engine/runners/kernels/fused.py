@@ -30,6 +30,7 @@ from steprule.engine.runners.kernels.batch import Batch, beside, counts_there
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.counters import keys_of
 from steprule.engine.runners.kernels.runner import Kernels
+from steprule.engine.runners.matrices import MatrixWork
 from steprule.engine.runners.reference import next_step
 from steprule.engine.runners.runner import Prepared
 
@@ -88,9 +89,18 @@ def prepare(
     for batch, written in zip(batches, found, strict=True):
         states = [optimizer.state[group["params"][place]] for place in batch.places] if batch.work else []
         step = partial(_sweeps, batch, written, scaler, group, gradients, states, after)
+        step = step if batch.work is None else partial(_freeing, batch.work, step)
         stages = phases.stages_of(batch.program, group)
         parts.append(Part(step if stages else partial(_to_the_end, step), stages, batch.program.may_raise))
     return parts, left
+
+
+def _freeing(work: MatrixWork, step: Callable[[], Going]) -> Going:
+    """The step, after which nothing of it stays in memory, whether it ends or is given up."""
+    try:
+        yield from step()
+    finally:
+        work.forget()
 
 
 def _to_the_end(step: Callable[[], Going]) -> None:
