@@ -64,6 +64,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"method": "polar_express"},
         {"method": "exact"},
     ],
+    "AdaMuon": [
+        {"momentum": 0.5, "eps": 1e-3, "lr": 0.1},
+        {"method": "exact", "lr": 0.1},
+        {"method": "polar_express"},
+    ],
     "NorMuon": [
         {"nesterov": False, "betas": (0.8, 0.5)},
         {"method": "polar_express", "ns_steps": 3},
@@ -80,6 +85,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ScheduleFreeAdamW": [{"warmup_steps": 9, "step_power": 0.5, "weight_lr_power": 1.0}],
     "ScheduleFreeRAdam": [{"silent_sgd_phase": False}, {"betas": (0.8, 0.99)}],
     "ScheduleFreeSGD": [{"momentum": 0.7, "warmup_steps": 9}],
+    "Scion": [
+        {"norm": "sign", "scale": 3.0},
+        {"norm": "row", "weight_decay": 0.0, "momentum": 0.0},
+        {"norm": "column", "lr": 0.1},
+        {"method": "exact", "lr": 0.1},
+    ],
     "Signum": [{"momentum": 0.0}],
     "SophiaH": [{"rho": 0.5, "eps": 0.1}],
     "SGDP": [{"delta": 5.0, "nesterov": True}, {"delta": 1.2, "weight_decay": 0.3, "dampening": 0.1}],

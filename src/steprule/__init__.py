@@ -71,8 +71,10 @@ from steprule.engine.optimizer import explain as explain
 from steprule.groups import Audit as Audit
 from steprule.groups import audit as audit
 from steprule.groups import split as split
+from steprule.matrix.adamuon import AdaMuon as AdaMuon
 from steprule.matrix.muon import Muon as Muon
 from steprule.matrix.normuon import NorMuon as NorMuon
+from steprule.matrix.scion import Scion as Scion
 from steprule.modifiers import decay as _modes  # noqa: F401 # pyright: ignore[reportUnusedImport]
 from steprule.modifiers.averages import EMA as EMA
 from steprule.modifiers.averages import Average as Average

@@ -36,8 +36,8 @@ MEANINGS: dict[str, dict[str, str]] = {
     # Its exp_avg is the mean of gradients that are divided already.
     "LaProp": {"exp_avg_sq": SQUARE},
     "AdaBelief": {"exp_avg": MEAN, "exp_avg_var": VARIANCE},
-    # What NorMuon divides by does not decide how long its steps are.
-    **{name: {"momentum_buffer": MEAN} for name in ("Muon", "NorMuon")},
+    # What NorMuon and AdaMuon divide by does not decide how long their steps are.
+    **{name: {"momentum_buffer": MEAN} for name in ("Muon", "NorMuon", "AdaMuon", "Scion")},
 }
 # What each rule divides by. If one of these were reset and the mean kept, the steps would be too large.
 DIVIDES: dict[str, tuple[str, ...]] = {
