@@ -346,3 +346,95 @@ def test_a_step_leaves_nothing_in_memory_whether_it_is_taken_or_not() -> None:
     assert_same([x.detach() for x in params], before)
     assert optimizer.param_groups[0]["skipped_steps"] == 1
     assert held() == 0
+
+
+def test_a_checkpoint_of_other_views_is_refused() -> None:
+    def made(view: dict[str, Any] | None) -> Any:
+        param = nn.Parameter(numbers((12, 4), torch.float32, 1))
+        param.grad = param.detach().clone()
+        optimizer = steprule.Muon([{"params": [("qkv", param)], "views": [view]}])
+        optimizer.step()
+        return optimizer
+
+    saved = made({"split": 3}).state_dict()
+    made({"split": 3}).load_state_dict(saved)
+    message = (
+        r"'?qkv'? were saved with the views '3 matrices side by side along the rows', and now are 'as they are'"
+    )
+    with pytest.raises(ValueError, match=message):
+        made(None).load_state_dict(saved)
+    report = made(None).load_state_dict(saved, strict=False)
+    assert "views" in str(report)
+
+
+def test_the_rest_of_a_model_is_stored_in_the_same_way() -> None:
+    model = Small().bfloat16()
+    optimizer = steprule.Muon(model, state_dtype="bf16", low_precision="kahan")
+    assert [(x["state_dtype"], x["low_precision"]) for x in optimizer.param_groups] == [("bf16", "kahan")] * 2
+    model.stem.weight.requires_grad_(False)
+    assert "stem.weight" in steprule.Muon(model).param_groups[0]["param_names"]
+
+
+def test_views_of_what_another_rule_steps() -> None:
+    with pytest.raises(ValueError, match=r"views: 'head.weight' decides nothing, because .* head\.weight"):
+        steprule.split(
+            Small(),
+            matrix=(steprule.Muon, {}),
+            rest=(steprule.AdamW, {}),
+            views={"head.weight": {"split": 5}},
+            verbose=False,
+        )
+
+
+class PerRow(Matrix):
+    """A slot per row that gets one value of the whole matrix."""
+
+    lr: float = hyper(default=0.1)
+    d = slot("d", per="row")
+    e = slot("e", per="column")
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        s.d = norm(g, over="matrix")
+        s.e = 2 * norm(g, over="matrix")
+        return -h.lr * g * s.d
+
+
+def test_a_value_per_matrix_in_a_slot_per_row() -> None:
+    ours, params = stepped(PerRow, 2, shapes=((6, 4), (6, 4), (3, 2)))
+    loop, wanted = stepped(PerRow, 2, shapes=((6, 4), (6, 4), (3, 2)), **LOOP)
+    assert_close(params, wanted, 1e-6)
+    for param, like in zip(params, wanted, strict=True):
+        assert_close(ours.state[param].values(), loop.state[like].values(), 1e-6)
+
+
+WRONG_WORDS: dict[str, tuple[Any, str]] = {
+    "changes": (lambda x: x.mul_(2), "word changed a tensor that it was given. Make a new one"),
+    "no tensor": (lambda x: 3, "word made an int, must be a tensor of matrices"),
+}
+
+
+@pytest.mark.parametrize("runner", [{}, LOOP])
+@pytest.mark.parametrize("what", WRONG_WORDS)
+def test_words_that_are_wrong(what: str, runner: dict[str, Any]) -> None:
+    function, message = WRONG_WORDS[what]
+
+    def word(x: Tensor) -> Any:
+        return function(x)
+
+    named = matrix_word(word)
+
+    class Wrong(Matrix):
+        lr: float = hyper(default=0.1)
+
+        @staticmethod
+        def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+            return -h.lr * named(g)
+
+    with pytest.raises((TypeError, RuntimeError), match=message):
+        stepped(Wrong, 1, **runner)
+
+
+def test_slots_of_products_stay_in_full_precision() -> None:
+    with pytest.raises(ValueError, match=r"'left' .*products of matrices are summed up in it"):
+        Whitening([nn.Parameter(torch.ones(3, 3))], state_dtype={"left": "bf16"})

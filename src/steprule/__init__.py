@@ -12,6 +12,7 @@ from steprule.closure.lbfgs import LBFGS as LBFGS
 from steprule.convert import convert_state as convert_state
 from steprule.curvature import hutchinson as hutchinson
 from steprule.declare import Elementwise as Elementwise
+from steprule.declare import Matrix as Matrix
 from steprule.declare import Modifier as Modifier
 from steprule.declare import decay as decay
 from steprule.declare import hyper as hyper

@@ -158,6 +158,24 @@ def vector_for_matrices(who: str, name: str, shape: tuple[int, ...], group: int 
     )
 
 
+def other_views(who: str, name: str, saved: str, current: str):
+    """A checkpoint of weights whose matrices were seen in another way."""
+    return errors.checkpoint(
+        who,
+        f"the matrices in {name} were saved with the views '{saved}', and now are '{current}'",
+        "Give the same views, or load with strict=False to go on with the new ones.",
+    )
+
+
+def view_of_no_matrix(who: str, pattern: str, names: list[str]):
+    """A view of weights that another rule steps."""
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return ValueError(
+        f"{who}: views: '{pattern}' decides nothing, because the rule for matrices does not step {shown}. Say "
+        "with where={pattern: 'matrix'} that it should, or leave the view out."
+    )
+
+
 def wrong_view(who: str, given: str, allowed: str, group: int):
     """A view of weights that does not exist, or that does not fit the weight."""
     return ValueError(f"{who}: views: {given}, must be {allowed}{errors.in_group(group)}.")

@@ -243,6 +243,18 @@ def whole_matrices_in(rule: str, word: str, vectors: bool):
     )
 
 
+def word_without_result(word: str, made: object):
+    """A function of torch that a rule uses as a word, and that returns no tensor."""
+    return TypeError(f"{word} made {a_kind(made)}, must be a tensor of matrices.")
+
+
+def word_that_changes(word: str):
+    """A function of torch that a rule uses as a word, and that changes what it is given."""
+    return RuntimeError(
+        f"{word} changed a tensor that it was given. Make a new one: x * 2 instead of x.mul_(2)."
+    )
+
+
 def word_of_other_shape(word: str, made: tuple[int, ...], wanted: tuple[int, ...]):
     """A function of torch that a rule uses as a word."""
     return ValueError(f"{word} made matrices of shape {made}, must be {wanted}: that is what its `form` says.")

@@ -52,12 +52,22 @@ class MatrixWord:
 
         Raises: ValueError for a result of another shape.
         """
+        before = [x._version for x in tensors if _is_counted(x)]
         result = self.function(*tensors)
+        if not hasattr(result, "mT"):
+            raise rule_errors.word_without_result(self.name, result)
+        if before != [x._version for x in tensors if _is_counted(x)]:
+            raise rule_errors.word_that_changes(self.name)
         sizes = {"row": shape[-2], "column": shape[-1]}
         wanted = tuple(sizes[side] for side in SIDES[form])
         if tuple(result.shape[-2:]) != wanted:
             raise rule_errors.word_of_other_shape(self.name, tuple(result.shape[-2:]), wanted)
         return result
+
+
+def _is_counted(x: Any) -> bool:
+    """Whether torch counts how often the elements of x are changed."""
+    return hasattr(x, "mT") and not x.is_inference()
 
 
 def like_the_first(first: str, *others: str) -> str:

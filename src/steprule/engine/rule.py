@@ -79,7 +79,8 @@ class RuleOptimizer(CheckedOptimizer):
             raise rule_errors.no_update(type(self).__name__, errors.close("update", methods))
         rest = defaults.pop("rest", None)
         if self.on_matrices and isinstance(params, torch.nn.Module):
-            params = self.groups_of(type(self), params, rest)
+            kept = {x: defaults[x] for x in ("state_dtype", "low_precision") if defaults.get(x) is not None}
+            params = self.groups_of(type(self), params, rest, kept)
         elif rest is not None:
             raise group_errors.rest_without_module(type(self).__name__)
         super().__init__(params, {**_without_absent(type(self), defaults), **self.fixed})
@@ -528,7 +529,7 @@ class RuleOptimizer(CheckedOptimizer):
         chosen = choice.choose(own, group)
         lines = [f"runner: {chosen.runner.name}; options: {', '.join(options) or 'none'}"]
         lines += filter(None, [own.places(group)])
-        lines += views.told(group, self.names_in(group))
+        lines += views.told(group, self.names_in(group)) if own.rule.on_matrices else []
         lines += [f"not {runner}: {reason}" for runner, reason in chosen.passed_over.items()]
         lines += effects.without_effect(self, group)
         return lines + chosen.runner.explain(self, group)

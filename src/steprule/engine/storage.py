@@ -100,6 +100,9 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
         if slot.per in ("row", "column") and named.get(slot.key, "fp32") != "fp32":
             reason = f"it has only one value per {slot.per}, so that nothing would be saved"
             raise errors.not_to_be_kept_so(who, slot.key, str(named[slot.key]), reason, "fp32", index)
+        if slot.per in ("left", "right") and named.get(slot.key, "fp32") != "fp32":
+            reason = "products of matrices are summed up in it, and fewer bits have not been measured"
+            raise errors.not_to_be_kept_so(who, slot.key, str(named[slot.key]), reason, "fp32", index)
         if kind == "int8" and slot.not_in_8_bits is not None:
             raise errors.not_to_be_kept_so(who, slot.key, kind, slot.not_in_8_bits, "bf16", index)
         if kind == "fp16" and slot.never_negative:

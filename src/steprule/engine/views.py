@@ -86,8 +86,11 @@ AS_IT_IS = View()
 def told(group: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Where matrices do not lie as they are: one line for each way."""
     found: dict[str, list[str]] = {}
-    for place, name in enumerate(names):
-        said = str(at(group, place))
+    for place, (name, param) in enumerate(zip(names, group["params"], strict=True)):
+        view = at(group, place)
+        shape = view.shape(()) if is_lazy(param) else view.shape(param.shape)
+        stack = f"a stack of {math.prod(shape[:-2])} matrices"
+        said = str(view) or (stack if len(shape) > 2 else "")
         if said:
             found.setdefault(said, []).append(name)
     return [f"{said}: {', '.join(own[:3])}{', …' * (len(own) > 3)}" for said, own in found.items()]

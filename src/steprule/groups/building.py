@@ -99,8 +99,8 @@ def build(
     after it. The layers are the blocks of the longest list of equal ones; layer 0 has what comes before, the
     last one what comes after. timm's `group_matcher` decides where there is one. frozen: whether to "skip" or
     "keep" parameters that are not trained now. rule: for what matches, a rule of steprule and its
-    hyper-parameters, as in {"*.mlp.*": (Muon, {"lr": 0.02})}; for optimizers of steprule. verbose: whether to
-    print the table.
+    hyper-parameters, as in {"*.mlp.*.weight": (Muon, {"lr": 0.02})}; for optimizers of steprule. verbose:
+    whether to print the table.
 
     Raises: TypeError without a module or a rule, ValueError for values out of range, patterns that decide
     nothing, and layer_decay of a model without blocks.

@@ -103,16 +103,19 @@ def _groups(
     return groups
 
 
-def groups_of(rule: Any, model: nn.Module, rest: tuple[Any, Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+def groups_of(
+    rule: Any, model: nn.Module, rest: tuple[Any, Mapping[str, Any]] | None, kept: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The groups of a model for a rule on matrices; all else is stepped by AdamW or by `rest`.
 
-    If the rule also says what vectors do, it steps all parameters, unless there is a `rest`.
+    If the rule also says what vectors do, it steps all parameters, unless there is a `rest`. kept: how state
+    and parameters are stored, which goes for AdamW, too.
     """
     if rest is not None:
         check_rule(rule.__name__, "rest", rest)
     alone = rest is None and rule.steps_vectors()
-    placed = [_alone(x) if alone else x for x in _placed(model, rule, {}, {})]
-    groups = _groups(placed, {"matrix": (rule, {}), "rest": rest or (AdamW, {})})
+    placed = [_alone(x) if alone else x for x in _placed(model, rule, {}, {}, frozen=True)]
+    groups = _groups(placed, {"matrix": (rule, {}), "rest": rest or (AdamW, kept)})
     for group in groups:
         del group["name"]
         if group["rule"] is rule:
@@ -132,16 +135,20 @@ def _size(param: Tensor) -> int:
 
 
 def _placed(
-    model: nn.Module, rule: Any, where: dict[str, Choice], views: dict[str, Mapping[str, Any]]
+    model: nn.Module,
+    rule: Any,
+    where: dict[str, Choice],
+    views: dict[str, Mapping[str, Any]],
+    frozen: bool = False,
 ) -> list[Placed]:
     for pattern, choice in where.items():
         if choice not in ("matrix", "rest"):
             raise errors.out_of_range("split", f"where['{pattern}']", choice, "'matrix' or 'rest'")
     params = known(model)
     placed: list[Placed] = []
-    seen = first_matches("split", views, params)
+    seen, used = first_matches("split", views, params), set[str | None]()
     for each, pattern, view in zip(params, first_matches("split", where, params), seen, strict=True):
-        if not each.param.requires_grad:
+        if not each.param.requires_grad and not frozen:
             continue
         if pattern is not None:
             found = Placed(each.name, each.param, where[pattern], f"matches '{pattern}'")
@@ -152,6 +159,11 @@ def _placed(
             found = Placed(each.name, each.param, choice, each.reason, each.kind == "unknown")
         own = views[view] if view is not None else each.view
         placed.append(found._replace(view=own if found.choice == "matrix" and rule.on_matrices else None))
+        used |= {view} if placed[-1].view is not None else set()
+    for pattern in views:
+        if pattern not in used:
+            own_names = [x.name for x, view in zip(params, seen, strict=True) if view == pattern]
+            raise group_errors.view_of_no_matrix("split", pattern, own_names)
     return placed
 
 

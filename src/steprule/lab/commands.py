@@ -173,7 +173,8 @@ def list_rules(
 ) -> None:
     """List the rules, presets and modifiers, with a sentence about each.
 
-    PATTERN is part of a name, or a pattern such as 'ada*'; without it, all are listed.
+    PATTERN is part of a name, a pattern such as 'ada*', or a word of what they say of when to use them, such as
+    memory; without it, all are listed.
     """
     from steprule.lab.rules import print_list
 

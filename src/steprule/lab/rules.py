@@ -34,12 +34,15 @@ BREAKS = (r"(?<=[,;→]) ", r" (?=[-+·/] )", " ")
 def print_list(pattern: str) -> None:
     """Print a sentence about every rule, preset and modifier whose name contains the pattern or matches it.
 
-    Raises `LabError` if there is none.
+    If there is none, of those that have the pattern in what they say of when to use them. Raises `LabError` if
+    there is none of those, either.
     """
     rules, modifiers = steprule.catalogue(), steprule.modifier_catalogue()
     presets = dict(zip(PRESETS, PRESETS, strict=True))
     every: dict[str, Mapping[str, Any]] = {"rule": rules, "preset": presets, "modifier": modifiers}
     found = {what: _matching(pattern, known) for what, known in every.items()}
+    if not any(found.values()):
+        found = {what: _about(pattern, known) for what, known in every.items()}
     shown = {what: names for what, names in found.items() if names}
     if not shown:
         near = did_you_mean(pattern, [*rules, *presets, *modifiers])
@@ -61,6 +64,13 @@ def print_list(pattern: str) -> None:
 def _matching(pattern: str, names: Iterable[str]) -> list[str]:
     wanted = pattern.lower()
     return [name for name in names if wanted in name.lower() or fnmatch.fnmatch(name.lower(), wanted)]
+
+
+def _about(pattern: str, known: Mapping[str, Any]) -> list[str]:
+    """The names of what has the pattern in its sentence, or in what it says of when to use it."""
+    wanted = re.compile(rf"\b{re.escape(pattern)}", re.IGNORECASE)
+    found = {name: steprule.describe(known[name]) for name in known}
+    return [name for name, about in found.items() if wanted.search(f"{about.summary} {about.when}")]
 
 
 def print_rule(name: str) -> None:

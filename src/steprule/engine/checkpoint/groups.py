@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, cast
 
 from torch import Tensor
 
-from steprule import errors, rule_errors
+from steprule import errors, group_errors, rule_errors
 from steprule.engine import group_keys, views
 from steprule.engine.checkpoint import origin
 from steprule.engine.checkpoint.matching import SHAPES, Match, Place, names_of
@@ -97,7 +97,23 @@ class Resumed:
             self.sources = [sorted(i for g, i in shared if g == index) for index in range(len(own))]
             self.homes = [self._home(index, shared) for index in range(len(own))]
         self.own = own
+        self._check_views(pairs)
         self.groups = [self._group(index) for index in range(len(own))]
+
+    def _check_views(self, pairs: Sequence[tuple[Place, Place]]) -> None:
+        """Report parameters whose matrices lie in them in another way than when they were saved."""
+        for there, here in pairs:
+            saved = self.saved[there.group]
+            known: list[Any] = saved.get(views.KEY) or []
+            place = list(saved["params"]).index(there.key)
+            before = known[place] if place < len(known) else None
+            old = views.View(**cast("dict[str, Any]", before or {}))
+            new = views.of(self.own[here.group], here.key)
+            if old != new:
+                seen, now = (str(x) or "as they are" for x in (old, new))
+                if self.strict:
+                    raise group_errors.other_views(self.who, here.label, seen, now)
+                self.differences.append(Change(f"{here.label}: views", seen, now, "current"))
 
     def moved(self, match: Match) -> list[Change]:
         """The parameters whose group here does not continue the one they were saved in."""

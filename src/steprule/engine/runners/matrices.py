@@ -147,6 +147,8 @@ class MatrixWork:
                 made = equal.values[register]
                 value: Tensor = made.tensor if isinstance(made, Lined) else made
                 kept = [states[place][self._matrices.slots[letter].key] for place in equal.places]
+                # A value per matrix may be that of all its rows.
+                value = value.expand(*value.shape[:-2], *kept[0].shape[-2:])
                 new = value.reshape(len(kept), *kept[0].shape)
                 torch._foreach_copy_(kept, list(new))  # pyright: ignore
 
