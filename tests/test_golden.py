@@ -14,6 +14,7 @@ from rules import LOOPS, Case, in_words, uses_curvature
 
 import steprule
 from steprule.engine.estimation import Estimator
+from steprule.engine.program import decisions
 from steprule.engine.runners import matrices
 from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 
@@ -45,12 +46,25 @@ def text_of(case: Case, dtype: torch.dtype) -> str:
 
 def printed(optimizer: Any, dtype: torch.dtype) -> str:
     kernels: list[Any] = []
-    for program in optimizer.program(optimizer.param_groups[0]).kinds:
+    for program in programs_of(optimizer):
         dtypes = dict.fromkeys(program.inputs, dtype) | ({"noise_key": torch.int64} if program.draws else {})
         if program.matrices is not None:
             dtypes |= matrices.dtypes_of(program, dtype)
         kernels += [*cpu_kernel.sources(program, dtypes), *cpu_kernel.sources_of_columns(program, dtypes)]
     return "\n\n".join(source.text for source in kernels if source is not None)
+
+
+def programs_of(optimizer: Any) -> list[Any]:
+    """The programs of a matrix and of a vector; where conditions decide, those of the first steps."""
+    (group,) = optimizer.param_groups
+    whole = optimizer.program(group)
+    if not any(x.decision for x in (whole, whole.of_vectors) if x is not None):
+        return list(whole.kinds)
+    shapes = [(4, 3)] if whole.of_vectors is None else [(4, 3), (5,)]
+    found = [
+        decisions.chosen(whole, group, torch.zeros(shape), {}, t) for shape in shapes for t in range(1, 22)
+    ]
+    return list({id(x): x for x in found}.values())
 
 
 BUILT_IN = {case.name: case.rule for case in LOOPS if case.rule.__module__.startswith("steprule.")}

@@ -81,6 +81,13 @@ def assert_close(ours: Any, wanted: Any, tolerance: float) -> None:
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
+# With what happens only at some steps, and with sides that are too long.
+RULES: list[tuple[Any, dict[str, Any]]] = [
+    (steprule.SOAP, {"every": 3, "max_side": 70, "lr": 1e-3}),
+    (steprule.SOAP, {"every": 2, "lr": 1e-3}),
+    (steprule.Shampoo, {"every": 2, "max_side": 70, "lr": 1e-3}),
+    (steprule.Shampoo, {"every": 2, "graft": False, "both_sides": False, "eps": (1e-2, 1e-8)}),
+]
 STORAGE: list[tuple[torch.dtype, dict[str, Any]]] = [
     (torch.float32, {}),
     (torch.float64, {}),
@@ -101,7 +108,18 @@ STORAGE: list[tuple[torch.dtype, dict[str, Any]]] = [
 def test_kernels_step_as_the_loop_does(
     rule: Any, dtype: torch.dtype, storage: dict[str, Any], modifiers: list[Any]
 ) -> None:
-    options: dict[str, Any] = {"modifiers": modifiers, **storage}
+    assert_steps_as_the_loop(rule, dtype, modifiers=modifiers, **storage)
+
+
+@pytest.mark.parametrize(("rule", "own"), RULES)
+@pytest.mark.parametrize(("dtype", "storage"), [STORAGE[0], STORAGE[1], STORAGE[-1]])
+def test_what_happens_at_some_steps_happens_in_kernels(
+    rule: Any, own: dict[str, Any], dtype: torch.dtype, storage: dict[str, Any]
+) -> None:
+    assert_steps_as_the_loop(rule, dtype, **own, **storage)
+
+
+def assert_steps_as_the_loop(rule: Any, dtype: torch.dtype, **options: Any) -> None:
     ours, params = stepped(rule, 5, dtype=dtype, late=2, **options)
     loop, wanted = stepped(rule, 5, dtype=dtype, late=2, **options, **LOOP)
     assert "runner: cpu_kernel" in ours.explain()

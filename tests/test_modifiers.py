@@ -99,6 +99,8 @@ def trained(
     # The transcriptions of rules with sums over all parameters know one tensor.
     shapes = ((9, 6),) if sums_of(rule) & {"group", "all"} else ((7, 5), (4, 3), (3, 6), (5,))
     shapes = shapes[:3] if matrices_only(rule) else shapes
+    # Where gradients have more than one direction less than a side has elements, its first basis is arbitrary.
+    shapes = ((5, 6), (3, 4), (4, 5), (5,)) if name == "SOAP" else shapes
     thetas = [random.standard_normal(shape) for shape in shapes]
     params = [nn.Parameter(torch.from_numpy(x.copy())) for x in thetas]
     groups = [{"params": x} for x in (params[:2], params[2:]) if x]
@@ -152,6 +154,8 @@ def test_on_every_rule_it_does_what_its_paper_says(name: str, modifier: str, run
     optimizer, wanted, evaluated = trained(name, [modifier], runner)
     # What is kept once per tensor, such as the radius of a ball, is kept in single precision.
     tolerance = max(TOLERANCE.get(name, 1e-9), 1e-6 if modifier in ("Hyperball", "ScheduleFree") else 0.0)
+    # In a direction that no gradient has, it divides rounding by rounding.
+    tolerance = 1e-6 if (name, modifier) == ("SOAP", "Centralize") else tolerance
     # These divide by how far the weights have moved, which is next to nothing at first.
     tolerance *= 100 if name in ("DAdaptAdam", "DoG", "LDoG", "DoWG", "Prodigy") else 1
     assert_close(optimizer, wanted, tolerance)

@@ -15,6 +15,8 @@ from rules import by_kind, by_lines, uses_curvature
 import steprule
 
 STEPS = 60
+# Of a matrix with more than one row more than columns, the eigenvectors of G·Gᵀ are not determined.
+SHAPES = {"SOAP": (6, 5)}
 # Which transcription a rule follows, where the file has another name, and with which fixed options.
 FOLLOWS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW": ("adam", {"decoupled_weight_decay": True, "weight_decay": 1e-2}),
@@ -91,7 +93,15 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"norm": "column", "lr": 0.1},
         {"method": "exact", "lr": 0.1},
     ],
+    "Shampoo": [
+        {"every": 1, "side_decay": 0.6, "betas": (0.5, 0.6)},
+        {"graft": False, "eps": (1e-3, 1e-2), "every": 3},
+        {"both_sides": False, "every": 4, "eps": (1e-2, 1e-8)},
+        {"max_side": 5, "every": 2},
+        {"max_side": 3},
+    ],
     "Signum": [{"momentum": 0.0}],
+    "SOAP": [{"every": 1, "betas": (0.5, 0.6)}, {"max_side": 5, "eps": 1e-2}, {"max_side": 3}],
     "SophiaH": [{"rho": 0.5, "eps": 0.1}],
     "SGDP": [{"delta": 5.0, "nesterov": True}, {"delta": 1.2, "weight_decay": 0.3, "dampening": 0.1}],
     "SGD": [
@@ -162,7 +172,7 @@ def feed_curvature(
 @pytest.mark.parametrize(("name", "options"), cases())
 def test_equals_its_paper_in_double_precision(name: str, options: dict[str, Any], runner: str) -> None:
     # A wide matrix, where the ways to scale Muon's lr differ.
-    shape = (5, 9) if "adjust_lr_fn" in options else (7, 5)
+    shape = (5, 9) if "adjust_lr_fn" in options else SHAPES.get(name, (7, 5))
     rule = steprule.catalogue()[name]
     if runner != "reference" and name == "SparseAdam":
         pytest.skip(f"{name} has only the reference runner")

@@ -331,6 +331,17 @@ def test_updates_that_round_away_are_told_once() -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize("rule", [steprule.ADOPT, steprule.SOAP])
+def test_a_rule_whose_first_step_moves_nothing_is_watched_in_the_second(rule: Any) -> None:
+    p = torch.nn.Parameter(torch.ones(10, 10, dtype=torch.bfloat16))
+    optimizer = rule([p], lr=1e-5)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    with pytest.warns(UserWarning, match=r"100% of the updates of parameter 0 .* low_precision='kahan'"):
+        optimizer.step()
+    optimizer.step()
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_updates_that_round_away_are_seen_behind_other_parameters(together: bool) -> None:
     wide, narrow = (torch.nn.Parameter(torch.ones(100, dtype=d)) for d in (torch.float32, torch.bfloat16))

@@ -48,7 +48,7 @@ def in_the_older_form(saved: dict[str, Any]) -> dict[str, Any]:
 @each(lambda case: can_store(case, "int8"), among=CODED)
 def test_no_codes_stand_under_the_key_of_a_slot(case: Case) -> None:
     saved = trained(case, state_dtype="int8").state_dict()
-    slots = [x.key for x in case.rule.slots.values() if not x.per_tensor and x.starts is not parameter]
+    slots = [x.key for x in case.rule.slots.values() if x.per == "element" and x.starts is not parameter]
     for key in slots:
         assert not isinstance(saved["state"][0].get(key), torch.Tensor)
     assert any(f"{key}_codes" in saved["state"][0] for key in slots)

@@ -76,6 +76,8 @@ from steprule.matrix.adamuon import AdaMuon as AdaMuon
 from steprule.matrix.muon import Muon as Muon
 from steprule.matrix.normuon import NorMuon as NorMuon
 from steprule.matrix.scion import Scion as Scion
+from steprule.matrix.shampoo import Shampoo as Shampoo
+from steprule.matrix.soap import SOAP as SOAP
 from steprule.modifiers import decay as _modes  # noqa: F401 # pyright: ignore[reportUnusedImport]
 from steprule.modifiers.averages import EMA as EMA
 from steprule.modifiers.averages import Average as Average

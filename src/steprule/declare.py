@@ -63,7 +63,7 @@ import torch
 from steprule import errors, rule_errors
 from steprule.engine import docstrings, estimation, statement
 from steprule.engine.composition import composed
-from steprule.engine.fields import FLAGS, OPTIONS, Field, Parameter, Slot, parameter
+from steprule.engine.fields import FLAGS, OPTIONS, Field, Identity, Parameter, Slot, identity, parameter
 from steprule.engine.modifier import ModifierBase, snake_case
 from steprule.engine.program.trace import trace
 from steprule.engine.rule import RuleOptimizer
@@ -80,6 +80,7 @@ __all__ = [
     "decay",
     "errors",
     "hyper",
+    "identity",
     "parameter",
     "scalar_slot",
     "slot",
@@ -162,7 +163,8 @@ def slot(
     per: Literal["element", "row", "column", "left", "right", "tensor", "group", "all"] = "element",
     when: str | None = None,
     only: Literal["matrices", "vectors"] | None = None,
-    starts: float | str | Parameter = 0.0,
+    up_to: str | None = None,
+    starts: float | str | Parameter | Identity = 0.0,
     never_negative: bool = False,
     not_in_8_bits: str | None = None,
     subtracted_from: str | None = None,
@@ -172,8 +174,10 @@ def slot(
     key: the name in checkpoints (torch's where torch has the slot). per: what has one value each: every
     element, row, column, tensor or parameter group, or all parameters together; the last two are kept in the
     groups, under their key. when: the option it exists for. only: which parameters have it, as `is_matrix`
-    tells them apart. starts: its first value, or the name of the
-    hyper-parameter that gives it, or `parameter` for a copy of the parameter.
+    tells them apart. up_to: the hyper-parameter that says how long a side may be: if the parameter has more
+    rows, it has no slot per="left", and if it has more columns, none per="right". starts: its first value, or
+    the name of the hyper-parameter that gives it, or `parameter` for a copy of the parameter, or `identity` for
+    the identity matrix.
     never_negative: its codes need no sign, and fp16 is refused, because steps divide by it.
     not_in_8_bits: why it must not be stored in 8 bits. subtracted_from: the key of a slot that it, or its
     square, is subtracted from; both then stay in full precision, so that rounding cannot make the difference
@@ -184,6 +188,7 @@ def slot(
         per=per,
         when=when,
         only=only,
+        up_to=up_to,
         starts=starts,
         never_negative=never_negative,
         not_in_8_bits=not_in_8_bits,

@@ -8,13 +8,21 @@ from typing import Any
 
 import torch
 
-from steprule.errors import checkpoint, close, in_group, nearest
+from steprule.errors import checkpoint, close, in_group, listed, nearest
 from steprule.levels import ONE_PER
 
 
 def no_such_slot(rule: str, name: str, slots: Iterable[str]):
     """A misspelt slot in a rule."""
     return AttributeError(f"{rule}.update: no slot '{name}'. {nearest(name, slots)}".rstrip())
+
+
+def slot_too_long(rule: str, name: str, limit: str):
+    """A slot of pairs used although its side is longer than allowed."""
+    return AttributeError(
+        f"{rule}.update: slot '{name}' exists only for sides up to {limit}; use it inside "
+        f"'if rows(p) <= h.{limit}:' or 'if columns(p) <= h.{limit}:'."
+    )
 
 
 def slot_switched_off(rule: str, name: str, switch: str):
@@ -226,6 +234,34 @@ def a_kind(given: object) -> str:
     return (
         "None" if given is None else f"an {kind}" if kind[0] in "aeioAEIO" or kind == "ndarray" else f"a {kind}"
     )
+
+
+class WordFailed(RuntimeError):
+    """A word on whole matrices that raised an error, before `word_failed` says for which parameters.
+
+    places: which parameters they are, of those that were worked on together.
+    """
+
+    in_rule = ""  # its line in the rule would say less
+
+    def __init__(self, word: str, error: Exception):
+        super().__init__(f"{word}: {error}")
+        self.word = word
+        self.error = error
+        self.places: Sequence[int] = (0,)
+
+
+def word_failed(who: str, failed: WordFailed, names: Sequence[str]) -> Exception:
+    """The error that a word on whole matrices raised, with the parameters that it was about."""
+    error, whose = failed.error, listed([names[place] for place in failed.places])
+    given = error.args[0] if len(error.args) == 1 else None
+    problem = given.partition("\n")[0].rstrip(".") if isinstance(given, str) else type(error).__name__
+    text = f"{who}: {failed.word} of the matrices of {whose} failed: {problem}. No parameter has moved."
+    if isinstance(given, str):
+        error.args = (text,)
+    else:
+        error.add_note(text)
+    return error
 
 
 class NoMatrices(TypeError):

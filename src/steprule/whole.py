@@ -18,11 +18,11 @@ class MatrixWord:
     """A function of torch on matrices that a rule may use as a word.
 
     function: gets tensors whose last two dimensions are the matrices', and plain numbers; it returns a tensor
-    and changes none. form: of the forms of the matrices that it is given ("element", "transposed", "left",
-    "right", …), the form of its result, or None if they do not fit. dtype: the name of the precision that its
-    matrices are kept in on the way to it and back, if that is not the one that the step is computed in.
-    never_raises: whatever the values are. Nothing is stored before all words that may raise are over, which
-    takes memory.
+    and changes none. An error that it raises gets the names of the parameters. form: of the forms of the
+    matrices that it is given ("element", "transposed", "left", "right", …), the form of its result, or None
+    if they do not fit. dtype: the name of the precision that its matrices are kept in on the way to it and
+    back, if that is not the one that the step is computed in. never_raises: whatever the values are. Nothing
+    is stored before all words that may raise are over, which takes memory.
     """
 
     name: str
@@ -50,10 +50,13 @@ class MatrixWord:
 
         form: of the result. shape: of the matrices per element.
 
-        Raises: ValueError for a result of another shape.
+        Raises: WordFailed for whatever the function raises, ValueError for a result of another shape.
         """
         before = [x._version for x in tensors if _is_counted(x)]
-        result = self.function(*tensors)
+        try:
+            result = self.function(*tensors)
+        except Exception as error:
+            raise rule_errors.WordFailed(self.name, error) from error
         if not hasattr(result, "mT"):
             raise rule_errors.word_without_result(self.name, result)
         if before != [x._version for x in tensors if _is_counted(x)]:

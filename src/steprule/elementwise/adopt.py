@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from steprule.declare import Elementwise, WeightDecay, decay, hyper, slot
 from steprule.words import Number, clamp, ema, ema_sq, larger, sqrt, where
@@ -26,6 +26,8 @@ class ADOPT(Elementwise):
     Modified Adam Can Converge with Any β2 with the Optimal Rate", algorithm 2,
     https://arxiv.org/abs/2411.02853
     """
+
+    first_step_moves: ClassVar[bool] = False
 
     lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.9999), at_least=0, below=1, meaning="decay of m, of v")

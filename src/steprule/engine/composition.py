@@ -171,6 +171,7 @@ def _own(modifier: Any, slot: Slot) -> Slot:
         key=full(slot.key),
         letter=f"{modifier.name}_{slot.letter}",
         when=full(slot.when),
+        up_to=full(slot.up_to),
         starts=full(slot.starts),
         subtracted_from=full(slot.subtracted_from),
     )
@@ -240,6 +241,8 @@ class Slots:
             raise rule_errors.no_such_slot(self._machine.rule, letter, self._declared)
         if letter not in self.numbers and slot.only is not None:
             raise rule_errors.slot_of_others(self._machine.rule, letter, slot.only)
+        if letter not in self.numbers and slot.up_to is not None and slot.when is None:
+            raise rule_errors.slot_too_long(self._machine.rule, letter, slot.up_to)
         if letter not in self.numbers:
             raise rule_errors.slot_switched_off(self._machine.rule, letter, slot.when or slot.key)
 

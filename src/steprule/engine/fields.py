@@ -167,21 +167,36 @@ class Parameter:
 parameter = Parameter()
 
 
+class Identity:
+    """The start of a slot that begins as the identity matrix; `identity` is the only one."""
+
+    def __repr__(self) -> str:
+        return "identity"
+
+
+identity = Identity()
+# The slots of 16-bit parameters that keep 32 bits: differences to the parameter are small, and so are the
+# eigenvalues that matter in matrices of pairs.
+HALF = (torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True)
 class Slot:
     """State that a rule keeps: one number per element, row, column, tensor or group, or one for all parameters.
 
-    only: "matrices" or "vectors", if the others have none. stacked: for rows and columns, as in `lines`.
+    only: "matrices" or "vectors", if the others have none. up_to: the hyper-parameter that says how long a side
+    may be that has one of each pair. stacked: for rows and columns, as in `lines`.
     """
 
     key: str
     when: str | None = None
-    starts: float | str | Parameter = 0.0
+    starts: float | str | Parameter | Identity = 0.0
     per: str = "element"
     never_negative: bool = False
     not_in_8_bits: str | None = None
     subtracted_from: str | None = None
     only: str | None = None
+    up_to: str | None = None
     letter: str = ""
     stacked: bool = False
 
@@ -189,6 +204,11 @@ class Slot:
     def per_tensor(self) -> bool:
         """Whether each parameter has one number of it."""
         return self.per == "tensor"
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether it has one value for each pair of rows, or of columns."""
+        return self.per in ("left", "right")
 
     @property
     def has_elements(self) -> bool:
@@ -213,16 +233,22 @@ class Slot:
         """Whether this group's options need the slot."""
         return self.when is None or bool(group[self.when])
 
+    def dtype_for(self, param: torch.Tensor) -> torch.dtype:
+        """The slot's precision, where nobody asks for another one."""
+        wide = self.of_pairs or self.starts is parameter
+        return torch.float32 if wide and param.dtype in HALF else param.dtype
+
     def shape_for(self, param: torch.Tensor, group: Mapping[str, Any]) -> tuple[int, ...] | None:
         """The slot's shape for this parameter of a group; None where the parameter has no such slot."""
         if self.shared or not self.fits(lines.is_matrix(param.shape)):
             return None
         if self.per_tensor:
             return ()
-        if self.per != "element":
-            view = views.of(group, param)
-            return lines.shape_per(view.shape(param.shape), self.per, self.stacked)
-        return tuple(param.shape)
+        if self.per == "element":
+            return tuple(param.shape)
+        shape = lines.shape_per(views.of(group, param).shape(param.shape), self.per, self.stacked)
+        too_long = self.up_to is not None and shape[-1] > group[self.up_to]
+        return None if too_long else shape
 
     def create(
         self, param: torch.Tensor, group: dict[str, Any], dtype: torch.dtype | None = None
@@ -231,11 +257,11 @@ class Slot:
         shape = self.shape_for(param, group)
         if shape is None:
             return None
+        dtype = dtype or self.dtype_for(param)
         if self.starts is parameter:
-            # Of 16 bits: differences to it are small.
-            half = param.dtype in (torch.bfloat16, torch.float16)
-            copy = param.detach().to(torch.float32 if half else param.dtype, copy=True)
-            return copy
+            return param.detach().to(self.dtype_for(param), copy=True)
+        if self.starts is identity:
+            return torch.eye(shape[-1], dtype=dtype, device=param.device).expand(shape).clone()
         given = group[self.starts] if isinstance(self.starts, str) else self.starts
         start = self.start(group)
         if self.per_tensor:

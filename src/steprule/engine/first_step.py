@@ -31,6 +31,12 @@ class Watch:
         if self.narrow is not None:
             self.sloped = _sample(self.narrow.grad) != 0
 
+    def too_early(self, optimizer: Any) -> bool:
+        """Whether the step was one that moves no parameter, as the rule says."""
+        steps = [optimizer.state[p].get("step") for p in (self.param, self.narrow) if p is not None]
+        moves = optimizer.rule_of(self.group).first_step_moves
+        return not moves and any(count is not None and count <= 1 for count in steps)
+
     def messages(self, optimizer: Any) -> list[str]:
         """The warnings, after the step."""
         who, found = optimizer.who(self.group), list[str]()

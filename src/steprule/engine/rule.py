@@ -64,6 +64,8 @@ class RuleOptimizer(CheckedOptimizer):
     # Whether it works on whole matrices, and what makes groups of a model then.
     on_matrices: ClassVar[bool] = False
     groups_of: ClassVar[Callable[..., Any]]
+    # Whether the first step of a parameter moves it.
+    first_step_moves: ClassVar[bool] = True
     _watched_rounding: bool = False
     _looked_for_curvature: bool = False
     # The rows and columns that `update` sees: "flattened" or "stacked", as in `lines`.
@@ -485,8 +487,8 @@ class RuleOptimizer(CheckedOptimizer):
         watches = [first_step.Watch(group) for group, _ in steps]
         if not super()._run(steps, gate):
             return False
-        self._watched_rounding = True
-        for watch in watches:
+        self._watched_rounding = not any(watch.too_early(self) for watch in watches)
+        for watch in watches if self._watched_rounding else ():
             messages = watch.messages(self)
             for message in messages:
                 notices.warn(message)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steprule import errors, rule_errors
-from steprule.engine.fields import FLAGS, OPTIONS, TAKEN_KEYS, Field, Slot, parameter
+from steprule.engine.fields import FLAGS, OPTIONS, TAKEN_KEYS, Field, Slot, identity, parameter
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.storage import EXTRA_KEYS
 from steprule.levels import LEVELS
@@ -122,7 +122,7 @@ def _check_slot(rule: Any, slot: Slot) -> None:
             fix = f"It must be one of {', '.join(map(repr, allowed))}."
             raise rule_errors.bad_statement(who, f"slot '{slot.letter}' has {what}={given!r}", fix)
     starts: Any = slot.starts
-    for name in (slot.when, starts):
+    for name in (slot.when, slot.up_to, starts):
         if isinstance(name, str) and name not in rule.fields:
             what = f"slot '{slot.letter}' refers to '{name}', which is not a hyper-parameter"
             raise rule_errors.bad_statement(who, what, errors.nearest(name, rule.fields))
@@ -132,12 +132,16 @@ def _check_slot(rule: Any, slot: Slot) -> None:
             who, what, f"Make {slot.when} a boolean, or declare it with switch=True."
         )
     first = rule.fields[starts].default if isinstance(starts, str) else starts
-    if not isinstance(first, (int, float)) and not (first is parameter and slot.per == "element"):
+    of_its_kind = slot.per == "element" if first is parameter else slot.of_pairs and first is identity
+    if not isinstance(first, (int, float)) and not of_its_kind:
         what = f"slot '{slot.letter}' starts at {starts!r}"
         raise rule_errors.bad_statement(
             who, what, "It must be a number, or the name of a hyper-parameter that is one."
         )
-    if slot.per in ("left", "right") and not rule.on_matrices:
+    if slot.up_to is not None and not slot.of_pairs:
+        what = f"slot '{slot.letter}' is limited by '{slot.up_to}', which is for sides"
+        raise rule_errors.bad_statement(who, what, 'Declare it with per="left" or per="right".')
+    if slot.of_pairs and not rule.on_matrices:
         what = f"slot '{slot.letter}' has one value per pair of {'rows' if slot.per == 'left' else 'columns'}"
         raise rule_errors.bad_statement(
             who, what, "Only rules that subclass steprule.declare.Matrix have those."

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine.fields import Slot, parameter
+from steprule.engine.fields import HALF, Slot, parameter
 
 BLOCK = 256
 SMALLEST = 4096
@@ -66,7 +66,6 @@ MARK = 8
 BESIDE = {"kahan": "compensation", "master": "low_bits", "stochastic": "rounding_key"}
 KEYS = ("rounding_key", SLOT_KEY, NOISE_KEY)
 EXTRA_KEYS = (*BESIDE.values(), SLOT_KEY, NOISE_KEY)
-HALF = (torch.bfloat16, torch.float16)
 GOLDEN = 0x9E3779B9
 _UINT32 = 0xFFFFFFFF
 TOO_SMALL = "fp16 has no value between 0 and 6e-8, and steps divide by this slot"
@@ -157,7 +156,7 @@ def dtype_for(slot: Slot, param: Tensor, kind: str | None) -> torch.dtype:
     """The dtype of a slot, or of its codes."""
     if kind == "int8":
         return torch.uint8 if slot.never_negative else torch.int8
-    return DTYPES.get(kind or "", param.dtype)
+    return DTYPES.get(kind or "") or slot.dtype_for(param)
 
 
 def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

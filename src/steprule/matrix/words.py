@@ -10,16 +10,20 @@ import torch
 from torch import Tensor
 
 from steprule.values import Number
-from steprule.whole import matrix_word, transpose
+from steprule.whole import matrix_word, of_a_square, transpose
 
 __all__ = [
     "METHODS",
     "Method",
+    "eigenvectors",
+    "inverse_root",
     "matrix_word",
     "newton_schulz",
     "orthogonalize",
     "polar_express",
     "polar_factor",
+    "qr",
+    "sorting",
     "transpose",
 ]
 
@@ -124,3 +128,67 @@ def polar_factor(x: Tensor) -> Tensor:
     smallest = max(x.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
     directions = (s > smallest).to(s.dtype)
     return torch.where(finite, (u * directions.unsqueeze(-2)) @ vt, torch.nan)
+
+
+# Its functions have no types.
+_LINALG = cast(Any, torch.linalg)
+
+
+def _eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, the smallest first, and eigenvectors of symmetric matrices."""
+    eigh: Callable[[Tensor], tuple[Tensor, Tensor]] = _LINALG.eigh
+    if not a.isfinite().all():
+        raise RuntimeError("NaN or infinite elements; nonfinite='skip' skips steps with such gradients")
+    try:
+        return eigh(a)
+    except RuntimeError:
+        values, vectors = eigh(a.double().cpu())
+        return values.to(a), vectors.to(a)
+
+
+def _rounding(a: Tensor, values: Tensor) -> Tensor:
+    """How large eigenvalues of symmetric matrices may be that are nothing but rounding."""
+    return values[..., -1:] * (a.size(-1) * torch.finfo(a.dtype).eps)
+
+
+@matrix_word(form=of_a_square)
+def eigenvectors(a: Tensor) -> Tensor:
+    """The eigenvectors of a symmetric matrix, as columns; those of the largest eigenvalues come first.
+
+    Eigenvalues of 0 have no vectors of their own. What they span is then divided into the eigenvectors of a
+    diagonal matrix with the numbers 1, 2, 3, …, so that the result does not depend on rounding.
+    """
+    values, vectors = _eigh(a)
+    hidden = values <= _rounding(a, values)
+    if hidden.any():
+        null = vectors * hidden.unsqueeze(-2)
+        count = torch.arange(1, 1 + a.size(-1), dtype=a.dtype, device=a.device)
+        within = null.mT @ (count.unsqueeze(-1) * null) / a.size(-1)
+        largest = torch.where(values[..., -1:, None] > 0, values[..., -1:, None], 1)
+        # Below all other eigenvalues, so that these come last.
+        _, vectors = _eigh(a - largest * (null @ within @ null.mT))
+    return vectors.flip(-1)
+
+
+@matrix_word(form=of_a_square)
+def inverse_root(a: Tensor, root: float, eps: float) -> Tensor:
+    """(a + ε)^(-1/root) of a symmetric matrix whose eigenvalues are not negative.
+
+    Eigenvalues that are nothing but rounding count as large as rounding may make them.
+    """
+    values, vectors = _eigh(a)
+    values = torch.maximum(values, _rounding(a, values)) + eps
+    return (vectors * values.pow(-1 / root).unsqueeze(-2)) @ vectors.mT
+
+
+@matrix_word(form=of_a_square, never_raises=True)
+def qr(a: Tensor) -> Tensor:
+    """The orthogonal Q of a = Q·R, where R is 0 below its diagonal."""
+    return _LINALG.qr(a)[0]
+
+
+@matrix_word(form=of_a_square, never_raises=True)
+def sorting(a: Tensor) -> Tensor:
+    """The permutation P for which the diagonal of PᵀaP falls."""
+    order = a.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
+    return torch.nn.functional.one_hot(order, a.size(-1)).mT.to(a.dtype)

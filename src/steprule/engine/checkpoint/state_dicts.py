@@ -294,7 +294,9 @@ class _States:
                     "Was it written by another optimizer or a newer version? strict=False leaves it out.",
                 )
         elif self.slots[key].exists(group):
-            return True
+            slot = self.slots[key]
+            if slot.up_to is None or slot.shape_for(self.like, group) is not None:
+                return True
         self.unexpected.append(f"{place.label}: {key}")
         return False
 
@@ -377,11 +379,8 @@ class _States:
             # torch's SGD keeps no count, but if it has a buffer, the first step is over.
             fitted["step"] = torch.ones((), dtype=scalar_dtype(), device="cpu")
         for slot in self.slots.values():
-            if (
-                storage.holds(fitted, slot.key)
-                or not slot.exists(group)
-                or slot.shape_for(self.like, group) is None
-            ):
+            there = slot.exists(group) and slot.shape_for(self.like, group) is not None
+            if storage.holds(fitted, slot.key) or not there:
                 continue
             started = "." in slot.key and slot.key.partition(".")[0] not in (saved_group.get("modifiers") or ())
             if not started and (slot.when is None or saved_group.get(slot.when)):

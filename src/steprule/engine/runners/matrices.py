@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from steprule import rule_errors
 from steprule.engine.program.program import (
     Instruction,
     Program,
@@ -198,11 +199,12 @@ class MatrixWork:
         own = [tuple(float(row[i]) for i in used) for row in scalars]
         machine = self._machine(equal)
         if len(set(own)) == 1 or not used:
-            return _one(machine, step, equal.values, dict(zip(used, own[0], strict=True)))
+            return _named(equal.places, machine, step, equal.values, dict(zip(used, own[0], strict=True)))
         made: list[Any] = []
         for place, numbers in enumerate(own):
             values = {r: _part(x, place, len(own)) for r, x in equal.values.items()}
-            made.append(_one(machine, step, values, dict(zip(used, numbers, strict=True))))
+            mine = [equal.places[place]]
+            made.append(_named(mine, machine, step, values, dict(zip(used, numbers, strict=True))))
         if isinstance(made[0], Lined):
             return Lined(torch.cat([x.tensor for x in made]), made[0].level)
         return torch.cat(made)
@@ -238,24 +240,36 @@ def _part(value: Any, place: int, count: int) -> Any:
     return Lined(own, value.level) if isinstance(value, Lined) else own
 
 
+def _named(places: Sequence[int], *step: Any) -> Any:
+    """Carry out one step for parameters at these places, which are noted in an error."""
+    try:
+        return _one(*step)
+    except rule_errors.WordFailed as failed:
+        failed.places = places
+        raise
+
+
 def _one(machine: Eager, step: Step, values: Values, scalars: Mapping[int, float]) -> Any:
     """Carry out one step."""
-
-    def known(x: Any) -> Any:
-        if isinstance(x, Register):
-            return values[x]
-        if isinstance(x, Scalar):
-            return scalars[x.index]
-        return tuple(map(known, cast("tuple[Any, ...]", x))) if isinstance(x, tuple) else x
-
     if isinstance(step, Reduction):
         return machine.reduce(step.word, _widened(values[step.operand], machine.dtype), step.over).handle
-    operands = [known(x) for x in step.operands]
+    operands = [_known(x, values, scalars) for x in step.operands]
     if isinstance(step, Instruction):
         return machine.emit(step.word, *(_widened(x, machine.dtype) for x in operands))
     tensors = [x.tensor if isinstance(x, Lined) else x for x in operands]
     made: Tensor = step.word.made(tensors, step.out.level, machine.shape)
     return made if step.out.level == "element" else Lined(made.to(machine.dtype), step.out.level)
+
+
+def _known(x: Any, values: Values, scalars: Mapping[int, float]) -> Any:
+    """The value of an operand."""
+    if isinstance(x, Register):
+        return values[x]
+    if isinstance(x, Scalar):
+        return scalars[x.index]
+    if isinstance(x, tuple):
+        return tuple(_known(part, values, scalars) for part in cast("tuple[Any, ...]", x))
+    return x
 
 
 def _widened(value: Any, dtype: torch.dtype) -> Any:

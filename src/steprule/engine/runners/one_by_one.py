@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from steprule import rule_errors
 from steprule.engine.composition import Composition
 from steprule.engine.program import phases
 from steprule.engine.program.phases import Part
@@ -54,7 +55,11 @@ def prepare_some(
             sparse.run(own, group, param, gradient, state)
             return
         shared, t = reference.Shared(keys, known), reference.next_step(state)
-        slots, common, value = reference.compute(own, group, param, gradient, state, t, shared)
+        try:
+            slots, common, value = reference.compute(own, group, param, gradient, state, t, shared)
+        except rule_errors.WordFailed as failed:
+            name = optimizer.name_of(param)
+            raise rule_errors.word_failed(optimizer.who(group), failed, [name]) from None
 
         def store() -> None:
             reference.store(own, group, param, state, slots, value)

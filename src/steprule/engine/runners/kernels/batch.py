@@ -77,7 +77,9 @@ class Batch:
         columns = self._columns(params, states)
         self.forms = {letter: Forms(column) for letter, column in columns.items()}
         self.forms["g"] = Forms(own)
-        self.wholes = [slot.key for slot in program.matrices.slots.values()] if program.matrices else []
+        swept = {*self.keys.values(), *self.counted}
+        others = [key for key, x in states[0].items() if key not in swept and isinstance(x, Tensor)]
+        self.wholes = others if program.matrices is not None else []
         self.whole_forms = Forms(self._wholes(states))
         self.addresses = {letter: Addresses(column) for letter, column in columns.items()}
         self.addresses["g"] = Addresses(own)
@@ -94,7 +96,7 @@ class Batch:
         return columns
 
     def _wholes(self, states: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """The slots of whole matrices, which no sweep reads."""
+        """The slots that no sweep reads; not all of them are read by every step."""
         return [state[key] for key in self.wholes for state in states]
 
     def look(

@@ -23,6 +23,9 @@ def why_not(
 
     rows_share_codes: whether the kernels can step rows that share a block of codes with their neighbours.
     """
+    whole = program.matrices.slots.values() if program.matrices is not None else ()
+    if missing := [slot.key for slot in whole if slot.key not in state]:
+        return f"it has no state '{missing[0]}'"
     slots = slots_of(program, state)
     reason = _odd_tensors(program, param, gradient, slots)
     if reason is None and program.lined:

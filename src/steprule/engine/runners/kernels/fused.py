@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from steprule import rule_errors
 from steprule.engine import plans
 from steprule.engine.fields import Field
 from steprule.engine.program import decisions, phases
@@ -89,7 +90,8 @@ def prepare(
     for batch, written in zip(batches, found, strict=True):
         states = [optimizer.state[group["params"][place]] for place in batch.places] if batch.work else []
         step = partial(_sweeps, batch, written, scaler, group, gradients, states, after)
-        step = step if batch.work is None else partial(_freeing, batch.work, step)
+        if batch.work is not None:
+            step = partial(_naming, partial(_freeing, batch.work, step), optimizer, group, batch.places)
         stages = phases.stages_of(batch.program, group)
         parts.append(Part(step if stages else partial(_to_the_end, step), stages, batch.program.may_raise))
     return parts, left
@@ -106,6 +108,16 @@ def _freeing(work: MatrixWork, step: Callable[[], Going]) -> Going:
 def _to_the_end(step: Callable[[], Going]) -> None:
     for _ in step():
         raise AssertionError("no sum over several tensors was asked for")
+
+
+def _naming(step: Callable[[], Going], optimizer: Any, group: dict[str, Any], places: Sequence[int]) -> Going:
+    """The same step, of these places in the group: if a word on whole matrices fails, their names are told."""
+    try:
+        yield from step()
+    except rule_errors.WordFailed as failed:
+        names = optimizer.names_in(group)
+        who = optimizer.who(group)
+        raise rule_errors.word_failed(who, failed, [names[place] for place in places]) from None
 
 
 def _sweeps(
@@ -300,12 +312,10 @@ class Plan:
             params = [params[place] for place in self.present]
             gradients = [gradients[place] for place in self.present]
         states = self._states(state, params)
-        if states is not None and self._decides:
-            pairs = zip(params, states, self._chosen.values(), strict=True)
-            if not all(self._choose(group, param, own) is chosen for param, own, chosen in pairs):
-                return None
+        if states is not None and self._decides and not self._still_chosen(group, params, states):
+            return None
         if states is None or any(
-            self._acceptable(group["params"][i], given[i], state.get(group["params"][i], {}))
+            self._acceptable(group, group["params"][i], given[i], state.get(group["params"][i], {}))
             for i in self._for_now
         ):
             return None
@@ -320,6 +330,14 @@ class Plan:
             found.append(written)
         return found
 
+    def _still_chosen(self, group: dict[str, Any], params: Sequence[Tensor], states: Sequence[Any]) -> bool:
+        """Whether the next step of each parameter has the program of this plan."""
+        try:
+            pairs = zip(params, states, self._chosen.values(), strict=True)
+            return all(self._choose(group, param, own) is chosen for param, own, chosen in pairs)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            return False  # when a new plan is made, the state is checked
+
     def _states(self, state: Mapping[Tensor, Any], params: Sequence[Tensor]) -> list[Any] | None:
         """The states of these parameters, if each has one."""
         if self._run is not None:
@@ -329,12 +347,12 @@ class Plan:
         states = list(map(state.get, params))
         return None if any(x is None for x in states) else states
 
-    def _acceptable(self, param: Any, gradient: Tensor | None, state: dict[str, Any]) -> bool:
+    def _acceptable(
+        self, group: dict[str, Any], param: Any, gradient: Tensor | None, state: dict[str, Any]
+    ) -> bool:
         """Whether what was refused before could be taken now."""
         try:
-            program = self.program.of(param)
-            if program.decision is not None:
-                return True
+            program = self._choose(group, param, state)
             return fits.why_not(program, param, _resolved(gradient), state, self._share) is None  # type: ignore[arg-type]
         except (AttributeError, KeyError):
             return True
