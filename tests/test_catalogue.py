@@ -236,3 +236,8 @@ def test_create_takes_one_modifier_without_a_list() -> None:
         (group,) = create("adamw+cautious", model(), modifiers=given).param_groups
         assert (group["modifiers"], group["ema.decay"]) == (("cautious", "ema"), 0.9)
     assert create("adamw", model(), modifiers=steprule.EMA).param_groups[0]["modifiers"] == ("ema",)
+
+
+def test_an_option_of_a_modifier_without_its_name() -> None:
+    with pytest.raises(ValueError, match=r"^'max_norm' belongs to a modifier: write 'global_norm_clip\.max"):
+        steprule.create("lamb+global_norm_clip", nn.Linear(2, 2), max_norm=1)

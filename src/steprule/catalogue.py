@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,7 +137,7 @@ def create(name: str, params: Any, **options: Any) -> CheckedOptimizer:
     kinds = modifiers_named(more)
     if kinds and "modifiers" not in rule.fields:
         raise rule_errors.takes_no_modifiers(rule.__name__)
-    added, own = with_values(kinds, options, name)
+    added, own = with_values(kinds, options, name, rule.fields)
     given = own.pop("modifiers", None)
     added += given if isinstance(given, (list, tuple)) else [] if given is None else [given]
     return rule(params, **own, **({"modifiers": added} if added else {}))
@@ -172,17 +172,20 @@ def _letters(name: str) -> str:
 
 
 def with_values(
-    kinds: Sequence[type[Modifier]], options: Mapping[str, Any], name: str
+    kinds: Sequence[type[Modifier]], options: Mapping[str, Any], name: str, of_rule: Collection[str]
 ) -> tuple[list[Modifier], dict[str, Any]]:
     """The modifiers with those of the options that are theirs, such as "ema.decay", and the other options.
 
-    name: what was asked for, for messages. Raises: ValueError for an option of another modifier, and what the
-    modifiers raise.
+    name: what was asked for, for messages. of_rule: the options of the rule. Raises: ValueError for an option
+    of another modifier or without its modifier's name, and what the modifiers raise.
     """
     own: dict[str, dict[str, Any]] = {kind.name: {} for kind in kinds}
     rest: dict[str, Any] = {}
     for key, value in options.items():
         prefix, point, field = key.partition(".")
+        its_own = [f"{kind.name}.{key}" for kind in kinds if key in kind.fields]
+        if its_own and key not in of_rule:
+            raise rule_errors.option_without_its_modifier(key, its_own[0])
         if not point:
             rest[key] = value
         elif prefix.lower() in own:

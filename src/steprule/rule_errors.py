@@ -558,6 +558,11 @@ def takes_no_modifiers(rule: str):
     return ValueError(f"{rule} takes no modifiers, because its step is not declared. Leave them out.")
 
 
+def option_without_its_modifier(key: str, full: str):
+    """`max_norm` for a rule with GlobalNormClip."""
+    return ValueError(f"'{key}' belongs to a modifier: write '{full}'.")
+
+
 def option_of_no_modifier(key: str, name: str, known: list[str]):
     """`ema.decay` where there is no EMA."""
     prefix = key.partition(".")[0]

@@ -95,7 +95,7 @@ def build_optimizer(name: str, model: nn.Module, settings: Mapping[str, Any]) ->
     build: Any = make
     try:
         if checks_itself:
-            added, settings = with_values(modifiers, settings, optimizer_label(name).lower())
+            added, settings = with_values(modifiers, settings, optimizer_label(name).lower(), make.fields)
             settings |= {"modifiers": added} if added else {}
         # Which parameters are hidden matrices only the model says.
         return build(model if getattr(make, "on_matrices", False) else model.named_parameters(), **settings)
