@@ -171,6 +171,26 @@ def test_a_condition_on_the_step_is_decided_before_it(runner: dict[str, Any]) ->
     assert not optimizer.state[param]["kept"].equal(kept)
 
 
+class TakesTwice(Matrix):
+    """Whole matrices of parameters before and after a sweep."""
+
+    lr: float = hyper(default=0.01)
+
+    m = slot("exp_avg")
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        s.m = ema(s.m, p @ transpose(p) @ g, 0.9)
+        return -h.lr * (s.m @ transpose(p) @ p)
+
+
+def test_what_a_sweep_keeps_may_be_taken_twice() -> None:
+    ours, params = stepped(TakesTwice, 3, shapes=((3, 5), (4, 2), (3, 5)))
+    _, wanted = stepped(TakesTwice, 3, shapes=((3, 5), (4, 2), (3, 5)), **LOOP)
+    assert "runner: cpu_kernel" in ours.explain()
+    assert_close(params, wanted, 1e-4)
+
+
 class AsksForASum(Matrix):
     """An `if` on what only the step itself can find out."""
 

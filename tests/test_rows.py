@@ -346,3 +346,23 @@ def test_a_step_can_be_recorded_for_autograd() -> None:
     param.sum().backward()
     assert scale.grad is not None
     assert math.isfinite(scale.grad.item())
+
+
+class RowScaled(Elementwise):
+    """A value per row times an element, in one word with lr."""
+
+    lr: float = hyper(default=0.1, at_least=0)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return -h.lr * mean(g, over="row") * g
+
+
+def test_a_tensor_lr_meets_values_per_row(options: dict[str, Any]) -> None:
+    moved: list[Any] = []
+    for lr in (0.5, torch.tensor(0.5)):
+        param = nn.Parameter(numbers((4, 3), torch.float64, 1))
+        param.grad = numbers((4, 3), torch.float64, 2)
+        RowScaled([param], lr=lr, **options).step()
+        moved.append(param.detach())
+    assert_same(moved[0], moved[1])

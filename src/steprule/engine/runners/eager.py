@@ -260,12 +260,17 @@ class Eager:
 
 
 def _full(operands: Sequence[Any]) -> list[Any]:
-    """The operands with a value for each element, in one order of memory: else torch may round differently."""
+    """The operands with a value for each element, in one order of memory: else torch may round differently.
+
+    Single numbers, such as a tensor lr, stay so.
+    """
     tensors = [x for x in operands if isinstance(x, Tensor)]
     shape = cast(Any, torch).broadcast_shapes(*(x.shape for x in tensors))
     like = next((x for x in tensors if x.shape == shape), None)
     like = tensors[0].new_empty(shape) if like is None else like
     return [
-        torch.empty_like(like, dtype=x.dtype).copy_(x) if isinstance(x, Tensor) and x.shape != shape else x
+        torch.empty_like(like, dtype=x.dtype).copy_(x)
+        if isinstance(x, Tensor) and x.dim() and x.shape != shape
+        else x
         for x in operands
     ]

@@ -171,6 +171,8 @@ class MatrixWork:
     def _load(self, stage: Stage, equal: _Equal, gradients: Sequence[Tensor], states: States) -> None:
         """Put into registers what the steps of a stage read."""
         for name, register in stage.takes.items():
+            if register in equal.values:
+                continue  # an earlier stage has taken it
             if name == "g":
                 stacked = _stack([gradients[place] for place in equal.places]).to(self._computed)
             else:
