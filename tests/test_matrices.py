@@ -476,3 +476,25 @@ def test_words_that_are_wrong(what: str, runner: dict[str, Any]) -> None:
 def test_slots_of_products_stay_in_full_precision() -> None:
     with pytest.raises(ValueError, match=r"'left' .*products of matrices are summed up in it"):
         Whitening([nn.Parameter(torch.ones(3, 3))], state_dtype={"left": "bf16"})
+
+
+@matrix_word
+def needs_full_precision(x: Tensor) -> Tensor:
+    """A word that knows one precision only."""
+    return torch.linalg.qr(x.mT).Q.mT if x.size(-2) <= x.size(-1) else torch.linalg.qr(x).Q
+
+
+class Chained(Matrix):
+    """A word in few bits, and another one on what it makes."""
+
+    lr: float = hyper(default=0.1)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        return -h.lr * needs_full_precision(narrow(g, 2.0, (1.5, 0.5)))
+
+
+def test_words_on_what_words_in_fewer_bits_have_made() -> None:
+    _, params = stepped(Chained, 2, shapes=((4, 6), (4, 6), (5, 3)))
+    _, wanted = stepped(Chained, 2, shapes=((4, 6), (4, 6), (5, 3)), **LOOP)
+    assert_close(params, wanted, 1e-5)

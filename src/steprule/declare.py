@@ -220,7 +220,7 @@ class _Rule(RuleOptimizer):
         super().__init_subclass__(**kwargs)
         body = dict(vars(cls))
         fields = dict(cls.fields) | _declared_fields(cls, body)
-        cls.fields = dict(sorted(fields.items(), key=lambda item: item[0] in (*FLAGS, *OPTIONS)))
+        cls.fields = dict(sorted(fields.items(), key=lambda item: item[0] in (*FLAGS, *OPTIONS, "rest")))
         cls.slots = _declared_slots(cls, body)
         if flags is not None:
             cls.torch_flags = tuple(flags.split())

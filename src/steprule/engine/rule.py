@@ -501,7 +501,11 @@ class RuleOptimizer(CheckedOptimizer):
         """Whether `step` itself unscales gradients and skips steps; gradient scalers look for this name."""
         groups = self.param_groups
         asked = bool(groups) and all(group.get("fused") for group in groups)
-        return asked and all(choice.choose(self.composition(x), x).runner.unscales for x in groups)
+        # Words on whole matrices read the gradient as it is.
+        whole = any(self.rule_of(group).on_matrices for group in groups)
+        return (
+            asked and not whole and all(choice.choose(self.composition(x), x).runner.unscales for x in groups)
+        )
 
     def check_storage(self, group: dict[str, Any]) -> None:
         """Refuse storage that was requested between steps and is not possible."""

@@ -259,6 +259,8 @@ def _one(machine: Eager, step: Step, values: Values, scalars: Mapping[int, float
     if isinstance(step, Instruction):
         return machine.emit(step.word, *(_widened(x, machine.dtype) for x in operands))
     tensors = [x.tensor if isinstance(x, Lined) else x for x in operands]
+    if step.word.dtype is None:
+        tensors = [_widened(x, machine.dtype) for x in tensors]
     made: Tensor = step.word.made(tensors, step.out.level, machine.shape)
     return made if step.out.level == "element" else Lined(made.to(machine.dtype), step.out.level)
 
