@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steprule import rule_errors
+from steprule import matrix_errors
 from steprule.levels import SIDES
 from steprule.values import Number
 
@@ -35,13 +35,13 @@ class MatrixWord:
         """The value that the word makes of these."""
         machine = next((x.machine for x in operands if isinstance(x, Number)), None)
         if machine is None:
-            raise rule_errors.no_matrix(self.name, operands)
+            raise matrix_errors.no_matrix(self.name, operands)
         if not machine.on_matrices:
-            raise rule_errors.whole_matrices_in(machine.rule, self.name, vectors=False)
+            raise matrix_errors.whole_matrices_in(machine.rule, self.name, vectors=False)
         levels = [x.level for x in operands if isinstance(x, Number)]
         form = self.form(*levels) if all(x in SIDES for x in levels) else None
         if form is None:
-            raise rule_errors.matrices_do_not_fit(self.name, levels)
+            raise matrix_errors.matrices_do_not_fit(self.name, levels)
         handles = tuple(x.handle if isinstance(x, Number) else x for x in operands)
         return Number(machine, machine.whole(self, handles, form))
 
@@ -56,15 +56,15 @@ class MatrixWord:
         try:
             result = self.function(*tensors)
         except Exception as error:
-            raise rule_errors.WordFailed(self.name, error) from error
+            raise matrix_errors.WordFailed(self.name, error) from error
         if not hasattr(result, "mT"):
-            raise rule_errors.word_without_result(self.name, result)
+            raise matrix_errors.word_without_result(self.name, result)
         if before != [x._version for x in tensors if _is_counted(x)]:
-            raise rule_errors.word_that_changes(self.name)
+            raise matrix_errors.word_that_changes(self.name)
         sizes = {"row": shape[-2], "column": shape[-1]}
         wanted = tuple(sizes[side] for side in SIDES[form])
         if tuple(result.shape[-2:]) != wanted:
-            raise rule_errors.word_of_other_shape(self.name, tuple(result.shape[-2:]), wanted)
+            raise matrix_errors.word_of_other_shape(self.name, tuple(result.shape[-2:]), wanted)
         return result
 
 

@@ -22,7 +22,7 @@ from itertools import chain
 from numbers import Real
 from typing import Any, cast
 
-from steprule import rule_errors
+from steprule import matrix_errors, rule_errors
 from steprule.engine.composition import Composition, Hyper, Slots, one_step
 from steprule.engine.fields import Field, Slot
 from steprule.engine.program.program import (
@@ -165,7 +165,7 @@ class _Tracer:
     def whole(self, word: MatrixWord, operands: Sequence[Any], form: str) -> Register:
         """Record a word on whole matrices."""
         if not self.matrix:
-            raise rule_errors.whole_matrices_in(self.rule, word.name, vectors=True)
+            raise matrix_errors.whole_matrices_in(self.rule, word.name, vectors=True)
         resolved = tuple(map(self._option, operands))
         key = (word, repr(resolved))
         if key not in self._seen:
@@ -322,7 +322,7 @@ def _of_vectors(composition: Composition, group: Mapping[str, Any]) -> Program |
     """The program of vectors, or None if the rule only says what matrices do."""
     try:
         return _trace_twice(composition, group, matrix=False)[0]
-    except rule_errors.NoMatrices:
+    except matrix_errors.NoMatrices:
         return None
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from steprule import rule_errors
+from steprule import matrix_errors, rule_errors
 from steprule.engine import lines
 from steprule.engine.draws import Draws
 from steprule.engine.fields import scalar_dtype
@@ -179,7 +179,7 @@ class Eager:
     def whole(self, word: MatrixWord, operands: Sequence[Any], form: str) -> Any:
         """Carry out a word on whole matrices at once."""
         if not lines.is_matrix(self.shape):
-            raise rule_errors.whole_matrices_in(self.rule, word.name, vectors=True)
+            raise matrix_errors.whole_matrices_in(self.rule, word.name, vectors=True)
         tensors = [x.tensor if isinstance(x, Lined) else self.counted(x) for x in operands]
         made = word.made(tensors, form, self.shape).to(self.dtype)
         return made if form == "element" else Lined(made, form)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule import rule_errors
+from steprule import matrix_errors
 from steprule.engine.program.program import (
     Instruction,
     Program,
@@ -246,7 +246,7 @@ def _named(places: Sequence[int], *step: Any) -> Any:
     """Carry out one step for parameters at these places, which are noted in an error."""
     try:
         return _one(*step)
-    except rule_errors.WordFailed as failed:
+    except matrix_errors.WordFailed as failed:
         failed.places = places
         raise
 

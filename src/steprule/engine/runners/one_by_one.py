@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule import rule_errors
+from steprule import matrix_errors
 from steprule.engine.composition import Composition
 from steprule.engine.program import phases
 from steprule.engine.program.phases import Part
@@ -57,9 +57,9 @@ def prepare_some(
         shared, t = reference.Shared(keys, known), reference.next_step(state)
         try:
             slots, common, value = reference.compute(own, group, param, gradient, state, t, shared)
-        except rule_errors.WordFailed as failed:
+        except matrix_errors.WordFailed as failed:
             name = optimizer.name_of(param)
-            raise rule_errors.word_failed(optimizer.who(group), failed, [name]) from None
+            raise matrix_errors.word_failed(optimizer.who(group), failed, [name]) from None
 
         def store() -> None:
             reference.store(own, group, param, state, slots, value)

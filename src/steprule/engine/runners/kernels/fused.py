@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule import rule_errors
+from steprule import matrix_errors
 from steprule.engine import plans
 from steprule.engine.fields import Field
 from steprule.engine.program import decisions, phases
@@ -114,10 +114,10 @@ def _naming(step: Callable[[], Going], optimizer: Any, group: dict[str, Any], pl
     """The same step, of these places in the group: if a word on whole matrices fails, their names are told."""
     try:
         yield from step()
-    except rule_errors.WordFailed as failed:
+    except matrix_errors.WordFailed as failed:
         names = optimizer.names_in(group)
         who = optimizer.who(group)
-        raise rule_errors.word_failed(who, failed, [names[place] for place in places]) from None
+        raise matrix_errors.word_failed(who, failed, [names[place] for place in places]) from None
 
 
 def _sweeps(
