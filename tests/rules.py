@@ -136,6 +136,11 @@ class Case:
         return bool(sums_of(self.rule) & {"group", "all"})
 
     @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, which depend on a parameter's position among all."""
+        return "seed" in getattr(self.rule, "fields", {})
+
+    @property
     def returns(self) -> bool:
         """Whether it remembers where each parameter started."""
         return any(slot.starts is parameter for slot in self.rule.slots.values())

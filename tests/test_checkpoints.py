@@ -183,7 +183,11 @@ def test_state_is_plain_and_has_the_shapes_that_the_slots_declare(case: Case) ->
                 continue
             assert type(value) is Tensor, key
             assert not value.requires_grad
-            wanted = () if key == "step" else declared[key].shape_for(param, optimizer.param_groups[0])
+            wanted = (
+                ()
+                if key in ("step", "noise_key")
+                else declared[key].shape_for(param, optimizer.param_groups[0])
+            )
             assert tuple(value.shape) == wanted, key
 
 

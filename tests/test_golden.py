@@ -61,8 +61,10 @@ def programs_of(optimizer: Any) -> list[Any]:
     if not any(x.decision for x in (whole, whole.of_vectors) if x is not None):
         return list(whole.kinds)
     shapes = [(4, 3)] if whole.of_vectors is None else [(4, 3), (5,)]
+    slots = optimizer.composition(group).slots.values()
+    state = {slot.key: torch.tensor(slot.start(group)) for slot in slots if slot.per_tensor}
     found = [
-        decisions.chosen(whole, group, torch.zeros(shape), {}, t) for shape in shapes for t in range(1, 22)
+        decisions.chosen(whole, group, torch.zeros(shape), state, t) for shape in shapes for t in range(1, 22)
     ]
     return list({id(x): x for x in found}.values())
 

@@ -73,7 +73,7 @@ def test_a_single_tensor_is_a_group(case: Case) -> None:
     assert optimizer.param_groups[1]["lr"] == 0.25
 
 
-@each(lambda case: plain(case) and case.many_groups and not case.shares)
+@each(lambda case: plain(case) and case.many_groups and not case.shares and not case.draws)
 @given(data=st.data())
 def test_groups_are_optimizers_of_their_own(case: Case, data: Any) -> None:
     count = len(case.shapes)
@@ -103,7 +103,7 @@ def test_groups_are_optimizers_of_their_own(case: Case, data: Any) -> None:
         assert_same(params[i].detach(), twins[i].detach(), f"parameter {i}")
 
 
-@each(lambda case: case.many_groups)
+@each(lambda case: case.many_groups and not case.draws)
 def test_a_group_added_in_the_middle_starts_from_its_beginning(case: Case) -> None:
     early, late = case.parameters()[:1], case.parameters()[1:]
     optimizer, alone = case.make(early), case.make(case.parameters()[1:])

@@ -83,6 +83,7 @@ def assert_close(ours: Any, wanted: Any, tolerance: float) -> None:
 
 # With what happens only at some steps, and with sides that are too long.
 RULES: list[tuple[Any, dict[str, Any]]] = [
+    (steprule.Kron, {"fit_start": 2, "fit_decay": 1.0, "max_side": 70}),
     (steprule.SOAP, {"every": 3, "max_side": 70, "lr": 1e-3}),
     (steprule.SOAP, {"every": 2, "lr": 1e-3}),
     (steprule.Shampoo, {"every": 2, "max_side": 70, "lr": 1e-3}),
@@ -116,6 +117,8 @@ def test_kernels_step_as_the_loop_does(
 def test_what_happens_at_some_steps_happens_in_kernels(
     rule: Any, own: dict[str, Any], dtype: torch.dtype, storage: dict[str, Any]
 ) -> None:
+    if rule is steprule.Kron and "state_dtype" in storage:  # it refuses 8 bits for what a fit changes slowly
+        storage = {**storage, "state_dtype": {"momentum_buffer": storage["state_dtype"]}}
     assert_steps_as_the_loop(rule, dtype, **own, **storage)
 
 

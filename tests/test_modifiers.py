@@ -73,6 +73,8 @@ def pairs() -> list[Any]:
     for name, rule in RULES.items():
         for modifier in MODIFIERS.values():
             changes = hasattr(modifier, "change")
+            if "seed" in rule.fields and "seed" in modifier.fields:
+                continue  # what both draw is numbered together: tests/test_draws.py
             if name in modifier.not_with or (changes and name in NO_CHANGE):
                 continue
             lists = [] if by_lines(rule) or by_lines(modifier) else ["lists"]
@@ -111,6 +113,9 @@ def trained(
     known = inspect.signature(paper.init).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
     states = [paper.init(x, **{k: v for k, v in fixed.items() if takes_all or k in known}) for x in thetas]
+    if "seed" in rule.fields:
+        for place, state in enumerate(states):
+            state["place"] = place
     wanted = [getattr(meant, x)(**OPTIONS.get(x, {})) for x in given]
     for t in range(1, steps + 1):
         gs = [random.standard_normal(x.shape) for x in thetas]

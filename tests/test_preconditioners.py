@@ -177,6 +177,19 @@ def test_16_bit_parameters_keep_pairs_in_32_bits(
     assert_same({key: loaded[key] for key in pairs}, {key: state[key] for key in pairs})
 
 
+@pytest.mark.parametrize("rule", [steprule.Kron, steprule.NorMuon])
+def test_16_bit_parameters_keep_what_a_row_has_one_of_in_32_bits(rule: Any) -> None:
+    ran: list[Any] = []
+    for runner in RUNNERS:
+        optimizer = made(rule, (64, 80), dtype=torch.bfloat16, low_precision="none", lr=0.1, **runner)
+        optimizer.param_groups[0]["state_dtype"] = "bf16"
+        advance(optimizer, 0, 4)
+        (state,) = optimizer.state.values()
+        assert {x.dtype for key, x in state.items() if "row" in key or "second" in key} == {torch.float32}
+        ran.append([optimizer.param_groups[0]["params"][0].detach(), state])
+    assert_same(*ran)
+
+
 def test_the_memory_report_knows_them_before_the_first_step() -> None:
     options: dict[str, Any] = {"dtype": torch.bfloat16, "low_precision": "none"}
     optimizer = made(steprule.SOAP, (4, 9), (6, 6), (6,), max_side=8, **options)

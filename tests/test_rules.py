@@ -55,6 +55,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "CAME": [{"clip_threshold": 0.5, "betas": (0.5, 0.6, 0.7), "eps": (1e-3, 1e-2)}],
     "DoG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
     "DoWG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
+    "Kron": [
+        {"max_side": 6, "fit_start": 9, "fit_decay": 0.1, "fit_min": 0.3, "seed": 5},
+        {"max_side": 3, "fit_lr": 0.5, "momentum": 0.0},
+    ],
     "LARS": [{"nesterov": True, "lr": 20.0}],
     "LDoG": [{"reps_rel": 0.1, "lr": 0.5, "eps": 1e-4}],
     "MARS": [{"gamma": 0.3, "betas": (0.5, 0.6), "lr_1d_factor": 3.0, "betas_1d": (0.3, 0.4)}],

@@ -73,6 +73,7 @@ from steprule.groups import Audit as Audit
 from steprule.groups import audit as audit
 from steprule.groups import split as split
 from steprule.matrix.adamuon import AdaMuon as AdaMuon
+from steprule.matrix.kron import Kron as Kron
 from steprule.matrix.muon import Muon as Muon
 from steprule.matrix.normuon import NorMuon as NorMuon
 from steprule.matrix.scion import Scion as Scion

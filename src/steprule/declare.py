@@ -272,7 +272,8 @@ def _declared_slots(cls: Any, body: dict[str, Any]) -> dict[str, Slot]:
     own = {letter: replace(value, letter=letter) for letter, value in body.items() if isinstance(value, Slot)}
     stacked = cls.matrices == "stacked"
     slots: dict[str, Slot] = {**cls.slots, **own}
-    return {letter: replace(slot, stacked=stacked) for letter, slot in slots.items()}
+    whole = bool(getattr(cls, "on_matrices", False))
+    return {letter: replace(slot, stacked=stacked, on_matrices=whole) for letter, slot in slots.items()}
 
 
 def _constructor(cls: type[_Rule], positional: list[str]) -> Callable[..., None]:

@@ -175,8 +175,8 @@ class Identity:
 
 
 identity = Identity()
-# The slots of 16-bit parameters that keep 32 bits: differences to the parameter are small, and so are the
-# eigenvalues that matter in matrices of pairs.
+# Slots of such parameters keep 32 bits if they are copies, since differences to these are small, and if words
+# on whole matrices use them, which need them and take little memory per row or column.
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -185,7 +185,8 @@ class Slot:
     """State that a rule keeps: one number per element, row, column, tensor or group, or one for all parameters.
 
     only: "matrices" or "vectors", if the others have none. up_to: the hyper-parameter that says how long a side
-    may be that has one of each pair. stacked: for rows and columns, as in `lines`.
+    may be that has one of each pair. stacked: for rows and columns, as in `lines`. on_matrices: it is one of a
+    rule on whole matrices.
     """
 
     key: str
@@ -199,6 +200,7 @@ class Slot:
     up_to: str | None = None
     letter: str = ""
     stacked: bool = False
+    on_matrices: bool = False
 
     @property
     def per_tensor(self) -> bool:
@@ -235,7 +237,8 @@ class Slot:
 
     def dtype_for(self, param: torch.Tensor) -> torch.dtype:
         """The slot's precision, where nobody asks for another one."""
-        wide = self.of_pairs or self.starts is parameter
+        whole = self.on_matrices and self.has_elements and self.per != "element"
+        wide = whole or self.starts is parameter
         return torch.float32 if wide and param.dtype in HALF else param.dtype
 
     def shape_for(self, param: torch.Tensor, group: Mapping[str, Any]) -> tuple[int, ...] | None:
