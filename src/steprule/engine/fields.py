@@ -55,7 +55,7 @@ class Field:
     def allowed(self) -> str:
         """The range in words."""
         if self.free:
-            return "one of the names that its meaning lists"
+            return "None, or as its meaning says"
         if self.choices is not None:
             return "one of " + ", ".join(repr(choice) for choice in self.choices)
         if isinstance(self.default, bool):

@@ -79,7 +79,7 @@ def print_rule(name: str) -> None:
     about = steprule.describe(name if preset else _find(name) if modifier is None else modifier)
     console = open_console()
     width = min(_width(console), READABLE)
-    own = [hyper for hyper in about.hyperparameters if hyper.name not in (*FLAGS, *OPTIONS, "rest")]
+    own = [hyper for hyper in about.hyperparameters if hyper.name not in (*FLAGS, *OPTIONS)]
     _print_entry(console, about.name, about.summary, INDENT)
     for heading, lines in {
         "when to use": _wrapped(about.when, width, INDENT),
