@@ -227,5 +227,10 @@ def _run_file(file: Path, name: str) -> Any:
     sys.modules[name] = module
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))
-    cast(Loader, spec.loader).exec_module(module)
+    # A user's folder stays as it is, and a disk that is full leaves no half of a compiled file behind.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        cast(Loader, spec.loader).exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
     return module
