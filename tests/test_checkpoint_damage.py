@@ -145,7 +145,7 @@ def test_nan_in_any_state_names_parameter_and_slot(case: Case) -> None:
     assert_same(optimizer.state_dict()["state"], saved["state"])
 
 
-def test_a_lacking_slot_without_strict_starts_that_parameter_anew() -> None:
+def test_a_lacking_slot_without_strict_starts_that_parameter_again() -> None:
     """A second moment of zero next to a high count would make the steps far too large."""
     optimizer = build()
     saved = copy.deepcopy(optimizer.state_dict())

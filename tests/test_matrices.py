@@ -501,3 +501,22 @@ def test_words_on_what_words_in_fewer_bits_have_made() -> None:
     _, params = stepped(Chained, 2, shapes=((4, 6), (4, 6), (5, 3)))
     _, wanted = stepped(Chained, 2, shapes=((4, 6), (4, 6), (5, 3)), **LOOP)
     assert_close(params, wanted, 1e-5)
+
+
+ON_MATRICES = [rule for rule in steprule.catalogue().values() if getattr(rule, "on_matrices", False)]
+EDGES = (((4, 6), (6, 4), (4, 6)), ((1, 1), (1, 5), (5, 1)), ((0, 5), (3, 4)), ((3, 0), (3, 4)))
+
+
+@pytest.mark.parametrize("shapes", EDGES)
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rule", ON_MATRICES)
+def test_small_and_empty_matrices_in_every_rule(rule: Any, default: torch.dtype, shapes: Any) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        _, params = stepped(rule, 11, shapes=shapes, dtype=torch.float64)
+        _, wanted = stepped(rule, 11, shapes=shapes, dtype=torch.float64, **LOOP)
+    finally:
+        torch.set_default_dtype(before)
+    # In bfloat16 the iteration may round another way where products of several matrices are added up.
+    assert_close(params, wanted, 2e-3 if "method" in rule.fields or rule is steprule.Scion else 1e-9)

@@ -183,7 +183,7 @@ def test_equals_its_paper_in_double_precision(name: str, options: dict[str, Any]
     if runner == "foreach" and by_lines(rule):
         pytest.skip(f"{name} has rows and columns, which lists have not")
     shapes = [shape, (6,)] if by_kind(rule) else [shape]
-    # Kernels leave stacks of matrices to the loop, but for rules on whole matrices.
+    # Kernels leave stacks of matrices to the loop, except those of rules on whole matrices.
     left = runner == "fused" and rule.matrices == "stacked" and not rule.on_matrices
     shapes += [(2, 3, 4)] if by_lines(rule) and name != "Muon" and not left else []
     for own in shapes:

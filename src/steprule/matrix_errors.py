@@ -13,15 +13,17 @@ from steprule.rule_errors import a_kind
 class WordFailed(RuntimeError):
     """A word on whole matrices that raised an error, before `word_failed` says for which parameters.
 
-    places: which parameters they are, of those that were worked on together.
+    places: which parameters they are, of those that were worked on together. moved: whether other parameters
+    may have moved before.
     """
 
     in_rule = ""  # its line in the rule would say less
 
-    def __init__(self, word: str, error: Exception):
+    def __init__(self, word: str, error: Exception, moved: bool):
         super().__init__(f"{word}: {error}")
         self.word = word
         self.error = error
+        self.moved = moved
         self.places: Sequence[int] = (0,)
 
 
@@ -30,7 +32,8 @@ def word_failed(who: str, failed: WordFailed, names: Sequence[str]) -> Exception
     error, whose = failed.error, listed([names[place] for place in failed.places])
     given = error.args[0] if len(error.args) == 1 else None
     problem = given.partition("\n")[0].rstrip(".") if isinstance(given, str) else type(error).__name__
-    text = f"{who}: {failed.word} of the matrices of {whose} failed: {problem}. No parameter has moved."
+    text = f"{who}: {failed.word} of the matrices of {whose} failed: {problem}."
+    text += "" if failed.moved else " No parameter has moved."
     if isinstance(given, str):
         error.args = (text,)
     else:

@@ -56,7 +56,7 @@ class MatrixWord:
         try:
             result = self.function(*tensors)
         except Exception as error:
-            raise matrix_errors.WordFailed(self.name, error) from error
+            raise matrix_errors.WordFailed(self.name, error, moved=self.never_raises) from error
         if not hasattr(result, "mT"):
             raise matrix_errors.word_without_result(self.name, result)
         if before != [x._version for x in tensors if _is_counted(x)]:

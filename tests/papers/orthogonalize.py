@@ -2,7 +2,7 @@
 
     "newton_schulz": s ← s/max(‖X‖, ε), then `steps` times s ← a·s + b·s³ + c·s⁵
     "polar_express": s ← s/(1.01·‖X‖ + ε), then the same with other a, b, c in every step: those of the table
-        divided by 1.01, 1.01³, 1.01⁵, but for its last row, which all later steps repeat
+        divided by 1.01, 1.01³, 1.01⁵, except for its last row, which all later steps repeat
     "exact": s ← 1, but 0 where it is 0 up to rounding
 
 (‖·‖ is Frobenius'.) Here it is float64; the libraries iterate in bfloat16.

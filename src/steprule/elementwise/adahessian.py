@@ -11,7 +11,7 @@ class AdaHessian(Elementwise):
 
     When: the loss is much steeper in some directions than in others, and a step may take three times as long.
     At every step, call `update_hessian(steprule.hutchinson(loss, params))` before `step`. Before its first
-    estimate a parameter does not move, but for its decay.
+    estimate a parameter only decays.
 
         m ← β1·m + (1-β1)·g         v ← β2·v + (1-β2)·D²   in update_hessian, D = z⊙Hz
         θ ← θ·(1 - lr·λ)

@@ -191,4 +191,4 @@ def qr(a: Tensor) -> Tensor:
 def sorting(a: Tensor) -> Tensor:
     """The permutation P for which the diagonal of PᵀaP falls."""
     order = a.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
-    return torch.nn.functional.one_hot(order, a.size(-1)).mT.to(a.dtype)
+    return torch.eye(a.size(-1), dtype=a.dtype, device=a.device)[order].mT

@@ -44,13 +44,10 @@ class Scalar:
 Operand = Register | Scalar | float
 
 
-@dataclass(frozen=True)
-class Instruction:
-    """`out = word(operands)`."""
+class _WithOperands:
+    """What both kinds of instruction know of their operands."""
 
-    word: str
-    operands: tuple[Operand, ...]
-    out: Register
+    operands: tuple[Any, ...]
 
     @property
     def reads(self) -> tuple[Register, ...]:
@@ -59,8 +56,17 @@ class Instruction:
 
     @property
     def scalars(self) -> tuple[Scalar, ...]:
-        """The scalars among its operands."""
-        return tuple(x for x in self.operands if isinstance(x, Scalar))
+        """The scalars among its operands, those in tuples included."""
+        return tuple(x for x in _flat(self.operands) if isinstance(x, Scalar))
+
+
+@dataclass(frozen=True)
+class Instruction(_WithOperands):
+    """`out = word(operands)`."""
+
+    word: str
+    operands: tuple[Operand, ...]
+    out: Register
 
     @property
     def draw(self) -> int | None:
@@ -73,22 +79,12 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class WholeInstruction:
+class WholeInstruction(_WithOperands):
     """`out = word(operands)` on whole matrices; operands that are no registers may be of any kind."""
 
     word: MatrixWord
     operands: tuple[Any, ...]
     out: Register
-
-    @property
-    def reads(self) -> tuple[Register, ...]:
-        """The registers among its operands."""
-        return tuple(x for x in self.operands if isinstance(x, Register))
-
-    @property
-    def scalars(self) -> tuple[Scalar, ...]:
-        """The scalars among its operands, those in tuples included."""
-        return tuple(x for x in _flat(self.operands) if isinstance(x, Scalar))
 
     def renumbered(self, places: Mapping[Scalar, Scalar]) -> WholeInstruction:
         """The same with the scalars in other places."""

@@ -147,7 +147,10 @@ def power_of_2(exponent):
 
 
 def sums_in(form):
-    """The words that depend on the form in which sums are kept."""
+    """The words that depend on the form in which sums are kept.
+
+    They stand in one function because each of them uses others, and numba takes what they close over.
+    """
     count, width, end, shift_of_double, lowest = form.limbs, form.width, form.end, form.shift, form.lowest
     # The sum of a chunk, and of a tensor: (job, which).
     sum_of_chunk = _pointer(types.int64, _row("partials", _bytes(8 * width)))
