@@ -1,0 +1,1 @@
+"""Races: the same budget for every optimizer on one task, and what the results show."""
