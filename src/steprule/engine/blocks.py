@@ -86,7 +86,7 @@ class Run(NamedTuple):
 class Part(NamedTuple):
     """The lines of which a region has a stretch, the same of each.
 
-    runs: the lines, in order. width: how many elements of a line are there. place: where in the line they begin.
+    runs: the lines, in order. width: how many elements of a line are there. place: where in it they begin.
     """
 
     runs: tuple[Run, ...]
