@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lab import SOURCE, assert_refused, everything_in, run
+from pictures import assert_readable, texts_in
 from rich.console import Console
 
 import steprule
@@ -24,7 +25,6 @@ from steprule.lab import (
     bench_models,
     bench_modified,
     bench_report,
-    picture,
 )
 from steprule.lab.bench_measure import OURS, STATES, Mover, Timing, entrants, peak_bytes, ratio, samples_of
 from steprule.lab.errors import LabError
@@ -313,7 +313,7 @@ def test_what_a_run_leaves(small_and_quick: Path, capsys: pytest.CaptureFixture[
     answer = run(capsys, *BENCH, "--optimizers", "adamw,Lion,adamw", "--out", "results/one.json")
     assert answer.code == 0, answer
     result = json.loads((small_and_quick / "results/one.json").read_text())
-    assert (small_and_quick / "results/one.svg").read_text().lstrip().startswith("<?xml")
+    assert (small_and_quick / "results/one.svg").read_text().startswith("<svg ")
     assert [rule["rule"] for rule in result["rules"]] == ["AdamW", "Lion"]
     assert (result["tensors"], result["numbers"], result["dtype"]) == (3, 73, "fp32")
     assert result["threads"] == torch.get_num_threads()
@@ -553,29 +553,15 @@ def test_samples_that_differ_are_called_unsteady(monkeypatch: pytest.MonkeyPatch
     assert measured["unsteady"] == (spread > 0.1)
 
 
-def test_labels_of_the_chart_stay_right_of_the_floor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_labels_of_the_chart_stay_right_of_the_floor(tmp_path: Path) -> None:
     results = json.loads((SOURCE.parent / "benchmarks/results/epyc-2-cores/other-rules/gpt2.json").read_text())
-    figures: list[Any] = []
-    pyplot = picture.import_pyplot()
-    monkeypatch.setattr(pyplot, "close", figures.append)
-    for slowest in (None, 100.0):
+    for slowest in (1.0, 100.0):
         for number, rule in enumerate(results["rules"]):
-            rule["step"][OURS]["times_floor"] = 0.4 + 0.1 * number
-            if slowest is not None:
-                rule["step"][OURS]["times_floor"] *= slowest if number == 0 else 1
-        bench_chart.draw_chart(tmp_path / "chart.png", {**results, "model": "a_very_long_name-" * 8})
-    for figure in figures:
-        (axis,) = figure.axes
-        renderer = figure.canvas.get_renderer()
-        floor = axis.transData.transform((1, 0))[0]
-        right = figure.get_window_extent(renderer).x1
-        assert len(axis.texts) >= len(results["rules"])
-        for label in axis.texts:
-            assert floor < label.get_window_extent(renderer).x0
-            assert label.get_window_extent(renderer).x1 <= right
-        for line in figure.texts:
-            assert line.get_window_extent(renderer).x1 <= right
-            assert line.get_window_extent(renderer).y0 >= axis.get_window_extent(renderer).y1
-    assert [figure.axes[0].get_xscale() for figure in figures] == ["linear", "log"]
-    monkeypatch.undo()
-    pyplot.close("all")
+            rule["step"][OURS]["times_floor"] = (0.4 + 0.1 * number) * (slowest if number == 0 else 1)
+        bench_chart.draw_chart(tmp_path / "chart.svg", {**results, "model": "a_very_long_name-" * 8})
+        svg = (tmp_path / "chart.svg").read_text()
+        assert_readable(svg)
+        labels = [text for text in texts_in(svg) if text.text.endswith(" ×")]
+        (floor,) = (text for text in texts_in(svg) if text.text == "floor")
+        assert len(labels) >= len(results["rules"])
+        assert all((floor.left + floor.right) / 2 < label.left for label in labels)

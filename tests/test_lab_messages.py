@@ -275,7 +275,7 @@ class Without:
     def __init__(self, finder):
         self.finder = finder
     def find_spec(self, name, *rest):
-        missing = name.partition(".")[0] in ("typer", "rich", "sklearn", "matplotlib", "numpy")
+        missing = name.partition(".")[0] in ("typer", "rich", "sklearn", "numpy")
         return None if missing else self.finder.find_spec(name, *rest)
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
@@ -294,5 +294,5 @@ def test_without_the_extra_one_line_says_what_to_install() -> None:
     )
     assert answer.returncode == 2, answer
     assert answer.stderr == (
-        'steprule: the command line needs typer, rich, sklearn, matplotlib: pip install "steprule[lab]"\n'
+        'steprule: the command line needs typer, rich, sklearn: pip install "steprule[lab]"\n'
     )

@@ -14,7 +14,7 @@ from steprule.lab.output import steady_output
 
 __all__ = ["main"]
 
-_NEEDED = ("typer", "rich", "sklearn", "matplotlib")
+_NEEDED = ("typer", "rich", "sklearn")
 _TRACEBACK = "STEPRULE_TRACEBACK"
 
 

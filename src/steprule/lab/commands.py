@@ -236,3 +236,28 @@ def bench(
     from steprule.lab.bench import bench as measure
 
     measure(Asked(model, optimizers, dtype, device, repeats), out)
+
+
+@app.command(cls=_Command, short_help="Make a page of runs, a race or measurements.")
+def report(
+    paths: Annotated[list[str], typer.Argument(hidden=True)],
+    out: Annotated[
+        Path | None,
+        _option(
+            "--out",
+            "FILE.html",
+            "where the page is written (default: report.html, in the folder of a single run or race)",
+            _path,
+        ),
+    ] = None,
+    lang: Annotated[str, _option("--lang", "NAME", "en, or zh for Chinese (default: en)")] = "en",
+) -> None:
+    """Make a page of runs, a race or measurements: one HTML file that needs no network and no other file.
+
+    Each PATH is a run, a folder of runs, a race or tuning, a file that `steprule bench` kept, a log of others
+    with a step column (.csv, .tsv, .jsonl), or TensorBoard's event files. Runs that differ in their seed only
+    are shown as one, with their range.
+    """
+    from steprule.lab.reporting.command import report as make
+
+    typer.echo(make([_path(path) for path in paths], out, lang))

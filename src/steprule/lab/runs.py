@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import steprule
-from steprule.lab.curves import draw_curves
+from steprule.lab.curves import curves_of
 from steprule.lab.devices import device_facts, find_device
 from steprule.lab.errors import Diverged, LabError, Stopped, did_you_mean, failing
 from steprule.lab.optimizer_classes import optimizer_class, optimizer_facts, optimizer_name, preset_settings
@@ -158,7 +158,14 @@ def facts_of(training: Training) -> dict[str, str]:
     """The task's own facts, the size of its data, and the file, device and versions that results depend on."""
     sizes = {f"items of {name}": str(len(data)) for name, data in training.splits().items()}
     versions = {"steprule": steprule.__version__, "torch": torch.__version__}
-    own = {**training.task.facts, **optimizer_facts(training.config.optimizer), **device_facts(training.device)}
+    task = training.task
+    labels = {"loss": task.loss_label} | ({} if task.score is None else {"score": task.score.label})
+    own = {
+        **labels,
+        **task.facts,
+        **optimizer_facts(training.config.optimizer),
+        **device_facts(training.device),
+    }
     return {**own, **sizes, **versions, "python": platform.python_version()}
 
 
@@ -233,7 +240,8 @@ def _draw(training: Training, folder: RunFolder) -> None:
     lines = folder.read_metrics()
     if lines:
         with failing("drawing the curves"):
-            folder.write("curves.svg", lambda stream: draw_curves(stream, training, lines))
+            drawn = curves_of(training, lines).alone().encode()
+            folder.write("curves.svg", lambda stream: stream.write(drawn))
 
 
 def _finish(training: Training, folder: RunFolder) -> None:

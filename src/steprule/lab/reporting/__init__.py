@@ -1,0 +1,1 @@
+"""Charts as SVG text, and the page of a race, of trainings or of measured steps."""
