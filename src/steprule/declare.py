@@ -104,6 +104,7 @@ def hyper(
     choices: tuple[Any, ...] | None = None,
     switch: bool = False,
     kw_only: bool = False,
+    search: tuple[float, float] | None = None,
     meaning: str = "",
 ) -> Any:
     """A hyper-parameter of a rule.
@@ -111,8 +112,13 @@ def hyper(
     default: the value, whose kind (number, whole number, boolean, tuple) every value must have.
     at_least, above, at_most, below: the range, checked in the constructor, in groups and on load.
     choices: the allowed values; `if h.name == value:` is allowed. switch: zero means absent, so `if h.name:` is
-    allowed. kw_only: not accepted by position. meaning: a few words for `steprule show`.
+    allowed. kw_only: not accepted by position. search: the smallest and the largest value that `steprule race`
+    and `tune` try, usually three decades for lr. meaning: a few words for `steprule show`.
+
+    Raises: ValueError if search is not two numbers above 0, the smaller one first.
     """
+    if search is not None and not 0 < search[0] < search[1]:
+        raise errors.out_of_range("hyper", "search", search, "two numbers above 0, the smaller one first")
     return Field(
         default,
         at_least=at_least,
@@ -122,6 +128,7 @@ def hyper(
         choices=choices,
         switch=switch,
         positional=not kw_only,
+        search=search,
         meaning=meaning,
     )
 
@@ -153,6 +160,7 @@ def decay(
         positional=not kw_only,
         decay=mode,
         not_decoupled=not_decoupled,
+        search=(1e-6, 1e-3) if mode == "l2" else (1e-3, 1.0),
         meaning=meanings[mode],
     )
 

@@ -76,7 +76,7 @@ class LBFGS(CheckedOptimizer):
     fields: ClassVar[dict[str, Field]] = {
         field.name: field
         for field in (
-            Field(1, "lr", at_least=0, meaning="t, or where the search for it begins"),
+            Field(1, "lr", at_least=0, search=(1e-2, 10.0), meaning="t, or where the search for it begins"),
             Field(20, "max_iter", "int", at_least=1, meaning="iterations per step"),
             Field(
                 None,

@@ -26,7 +26,7 @@ class AdaBelief(Elementwise):
     as weight_decay is decoupled.
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(3e-4, 3e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of s")
     eps: float = hyper(default=1e-16, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")

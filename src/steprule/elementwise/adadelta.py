@@ -23,7 +23,7 @@ class Adadelta(
     https://arxiv.org/abs/1212.5701
     """
 
-    lr: float = hyper(default=1.0, at_least=0, meaning="scales the step; 1 in the paper")
+    lr: float = hyper(default=1.0, at_least=0, search=(1e-1, 100.0), meaning="scales the step; 1 in the paper")
     rho: float = hyper(default=0.9, at_least=0, at_most=1, meaning="ρ, decay of v and a")
     eps: float = hyper(default=1e-6, at_least=0, meaning="ε, sets the size of the first step")
     weight_decay: float | WeightDecay = decay(default=0)

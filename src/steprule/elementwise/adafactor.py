@@ -42,7 +42,7 @@ class Adafactor(Elementwise, flags="foreach maximize"):
     decays_first: ClassVar[bool] = False
     complex_error: ClassVar[type[Exception] | None] = RuntimeError
 
-    lr: float = hyper(default=1e-2, at_least=0, meaning="the largest relative step")
+    lr: float = hyper(default=1e-2, at_least=0, search=(1e-3, 1.0), meaning="the largest relative step")
     beta2_decay: float = hyper(default=-0.8, at_most=0, meaning="power of t in 1-β2ₜ")
     eps: tuple[float | None, float] = hyper(
         default=(None, 1e-3), at_least=0, meaning="ε₁ (None: the dtype's epsilon), ε₂"

@@ -22,7 +22,7 @@ class Adagrad(Elementwise, flags="foreach maximize differentiable fused", positi
     gradients = "rows"
     starts_with_state = True
 
-    lr: float = hyper(default=1e-2, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-2, at_least=0, search=(1e-3, 1.0), meaning="step size")
     lr_decay: float = hyper(default=0, at_least=0, meaning="η, shrinks lr with the step count")
     weight_decay: float | WeightDecay = decay(default=0)
     initial_accumulator_value: float = hyper(default=0, at_least=0, meaning="where s starts")

@@ -24,7 +24,7 @@ class AdaHessian(Elementwise):
     for Machine Learning", algorithm 1, https://arxiv.org/abs/2006.00719, with the defaults of the authors' code
     """
 
-    lr: float = hyper(default=0.15, at_least=0, meaning="step size")
+    lr: float = hyper(default=0.15, at_least=0, search=(1e-3, 1.0), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-4, at_least=0, meaning="ε, keeps steps small where D is nearly 0")
     hessian_power: float = hyper(default=1.0, choices=(1.0, 0.5), meaning="k; 0.5 divides by the root")

@@ -21,7 +21,7 @@ class AdamAtan2(Elementwise):
     the defaults of adam-atan2-pytorch
     """
 
-    lr: float = hyper(default=1e-4, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-4, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.99), at_least=0, below=1, meaning="decay of m, of v")
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
     a: float = hyper(default=1.27, above=0, meaning="scales the angle, which is π/4 for equal gradients")

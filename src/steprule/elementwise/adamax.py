@@ -19,7 +19,7 @@ class Adamax(Elementwise, flags="foreach maximize differentiable capturable", po
     https://arxiv.org/abs/1412.6980. The paper has no ε.
     """
 
-    lr: float = hyper(default=2e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=2e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of u")
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0)

@@ -38,7 +38,7 @@ class AdamP(Elementwise):
     on Scale-invariant Weights", algorithm 2, https://arxiv.org/abs/2006.08217, with the authors' tests of rows
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero, in u and in norms")
     weight_decay: float | WeightDecay = decay(
@@ -77,7 +77,7 @@ class SGDP(Elementwise):
     on Scale-invariant Weights", algorithm 1, https://arxiv.org/abs/2006.08217
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(3e-3, 3.0), meaning="step size")
     momentum: float = hyper(default=0.9, at_least=0, below=1, meaning="μ, decay of b")
     dampening: float = hyper(default=0.0, meaning="how much less of g goes into b")
     weight_decay: float | WeightDecay = decay(

@@ -25,7 +25,7 @@ class AdamW(Elementwise):
     fixed: ClassVar[dict[str, Any]] = {"decoupled_weight_decay": True}
     lists_take_tensors: ClassVar[bool] = False
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=1e-2, mode="decoupled")

@@ -25,7 +25,7 @@ class Adan(Elementwise):
     Models", algorithm 1, https://arxiv.org/abs/2208.06677, with the authors' bias corrections
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float, float] = hyper(
         default=(0.98, 0.92, 0.99), at_least=0, below=1, meaning="decay of m, of w, of n"
     )

@@ -25,7 +25,7 @@ class AdEMAMix(Elementwise):
     §3, https://arxiv.org/abs/2409.03137, with the defaults of the authors' code
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float, float] = hyper(
         default=(0.9, 0.999, 0.9999), at_least=0, below=1, meaning="decay of m, of v, of n"
     )

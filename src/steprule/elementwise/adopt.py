@@ -29,7 +29,7 @@ class ADOPT(Elementwise):
 
     first_step_moves: ClassVar[bool] = False
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.9999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-6, above=0, meaning="ε, the smallest divisor")
     weight_decay: float | WeightDecay = decay(

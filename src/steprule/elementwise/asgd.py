@@ -25,7 +25,7 @@ class ASGD(
     Gradient Descent", https://leon.bottou.org/papers/bottou-2010
     """
 
-    lr: float = hyper(default=1e-2, at_least=0, meaning="the first step size")
+    lr: float = hyper(default=1e-2, at_least=0, search=(3e-3, 3.0), meaning="the first step size")
     lambd: float = hyper(default=1e-4, at_least=0, meaning="λ, decay of θ and of the step size")
     alpha: float = hyper(default=0.75, meaning="α, power of the step size")
     t0: float = hyper(default=1e6, meaning="the step at which averaging starts")

@@ -30,7 +30,7 @@ class CAME(Elementwise):
     matrices: ClassVar[str] = "stacked"
     complex_error: ClassVar[type[Exception] | None] = RuntimeError
 
-    lr: float = hyper(default=2e-4, at_least=0, meaning="step size")
+    lr: float = hyper(default=2e-4, at_least=0, search=(3e-5, 3e-2), meaning="step size")
     betas: tuple[float, float, float] = hyper(
         default=(0.9, 0.999, 0.9999), at_least=0, below=1, meaning="decay of m, of R and C, of Rᵣ and Cᵣ"
     )

@@ -32,7 +32,9 @@ class DoG(Elementwise):
     equation 1 and §3.3, https://arxiv.org/abs/2302.12022
     """
 
-    lr: float = hyper(default=1.0, at_least=0, meaning="scales the step size that is found; leave it at 1")
+    lr: float = hyper(
+        default=1.0, at_least=0, search=(0.3, 3.0), meaning="scales the step size that is found; leave it at 1"
+    )
     reps_rel: float = hyper(
         default=1e-6, above=0, meaning="r_ε, the first step; 1e-4 for networks with batch normalization"
     )
@@ -62,7 +64,9 @@ class LDoG(Elementwise):
     §3.3, https://arxiv.org/abs/2302.12022
     """
 
-    lr: float = hyper(default=1.0, at_least=0, meaning="scales the step size that is found; leave it at 1")
+    lr: float = hyper(
+        default=1.0, at_least=0, search=(0.3, 3.0), meaning="scales the step size that is found; leave it at 1"
+    )
     reps_rel: float = hyper(
         default=1e-6, above=0, meaning="r_ε, the first step; 1e-4 for networks with batch normalization"
     )

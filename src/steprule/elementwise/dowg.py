@@ -21,7 +21,9 @@ class DoWG(Elementwise):
     Descent Method", algorithm 1, https://arxiv.org/abs/2305.16284, with DoG's first step.
     """
 
-    lr: float = hyper(default=1.0, at_least=0, meaning="scales the step size that is found; leave it at 1")
+    lr: float = hyper(
+        default=1.0, at_least=0, search=(0.3, 3.0), meaning="scales the step size that is found; leave it at 1"
+    )
     reps_rel: float = hyper(default=1e-6, above=0, meaning="r_ε, the first step")
     eps: float = hyper(default=1e-8, above=0, meaning="where G starts, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0, not_decoupled=NOT_DECOUPLED)

@@ -24,7 +24,9 @@ class LAMB(Elementwise):
     Optimization for Deep Learning: Training BERT in 76 minutes", algorithm 2, https://arxiv.org/abs/1904.00962
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size, as a share of the tensor's norm")
+    lr: float = hyper(
+        default=1e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size, as a share of the tensor's norm"
+    )
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-6, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(

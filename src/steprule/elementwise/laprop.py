@@ -22,7 +22,7 @@ class LaProp(Elementwise):
     https://arxiv.org/abs/2002.04839
     """
 
-    lr: float = hyper(default=4e-4, at_least=0, meaning="step size")
+    lr: float = hyper(default=4e-4, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-15, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")

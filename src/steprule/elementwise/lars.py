@@ -25,7 +25,7 @@ class LARS(Elementwise):
     https://arxiv.org/abs/1708.03888. The buffer does not include lr, as in torch's SGD.
     """
 
-    lr: float = hyper(default=1.0, at_least=0, meaning="step size, in shares of τ")
+    lr: float = hyper(default=1.0, at_least=0, search=(1e-1, 100.0), meaning="step size, in shares of τ")
     momentum: float = hyper(default=0.9, at_least=0, meaning="μ, the share of the last step to keep")
     trust_coefficient: float = hyper(default=1e-3, above=0, meaning="τ, how far a tensor moves for its norm")
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")

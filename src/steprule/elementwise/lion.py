@@ -21,7 +21,7 @@ class Lion(Elementwise):
     https://arxiv.org/abs/2302.06675
     """
 
-    lr: float = hyper(default=1e-4, at_least=0, meaning="how far every element moves")
+    lr: float = hyper(default=1e-4, at_least=0, search=(1e-5, 1e-2), meaning="how far every element moves")
     betas: tuple[float, float] = hyper(
         default=(0.9, 0.99), at_least=0, below=1, meaning="weight of m in the step, decay of m"
     )

@@ -21,7 +21,7 @@ class MADGRAD(Elementwise):
     Gradient Method for Stochastic Optimization", algorithm 1, https://arxiv.org/abs/2101.11075
     """
 
-    lr: float = hyper(default=1e-2, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-2, at_least=0, search=(3e-4, 3e-1), meaning="step size")
     momentum: float = hyper(default=0.9, at_least=0, below=1, meaning="μ, the share of the last point to keep")
     weight_decay: float | WeightDecay = decay(default=0)
     eps: float = hyper(default=1e-6, above=0, meaning="ε, avoids division by zero")

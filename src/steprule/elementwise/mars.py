@@ -25,7 +25,7 @@ class MARS(Elementwise):
     Models", algorithm 2, https://arxiv.org/abs/2411.10438, with the authors' vectors
     """
 
-    lr: float = hyper(default=3e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=3e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.95, 0.99), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(

@@ -21,7 +21,7 @@ class NAdamW(Elementwise):
     https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ, and the decay of Loshchilov, Hutter 2019
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=1e-2, mode="decoupled")

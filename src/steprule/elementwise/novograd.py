@@ -25,7 +25,7 @@ class NovoGrad(Elementwise):
     https://arxiv.org/abs/1905.11286
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-3, 1.0), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.95, 0.98), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0, mode="own", meaning="λ, added after the division")

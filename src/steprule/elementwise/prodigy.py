@@ -29,7 +29,9 @@ class Prodigy(Elementwise):
     authors' prodigyopt. All groups have one d, so they need the same lr.
     """
 
-    lr: float = hyper(default=1.0, at_least=0, meaning="scales the step that is found; 1, times a schedule")
+    lr: float = hyper(
+        default=1.0, at_least=0, search=(0.3, 3.0), meaning="scales the step that is found; 1, times a schedule"
+    )
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(

@@ -28,7 +28,7 @@ class RMSprop(
     root, as in torch.
     """
 
-    lr: float = hyper(default=1e-2, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-2, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     alpha: float = hyper(default=0.99, at_least=0, meaning="α, decay of v")
     eps: float = hyper(default=1e-8, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0)

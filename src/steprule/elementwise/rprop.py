@@ -23,7 +23,7 @@ class Rprop(Elementwise, flags="capturable foreach maximize differentiable"):
     https://doi.org/10.1109/ICNN.1993.298623
     """
 
-    lr: float = hyper(default=1e-2, at_least=0, meaning="the first step size")
+    lr: float = hyper(default=1e-2, at_least=0, search=(1e-4, 1e-1), meaning="the first step size")
     etas: tuple[float, float] = hyper(default=(0.5, 1.2), above=0, meaning="η⁻ below 1, η⁺ above 1")
     step_sizes: tuple[float, float] = hyper(default=(1e-6, 50), at_least=0, meaning="smallest and largest δ")
 

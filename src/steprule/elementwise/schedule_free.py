@@ -43,7 +43,9 @@ class ScheduleFreeSGD(Elementwise):
     https://arxiv.org/abs/2405.15682; the authors' SGDScheduleFree.
     """
 
-    lr: float = hyper(default=1.0, at_least=0, meaning="step size, larger than with a schedule")
+    lr: float = hyper(
+        default=1.0, at_least=0, search=(3e-2, 30.0), meaning="step size, larger than with a schedule"
+    )
     momentum: float = hyper(default=0.9, above=0, below=1, meaning="β, between z (0) and the average (1)")
     weight_decay: float | WeightDecay = decay(
         default=0.0, mode="own", not_decoupled=NOT_DECOUPLED, meaning="λ, decays y"
@@ -83,7 +85,7 @@ class ScheduleFreeAdamW(Elementwise):
     https://arxiv.org/abs/2405.15682; the authors' AdamWScheduleFree.
     """
 
-    lr: float = hyper(default=2.5e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=2.5e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(
         default=(0.9, 0.999), above=0, below=1, meaning="between z (0) and the average (1); decay of v"
     )
@@ -130,7 +132,7 @@ class ScheduleFreeRAdam(Elementwise):
     https://arxiv.org/abs/2405.15682; the authors' RAdamScheduleFree, with the threshold of RAdam's paper.
     """
 
-    lr: float = hyper(default=2.5e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=2.5e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(
         default=(0.9, 0.999), above=0, below=1, meaning="between z (0) and the average (1); decay of v"
     )

@@ -26,8 +26,10 @@ class SGD(Elementwise, flags="maximize foreach differentiable fused"):
     counts_steps = "dampening"
     gradients = "rows"
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
-    momentum: float = hyper(default=0, at_least=0, switch=True, meaning="μ, the share of the last step to keep")
+    lr: float = hyper(default=1e-3, at_least=0, search=(3e-3, 3.0), meaning="step size")
+    momentum: float = hyper(
+        default=0, at_least=0, switch=True, search=(0.8, 0.99), meaning="μ, the share of the last step to keep"
+    )
     dampening: float = hyper(default=0, switch=True, meaning="the share of g that is left out of the buffer")
     weight_decay: float | WeightDecay = decay(default=0)
     nesterov: bool = hyper(default=False, meaning="look ahead along the buffer")

@@ -21,7 +21,7 @@ class Signum(Elementwise):
     Problems", algorithm 2, https://arxiv.org/abs/1802.04434
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="how far every element moves")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-5, 1e-2), meaning="how far every element moves")
     momentum: float = hyper(default=0.9, at_least=0, below=1, switch=True, meaning="μ, decay of m")
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
 

@@ -23,7 +23,9 @@ class Sophia(Elementwise):
     change of an element, as in labml. A number given as weight_decay is decoupled.
     """
 
-    lr: float = hyper(default=1e-4, at_least=0, meaning="the largest change of any element")
+    lr: float = hyper(
+        default=1e-4, at_least=0, search=(1e-5, 1e-2), meaning="the largest change of any element"
+    )
     betas: tuple[float, float] = hyper(default=(0.9, 0.95), at_least=0, below=1, meaning="decay of m, of h")
     eps: float = hyper(default=1e-12, at_least=0, meaning="ε, avoids division by zero")
     rho: float = hyper(default=0.03, above=0, meaning="ρ, where the ratio is clipped")

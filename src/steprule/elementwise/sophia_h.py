@@ -22,7 +22,9 @@ class SophiaH(Elementwise):
     algorithm 3 with the Hutchinson estimator, https://arxiv.org/abs/2305.14342; ρ is its γ
     """
 
-    lr: float = hyper(default=6e-4, at_least=0, meaning="the largest change of any element")
+    lr: float = hyper(
+        default=6e-4, at_least=0, search=(3e-5, 3e-2), meaning="the largest change of any element"
+    )
     betas: tuple[float, float] = hyper(default=(0.96, 0.99), at_least=0, below=1, meaning="decay of m, of h")
     eps: float = hyper(default=1e-12, at_least=0, meaning="ε, avoids division by zero")
     rho: float = hyper(default=0.01, above=0, meaning="ρ; the smaller, the more elements are clipped")

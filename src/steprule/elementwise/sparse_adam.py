@@ -24,7 +24,7 @@ class SparseAdam(Elementwise, flags="maximize", positional="maximize"):
     gradients = "rows only"
     complex_error = ValueError
 
-    lr: float = hyper(default=1e-3, above=0, meaning="step size")
+    lr: float = hyper(default=1e-3, above=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-8, above=0, meaning="ε, avoids division by zero")
 

@@ -24,7 +24,7 @@ class StableAdamW(Elementwise):
     for large-scale vision-language models", algorithm 2, https://arxiv.org/abs/2304.13013
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="the largest step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-4, 1e-1), meaning="the largest step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.99), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-6, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(

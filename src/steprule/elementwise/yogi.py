@@ -21,7 +21,7 @@ class Yogi(Elementwise):
     and with the start of m and v that its implementations have
     """
 
-    lr: float = hyper(default=1e-2, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-2, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of m, of v")
     eps: float = hyper(default=1e-3, at_least=0, meaning="ε, avoids division by zero")
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")

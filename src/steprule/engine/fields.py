@@ -29,7 +29,10 @@ OPTIONS = ("modifiers", "state_dtype", "low_precision", "nonfinite")
 
 @dataclass(frozen=True)
 class Field:
-    """A hyper-parameter: its default, its range, what it means."""
+    """A hyper-parameter: its default, its range, what it means.
+
+    search: the smallest and the largest value to try when it is tuned.
+    """
 
     default: Any
     name: str = ""
@@ -44,6 +47,7 @@ class Field:
     free: bool = False
     decay: str | None = None
     not_decoupled: str | None = None
+    search: tuple[float, float] | None = None
     meaning: str = ""
 
     @property

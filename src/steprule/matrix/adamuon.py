@@ -27,7 +27,9 @@ class AdaMuon(Matrix):
     https://arxiv.org/abs/2507.11005, with the lr and λ of the authors' runs on GPT-2
     """
 
-    lr: float = hyper(default=6e-4, at_least=0, meaning="step size; a step's root mean square is 0.2·lr")
+    lr: float = hyper(
+        default=6e-4, at_least=0, search=(3e-4, 3e-1), meaning="step size; a step's root mean square is 0.2·lr"
+    )
     momentum: float = hyper(default=0.95, at_least=0, below=1, meaning="μ, decay of M and V")
     weight_decay: float | WeightDecay = decay(default=0.1, mode="decoupled")
     method: Method = hyper(

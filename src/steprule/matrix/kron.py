@@ -52,7 +52,7 @@ class Kron(Matrix):
     https://arxiv.org/abs/2402.04553, with the schedule and the limits of the authors' kron_torch
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     momentum: float = hyper(default=0.9, at_least=0, below=1, meaning="μ, decay of M")
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
     fit_lr: float = hyper(default=0.1, at_least=0, meaning="ρ, step size of P and Q")

@@ -37,7 +37,7 @@ class Muon(Matrix, flags=""):
     counts_steps = False
     complex_error = RuntimeError
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-3, 1.0), meaning="step size")
     weight_decay: float | WeightDecay = decay(default=0.1, mode="decoupled")
     momentum: float = hyper(default=0.95, at_least=0, meaning="μ, decay of M")
     nesterov: bool = hyper(default=True, meaning="look ahead along the momentum")

@@ -28,7 +28,7 @@ class NorMuon(Matrix):
     https://arxiv.org/abs/2510.05491, with the authors' code
     """
 
-    lr: float = hyper(default=0.02, at_least=0, meaning="step size")
+    lr: float = hyper(default=0.02, at_least=0, search=(1e-3, 1.0), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.95, 0.95), at_least=0, below=1, meaning="decay of M, of v")
     weight_decay: float | WeightDecay = decay(default=0, mode="decoupled")
     nesterov: bool = hyper(default=True, meaning="look ahead along the momentum")

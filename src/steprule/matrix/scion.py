@@ -32,7 +32,7 @@ class Scion(Matrix):
     Norm-Constrained LMOs", §3, https://arxiv.org/abs/2502.07529, with the authors' code
     """
 
-    lr: float = hyper(default=1e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     momentum: float = hyper(default=0.9, at_least=0, below=1, meaning="μ, decay of M")
     scale: float = hyper(default=1.0, above=0, meaning="ρ, the radius within which weights stay")
     norm: Literal["spectral", "sign", "row", "column"] = hyper(

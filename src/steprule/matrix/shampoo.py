@@ -30,7 +30,7 @@ class Shampoo(Matrix):
     2025, "ASGO: Adaptive Structured Gradient Optimization", https://arxiv.org/abs/2503.20762 (one side)
     """
 
-    lr: float = hyper(default=1e-2, at_least=0, meaning="step size")
+    lr: float = hyper(default=1e-2, at_least=0, search=(1e-3, 1.0), meaning="step size")
     betas: tuple[float, float] = hyper(default=(0.9, 0.999), at_least=0, below=1, meaning="decay of M, of V")
     side_decay: float = hyper(default=1.0, at_least=0, at_most=1, meaning="β3, decay of L and R; 1 adds up")
     eps: tuple[float, float] = hyper(default=(1e-12, 1e-8), above=0, meaning="ε₁, ε₂, avoid division by zero")

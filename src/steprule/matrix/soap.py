@@ -32,7 +32,7 @@ class SOAP(Matrix):
 
     first_step_moves: ClassVar[bool] = False
 
-    lr: float = hyper(default=3e-3, at_least=0, meaning="step size")
+    lr: float = hyper(default=3e-3, at_least=0, search=(1e-4, 1e-1), meaning="step size")
     betas: tuple[float, float] = hyper(
         default=(0.95, 0.95), at_least=0, below=1, meaning="decay of M, of V, L and R"
     )
