@@ -34,9 +34,10 @@ __all__ = [
     "made_by",
     "score_text",
     "shown",
+    "task_options",
 ]
 
-BUILT_IN = ("digits", "text", "photo")
+BUILT_IN = ("digits", "mnist", "text", "code", "photo")
 COLUMNS = ("split", "step", "epoch", "loss", "lr", "seconds")
 
 
@@ -112,6 +113,11 @@ def score_text(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.2f}" if abs(value) >= 10 else loss_text(value)
+
+
+def task_options(name: str) -> list[str]:
+    """The options of `steprule train` that mean a task."""
+    return ["--task", name]
 
 
 def load_task(name: str) -> Task:

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from steprule.lab.tasks import Task, accuracy
 
-__all__ = ["task"]
+__all__ = ["CONTEXT", "CharacterGPT", "character_task", "task"]
 
 CONTEXT = 64
 WIDTH, HEADS, LAYERS = 96, 4, 2
-BEGINNING, SAMPLE_LENGTH, SAMPLE_SEED, TEMPERATURE = "The ", 1000, 0, 0.7
+SAMPLE_LENGTH, SAMPLE_SEED, TEMPERATURE = 1000, 0, 0.7
 
 
 def task() -> Task:
@@ -24,37 +24,55 @@ def task() -> Task:
     # Topics quote each other. A paragraph must not be both trained on and tested on, so each is used once.
     paragraphs = dict.fromkeys(p.strip("\n") for t in topics.values() for p in t.split("\n\n"))
     text = "\n\n".join(paragraphs)
-    characters = sorted(set(text))
-    number = {character: i for i, character in enumerate(characters)}
-    tokens = torch.tensor([number[character] for character in text])
+    return character_task(text, name="pydoc_data.topics", beginning="The ", epochs=4)
 
-    count = (len(tokens) - 1) // CONTEXT
-    inputs = tokens[: count * CONTEXT].view(count, CONTEXT)
-    targets = tokens[1 : count * CONTEXT + 1].view(count, CONTEXT)
-    held_out = count // 20
-    sizes = [count - 2 * held_out, held_out, held_out]
-    train, validation, test = zip(torch.split(inputs, sizes), torch.split(targets, sizes), strict=True)
+
+def character_task(
+    text: str, *, name: str, beginning: str, epochs: int, held_out: int = 5, validation: str | None = None
+) -> Task:
+    """64 characters of a text to the 64 that follow.
+
+    name: of the text, for the facts. beginning: what the sample at the end of a run continues. held_out: the
+    share of validation and of test in percent, which are the end of the text. validation: another text for it;
+    then there is no test.
+    """
+    characters = sorted({*text, *(validation or "")})
+    inputs, targets = _windows(text, characters)
+    if validation is None:
+        held = len(inputs) * held_out // 100
+        sizes = [len(inputs) - 2 * held, held, held]
+        train, evaluated, test = zip(torch.split(inputs, sizes), torch.split(targets, sizes), strict=True)
+    else:
+        train, evaluated, test = (inputs, targets), _windows(validation, characters), None
 
     def finish(model: nn.Module, folder: Path) -> None:
-        (folder / "sample.txt").write_text(_write(model, characters), encoding="utf-8")
+        (folder / "sample.txt").write_text(_write(model, characters, beginning), encoding="utf-8")
 
     return Task(
         model=CharacterGPT(len(characters)),
         train=train,
-        validation=validation,
+        validation=evaluated,
         test=test,
         loss=_next_character_loss,
         score=accuracy,
-        epochs=4,
+        epochs=epochs,
         batch_size=16,
         threads=1,
         loss_label="cross-entropy (nats per character)",
         finish=finish,
         facts={
-            "data": f"pydoc_data.topics, {len(text):,} characters, {len(characters)} different",
+            "data": f"{name}, {len(text):,} characters, {len(characters)} different",
             "text sha256": hashlib.sha256(text.encode()).hexdigest(),
         },
     )
+
+
+def _windows(text: str, characters: list[str]) -> tuple[Tensor, Tensor]:
+    """Every 64 characters, as their places in the list, and the 64 that are one further."""
+    number = {character: i for i, character in enumerate(characters)}
+    tokens = torch.tensor([number[character] for character in text])
+    count = (len(tokens) - 1) // CONTEXT
+    return tokens[: count * CONTEXT].view(count, CONTEXT), tokens[1 : count * CONTEXT + 1].view(count, CONTEXT)
 
 
 def _next_character_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -101,10 +119,10 @@ class Block(nn.Module):
         return hidden + self.network(self.norm_network(hidden))
 
 
-def _write(model: nn.Module, characters: list[str]) -> str:
+def _write(model: nn.Module, characters: list[str], beginning: str) -> str:
     """Continue a beginning with sampled characters."""
     draw = torch.Generator().manual_seed(SAMPLE_SEED)
-    tokens = torch.tensor([[characters.index(character) for character in BEGINNING]])
+    tokens = torch.tensor([[characters.index(character) for character in beginning]])
     with torch.no_grad():
         for _ in range(SAMPLE_LENGTH):
             logits = model(tokens[:, -CONTEXT:])[:, -1] / TEMPERATURE
