@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,12 +89,15 @@ def steprule_(
     """
 
 
+_Task = Annotated[
+    str | None,
+    _option("--task", "NAME", "digits, mnist, text, code, photo or FILE.py:FUNCTION (default: digits)"),
+]
+
+
 @app.command(cls=_Command, short_help="Train a model on real data.")
 def train(
-    task: Annotated[
-        str | None,
-        _option("--task", "NAME", "digits, text, photo or FILE.py:FUNCTION (default: digits)"),
-    ] = None,
+    task: _Task = None,
     optimizer: Annotated[
         str | None,
         _option(
@@ -165,6 +170,199 @@ def train(
         clip_norm=clip_norm,
     )
     (go_on if resume else start)(asked, out)
+
+
+def _names(text: str) -> list[str]:
+    """Names that are separated by commas."""
+    return [name.strip() for name in text.split(",")]
+
+
+_Tuned = Annotated[
+    str | None,
+    _option(
+        "--tune",
+        "NAMES",
+        "the hyper-parameters to tune, separated by commas (default: lr; from 30 minutes on lr,weight_decay)",
+    ),
+]
+_Search = Annotated[
+    list[str] | None,
+    _option(
+        "--search",
+        "NAME=LOW..HIGH",
+        "where to look, as in --search lr=1e-4..0.1, or --search sgd.lr=0.1..30 for one of several; can be "
+        "repeated (default: what each rule declares)",
+    ),
+]
+_Minutes = Annotated[
+    float,
+    _option(
+        "--minutes",
+        "NUMBER",
+        "how long it may take: below 5, 8 trainings tune each optimizer, and 3 seeds compare; below 30, 16 and "
+        "5; from there on 32 and 10 (default: 10)",
+        _above_zero,
+    ),
+]
+_Fit = Annotated[bool, typer.Option("--fit", help="shorten every training, so that all fit into --minutes")]
+_Trials = Annotated[
+    int | None,
+    _option("--trials", "NUMBER", "trainings to tune each optimizer (default: by --minutes)", _count),
+]
+_Seeds = Annotated[
+    int | None, _option("--seeds", "NUMBER", "fresh seeds to compare on (default: by --minutes)", _count)
+]
+_Schedule = Annotated[
+    str, _option("--schedule", "NAME", "none, warmup, or cosine with a warm-up (default: cosine)")
+]
+_Epochs = Annotated[
+    int | None,
+    _option("--epochs", "NUMBER", "passes over the training data (default: the task's)", _count),
+]
+_BatchSize = Annotated[
+    int | None, _option("--batch-size", "NUMBER", "items per step (default: the task's)", _count)
+]
+_Seed = Annotated[
+    int, _option("--seed", "NUMBER", "the seed to tune on; the fresh ones follow it (default: 0)", _seed)
+]
+_Device = Annotated[str, _option("--device", "NAME", "cpu, cuda, cuda:1, mps … (default: cpu)")]
+_Workers = Annotated[
+    int | None,
+    _option("--workers", "NUMBER", "trainings at a time, of one thread each (default: 2)", _count),
+]
+_RaceOut = Annotated[
+    Path | None,
+    _option("--out", "FOLDER", "where everything is kept (default: a new folder in runs/)", _path),
+]
+_RaceResume = Annotated[
+    bool,
+    typer.Option("--resume", help="go on with the one in --out, or the newest in runs/ that is not complete"),
+]
+
+
+@app.command(cls=_Command, short_help="Find out which optimizer trains a task best, each tuned alike.")
+def race(
+    task: _Task = None,
+    optimizers: Annotated[
+        str,
+        _option(
+            "--optimizers",
+            "NAMES",
+            "rules of `steprule list`, with modifiers as in adamw+ema, FILE.py:CLASS or torch:CLASS, separated "
+            "by commas (default: adamw,lion,muon,sgd)",
+        ),
+    ] = "adamw,lion,muon,sgd",
+    minutes: _Minutes = 10.0,
+    fit: _Fit = False,
+    budget: Annotated[
+        str,
+        _option(
+            "--budget",
+            "NAME",
+            "what is the same for all: steps (gradients), or time, that of the first one's steps (default: "
+            "steps)",
+        ),
+    ] = "steps",
+    tuned: _Tuned = None,
+    search: _Search = None,
+    trials: _Trials = None,
+    seeds: _Seeds = None,
+    schedule: _Schedule = "cosine",
+    epochs: _Epochs = None,
+    batch_size: _BatchSize = None,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
+    workers: _Workers = None,
+    out: _RaceOut = None,
+    resume: _RaceResume = False,
+) -> None:
+    """Tune several optimizers alike, train each on fresh seeds, and say what that shows.
+
+    Every optimizer gets the same number of gradients, data order, schedule and start. Its default setting is
+    the first one tried. The result says which ones cannot be told apart.
+    """
+    from steprule.lab.racing.race import Asked, go_on, start
+
+    if resume:
+        go_on("race", out, workers)
+        return
+    asked = Asked(
+        kind="race",
+        command=_typed_command(),
+        task=task,
+        optimizers=_names(optimizers),
+        tuned=None if tuned is None else _names(tuned),
+        search=search or [],
+        minutes=minutes,
+        fit=fit,
+        budget=budget,
+        trials=trials,
+        seeds=seeds,
+        schedule=schedule,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        workers=workers,
+    )
+    start(asked, out)
+
+
+@app.command(cls=_Command, short_help="Tune an optimizer on a task.")
+def tune(
+    task: _Task = None,
+    optimizer: Annotated[
+        str, _option("--optimizer", "NAME", "as for `steprule train` (default: adamw)")
+    ] = "adamw",
+    minutes: _Minutes = 10.0,
+    fit: _Fit = False,
+    tuned: _Tuned = None,
+    search: _Search = None,
+    trials: _Trials = None,
+    seeds: _Seeds = None,
+    schedule: _Schedule = "cosine",
+    epochs: _Epochs = None,
+    batch_size: _BatchSize = None,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
+    workers: _Workers = None,
+    out: _RaceOut = None,
+    resume: _RaceResume = False,
+) -> None:
+    """Tune an optimizer, and compare its best setting with its default on fresh seeds.
+
+    It ends with the `steprule train` line to use.
+    """
+    from steprule.lab.racing.race import Asked, go_on, start
+
+    if resume:
+        go_on("tune", out, workers)
+        return
+    asked = Asked(
+        kind="tune",
+        command=_typed_command(),
+        task=task,
+        optimizers=[optimizer],
+        tuned=None if tuned is None else _names(tuned),
+        search=search or [],
+        minutes=minutes,
+        fit=fit,
+        budget="steps",
+        trials=trials,
+        seeds=seeds,
+        schedule=schedule,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        workers=workers,
+    )
+    start(asked, out)
+
+
+def _typed_command() -> str:
+    """The command as it was typed, to repeat it."""
+    return shlex.join(["steprule", *sys.argv[1:]])
 
 
 @app.command("list", cls=_Command, short_help="List the rules, presets and modifiers.")

@@ -18,7 +18,7 @@ from steprule.engine.checkpoint.file import TEMPORARY, replace_file, save_checkp
 from steprule.lab.errors import LabError
 from steprule.lab.optimizer_classes import optimizer_label
 
-__all__ = ["RunConfig", "RunFolder", "find_run", "new_run_folder"]
+__all__ = ["RUNS", "RunConfig", "RunFolder", "find_run", "lock", "new_run_folder", "next_numbered"]
 
 RUNS = Path("runs")
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
@@ -110,7 +110,7 @@ class RunFolder:
         except OSError as error:
             raise LabError(f"cannot write {file}: {error.strerror}.") from error
         with stream:
-            _lock(stream, self.path)
+            lock(stream, self.path)
             self._metrics = stream
             yield
         self._metrics = None
@@ -198,7 +198,7 @@ def new_run_folder(out: Path | None, label: str) -> RunFolder:
     """
     try:
         if out is None:
-            return RunFolder(_next_numbered(label))
+            return RunFolder(next_numbered(label))
         out.mkdir(parents=True, exist_ok=True)
         held = sorted(entry.name for entry in out.iterdir())
     except OSError as error:
@@ -212,7 +212,8 @@ def new_run_folder(out: Path | None, label: str) -> RunFolder:
     return folder
 
 
-def _next_numbered(label: str) -> Path:
+def next_numbered(label: str) -> Path:
+    """Make the next free folder `runs/LABEL-1`, `-2` …."""
     RUNS.mkdir(exist_ok=True)
     number = 1
     while True:
@@ -244,7 +245,8 @@ def _age(path: Path) -> int:
     return -(checkpoint if checkpoint.exists() else path / CONFIG).stat().st_mtime_ns
 
 
-def _lock(stream: IO[bytes], path: Path) -> None:
+def lock(stream: IO[bytes], path: Path) -> None:
+    """Reserve the folder for this process while the stream is open. Raises `LabError` if another one has it."""
     if sys.platform == "win32":
         return
     import fcntl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -45,9 +45,12 @@ class Screen(Protocol):
 
 
 class Training:
-    """A task, its optimizer and schedule, and the progress so far."""
+    """A task, its optimizer and schedule, and the progress so far.
 
-    def __init__(self, task: Task, config: RunConfig) -> None:
+    steps: how many there are; those of the configuration's epochs if it is None.
+    """
+
+    def __init__(self, task: Task, config: RunConfig, steps: int | None = None) -> None:
         self.task = task
         self.device = find_device(config.device)
         self.model = task.model.to(self.device)
@@ -59,7 +62,7 @@ class Training:
         give_shapes(self.model, self.train)
         self.modes = Modes(self.model)
         self.steps_per_epoch = math.ceil(len(self.train) / config.batch_size)
-        self.steps = config.epochs * self.steps_per_epoch
+        self.steps = steps or config.epochs * self.steps_per_epoch
         self.optimizer = build_optimizer(config.optimizer, self.model, config.hyperparameters)
         self.config = replace(config, hyperparameters=hyperparameters_of(self.optimizer))
         self.schedule = build_schedule(config.schedule, self.optimizer, self.steps)
@@ -117,23 +120,29 @@ class Training:
         saved_at, pause = time.perf_counter(), CHECKPOINT_SECONDS
         if self.validated_epochs < self.step // self.steps_per_epoch:  # it failed when the run was stopped
             self._validate(folder, screen)
-        while self.step < self.steps:
+        for line in self.lines(self.steps):
+            self.seconds = time.perf_counter() - started
+            # Only here, because the seconds differ each time and all other results do not.
+            folder.add_metrics({**line, "seconds": round(self.seconds, 3)})
+            screen.step(self.step, line["epoch"], line["loss"])
+            if self.step % self.steps_per_epoch == 0:
+                self._validate(folder, screen)
+            now = time.perf_counter()
+            self.seconds = now - started
+            if now - saved_at > pause or self.step == self.steps:
+                self.save(folder)
+                saved_at = time.perf_counter()
+                pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved_at - now))
+
+    def lines(self, until: int) -> Iterator[dict[str, Any]]:
+        """Train to this step; gives the metrics of each step after it."""
+        while self.step < until:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             order = order_of_epoch(len(self.train), self.config.seed, epoch)
             for index in torch.split(order, self.config.batch_size)[first:]:
-                line = self._train_on(index)
-                self.seconds = time.perf_counter() - started
-                # Only here, because the seconds differ each time and all other results do not.
-                folder.add_metrics({**line, "seconds": round(self.seconds, 3)})
-                screen.step(self.step, epoch + 1, line["loss"])
-                if self.step % self.steps_per_epoch == 0:
-                    self._validate(folder, screen)
-                now = time.perf_counter()
-                self.seconds = now - started
-                if now - saved_at > pause or self.step == self.steps:
-                    self.save(folder)
-                    saved_at = time.perf_counter()
-                    pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved_at - now))
+                yield self._train_on(index)
+                if self.step == until:
+                    return
 
     def _validate(self, folder: RunFolder, screen: Screen) -> None:
         """Measure the validation data. If that fails, save the epoch that was trained to the checkpoint."""

@@ -5,6 +5,7 @@
     curves/NAME-NUMBER.jsonl    what was measured on the way of one of them
     verdict.json            what the race shows; there once it is complete
     best.txt                a `steprule train` line for each optimizer
+    paused/                 while it runs: trainings that wait for others
 
 Losses are validation losses. JSON has no NaN and no infinity: None stands for them.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 PLAN, TRIALS, CURVES, VERDICT, BEST = "plan.json", "trials.jsonl", "curves", "verdict.json", "best.txt"
+PAUSED = "paused"
 Read = TypeVar("Read")
 
 
@@ -96,8 +99,9 @@ class PlannedTrial:
 class Plan:
     """Everything that decides what a race computes, and the facts that identify its data and machine.
 
-    kind: "race" or "tune". score: name and unit, None if the task has none. seeds: the fresh ones of the final
-    trainings. stop_at: the share of the steps after which the worse half of an optimizer's first trials stops.
+    kind: "race" or "tune". score: name and unit, None if the task has none. epochs: of a whole training of the
+    task, which --fit may have shortened. seeds: the fresh ones of the final trainings. stop_at: the share of
+    the steps after which the worse half of an optimizer's first trials stops.
     """
 
     kind: Literal["race", "tune"]
@@ -106,6 +110,8 @@ class Plan:
     task_label: str
     loss_label: str
     score: tuple[str, str] | None
+    device: str
+    epochs: int
     batch_size: int
     steps_per_epoch: int
     parameters: int
@@ -253,6 +259,18 @@ class RaceFolder:
             return [Trial(**json.loads(line)) for line in lines]
 
         return self._read(TRIALS, whole_lines)
+
+    def paused(self, optimizer: str, number: int) -> Path:
+        """The file of a trial that waits for the others of its optimizer."""
+        return self.path / PAUSED / f"{optimizer}-{number}.pt"
+
+    def make_paused(self) -> None:
+        """Make the folder for those files."""
+        (self.path / PAUSED).mkdir(exist_ok=True)
+
+    def drop_paused(self) -> None:
+        """Delete it, at the end of a race."""
+        shutil.rmtree(self.path / PAUSED, ignore_errors=True)
 
     def write_verdict(self, verdict: Verdict) -> None:
         """Write `verdict.json`."""
