@@ -146,6 +146,15 @@ def train(
         Path | None,
         _option("--out", "FOLDER", "where the run is kept (default: a new folder in runs/)", _path),
     ] = None,
+    log: Annotated[
+        str | None,
+        _option(
+            "--log",
+            "NAMES",
+            "tensorboard, wandb or trackio, separated by commas: the numbers go there, too (default: only to "
+            "metrics.jsonl)",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="continue the run in --out, or the newest in runs/ that fits")
     ] = False,
@@ -169,7 +178,8 @@ def train(
         device=device,
         clip_norm=clip_norm,
     )
-    (go_on if resume else start)(asked, out)
+    names = [name.strip() for name in (log or "").split(",") if name.strip()]
+    (go_on if resume else start)(asked, out, names)
 
 
 def _names(text: str) -> list[str]:

@@ -22,7 +22,9 @@ __all__ = ["RUNS", "RunConfig", "RunFolder", "find_run", "lock", "new_run_folder
 
 RUNS = Path("runs")
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
-OWN_FILES = (CONFIG, METRICS, f"{CONFIG}{TEMPORARY}", f"{CHECKPOINT}{TEMPORARY}")
+# TensorBoard looks for files with "tfevents" in their names.
+EVENTS = "events.out.tfevents.steprule"
+OWN_FILES = (CONFIG, METRICS, EVENTS, f"{CONFIG}{TEMPORARY}", f"{CHECKPOINT}{TEMPORARY}")
 METRICS_BYTES = "metrics_bytes"
 WHOLE_NUMBERS = ("epochs", "batch_size", "seed", "threads")
 
@@ -61,6 +63,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metrics: IO[bytes] | None = None
+        # Called with every line that is added to the metrics.
+        self.mirrors: list[Callable[[Mapping[str, Any]], object]] = []
 
     def save_config(self, config: RunConfig) -> None:
         """Write `config.json`."""
@@ -127,6 +131,8 @@ class RunFolder:
             except OSError:
                 metrics.truncate(end)
                 raise
+        for mirror in self.mirrors:
+            mirror(line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl`."""
@@ -176,6 +182,25 @@ class RunFolder:
         """Drop the lines of `metrics.jsonl` that were written after this checkpoint."""
         with self._writing_metrics():
             self._opened().truncate(state[METRICS_BYTES])
+
+    def cut_metrics_after(self, step: int) -> list[dict[str, Any]]:
+        """Drop the lines of `metrics.jsonl` from the first one of a later step on; returns what is kept."""
+        file, kept, end = self.path / METRICS, list[dict[str, Any]](), 0
+        try:
+            for line in file.read_bytes().splitlines(keepends=True):
+                values = (
+                    json.loads(line) if line.endswith(b"\n") else {"step": step + 1}
+                )  # not written to its end
+                if int(values["step"]) > step:
+                    break
+                kept.append(values)
+                end += len(line)
+        except OSError as error:
+            raise LabError(f"cannot read {file}: {error.strerror}.") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise LabError(f"{file} has a line {len(kept) + 1} that is not one of a log.") from error
+        self.cut_metrics({METRICS_BYTES: end})
+        return kept
 
     @contextmanager
     def _writing_metrics(self) -> Generator[None]:

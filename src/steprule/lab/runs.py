@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ import steprule
 from steprule.lab.curves import curves_of
 from steprule.lab.devices import device_facts, find_device
 from steprule.lab.errors import Diverged, LabError, Stopped, did_you_mean, failing
+from steprule.lab.mirrors import check_mirrors, mirroring
 from steprule.lab.optimizer_classes import optimizer_class, optimizer_facts, optimizer_name, preset_settings
 from steprule.lab.optimizers import SCHEDULES, parse_settings
 from steprule.lab.progress import progress_on
@@ -81,8 +82,12 @@ def full_name(task: str) -> str:
     return f"{Path(file).resolve()}:{function}" if colon and file else task
 
 
-def start(asked: Asked, out: Path | None) -> None:
-    """Begin a new run. Nothing is written before everything has been tried once."""
+def start(asked: Asked, out: Path | None, log: Sequence[str] = ()) -> None:
+    """Begin a new run. Nothing is written before everything has been tried once.
+
+    log: where the numbers go besides the run's own file.
+    """
+    check_mirrors(log)
     given = "adabelief" if asked.optimizer is None else asked.optimizer
     optimizer = optimizer_name(given)
     optimizer_class(optimizer)
@@ -111,11 +116,12 @@ def start(asked: Asked, out: Path | None) -> None:
     training = rehearse(task, config)
     folder = new_run_folder(out, config.label)
     with folder.opened():
-        _begin(training, folder)
+        _begin(training, folder, log)
 
 
-def go_on(asked: Asked, out: Path | None) -> None:
+def go_on(asked: Asked, out: Path | None, log: Sequence[str] = ()) -> None:
     """Continue a run from its checkpoint, as if it had never been stopped."""
+    check_mirrors(log)
     folder = find_run(out, asked.means)
     config = folder.load_config()
     differences = asked.differences(config)
@@ -137,7 +143,7 @@ def go_on(asked: Asked, out: Path | None) -> None:
             device=config.device if asked.device is None else asked.device,
         )
         if state is None:  # stopped before its first checkpoint
-            _begin(rehearse(task, longer), folder)
+            _begin(rehearse(task, longer), folder, log)
             return
         training = Training(task, longer)
         _say_what_changed(config, facts_of(training))
@@ -145,13 +151,13 @@ def go_on(asked: Asked, out: Path | None) -> None:
         if longer != config:
             folder.save_config(longer)
         folder.cut_metrics(state)
-        _carry_out(training, folder)
+        _carry_out(training, folder, log)
 
 
-def _begin(training: Training, folder: RunFolder) -> None:
+def _begin(training: Training, folder: RunFolder, log: Sequence[str]) -> None:
     folder.save_config(replace(training.config, facts=facts_of(training)))
     training.save(folder)
-    _carry_out(training, folder)
+    _carry_out(training, folder, log)
 
 
 def facts_of(training: Training) -> dict[str, str]:
@@ -184,7 +190,7 @@ def _say_what_changed(config: RunConfig, now: dict[str, str]) -> None:
         )
 
 
-def _carry_out(training: Training, folder: RunFolder) -> None:
+def _carry_out(training: Training, folder: RunFolder, log: Sequence[str]) -> None:
     """Train, measure the test data, and show what there is, even after something has failed."""
     console = open_console()
     print_header(console, training, folder)
@@ -198,9 +204,10 @@ def _carry_out(training: Training, folder: RunFolder) -> None:
         return not failures
 
     try:
-        complete = succeeds(lambda: _train(console, training, folder))
-        if complete:
-            succeeds(lambda: _test(training, folder))
+        with mirroring(log, folder, asdict(training.config)):
+            complete = succeeds(lambda: _train(console, training, folder))
+            if complete:
+                succeeds(lambda: _test(training, folder))
         succeeds(lambda: _draw(training, folder))
         if complete:
             succeeds(lambda: _finish(training, folder))

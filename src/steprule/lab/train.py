@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from steprule.lab.data import Batch, Batches, Data, as_batches, not_finite
 from steprule.lab.devices import device_random_state, find_device, set_device_random_state
 from steprule.lab.errors import Diverged, LabError, at, every_label_ignored, failing
+from steprule.lab.logger import measured_by
 from steprule.lab.modes import Modes, give_shapes
 from steprule.lab.optimizers import (
     build_optimizer,
@@ -197,7 +198,7 @@ class Training:
         if self.schedule is not None:
             self.schedule.step()
         self.step += 1
-        return {**self._line("train", loss, score), "lr": lr}
+        return {**self._line("train", loss, score), **measured_by(self.optimizer), "lr": lr}
 
     def _line(self, split: str, loss: float, score: float) -> dict[str, Any]:
         epoch = math.ceil(self.step / self.steps_per_epoch)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from steprule.lab.reporting.axes import Axis, value_text
 from steprule.lab.reporting.binning import BINS_OF_SEVERAL, Bin, binned
 from steprule.lab.reporting.charts import Point, Series, line_chart
-from steprule.lab.reporting.log_groups import LR, Group, Quantities, falls
+from steprule.lab.reporting.log_groups import LR, Group, Quantities
+from steprule.lab.reporting.logs import falls
 from steprule.lab.reporting.page import Figure, Table, View
 from steprule.lab.reporting.rows import Interval, Row, interval_chart
 from steprule.lab.reporting.words import Words

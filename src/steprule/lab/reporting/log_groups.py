@@ -11,16 +11,14 @@ from typing import Any, cast
 
 from steprule.lab.errors import LabError
 from steprule.lab.optimizer_classes import optimizer_label, usual_settings
-from steprule.lab.reporting.logs import Key, Log, Number
+from steprule.lab.reporting.logs import Key, Log, Number, falls
 from steprule.lab.reporting.words import Words
 from steprule.lab.run_folder import RunConfig
 
-__all__ = ["LR", "Group", "Quantities", "falls", "groups_of", "lowest_of", "train_command"]
+__all__ = ["LR", "Group", "Quantities", "groups_of", "lowest_of", "train_command"]
 
 LOSS, LR = "loss", "lr"
 PARTS = ("validation", "train", "", "test")
-# Words in the names of quantities of which less is better.
-FALLING = ("loss", "error", "perplexity", "nll", "mse", "mae")
 
 
 @dataclass(frozen=True)
@@ -150,11 +148,6 @@ def _label(config: RunConfig, all_configs: Sequence[RunConfig]) -> str:
         if any(getattr(other, name) != getattr(config, name) for other in same):
             differ.append(f"{name.replace('_', ' ')} {getattr(config, name)}")
     return ", ".join([optimizer_label(config.optimizer), *differ])
-
-
-def falls(name: str) -> bool:
-    """Whether less of a quantity is better."""
-    return any(word in name.lower() for word in FALLING)
 
 
 def lowest_of(curve: Sequence[Number]) -> Number:

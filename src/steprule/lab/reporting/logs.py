@@ -15,7 +15,17 @@ from steprule.lab.errors import LabError
 from steprule.lab.event_files import read_events
 from steprule.lab.run_folder import CONFIG, METRICS, RunConfig, RunFolder
 
-__all__ = ["EVENTS", "Key", "Log", "Number", "event_files_in", "read_event_log", "read_run", "read_table"]
+__all__ = [
+    "EVENTS",
+    "Key",
+    "Log",
+    "Number",
+    "event_files_in",
+    "falls",
+    "read_event_log",
+    "read_run",
+    "read_table",
+]
 
 EVENTS = "tfevents"
 STEPS = (
@@ -47,6 +57,9 @@ LAST = re.compile(rf"(.+)[/_ .:-]+({'|'.join(SPLITS)})", re.IGNORECASE)
 # Times above this are since 1970; no training takes that long.
 SINCE_1970 = 5e8
 
+# Words in the names of quantities of which less is better.
+FALLING = ("loss", "error", "perplexity", "nll", "mse", "mae")
+
 Key = tuple[str, str]
 """Which part of the data ("train", "validation", "test" or ""), and which quantity."""
 
@@ -68,6 +81,11 @@ class Log:
     path: Path
     curves: Mapping[Key, Sequence[Number]]
     config: RunConfig | None = None
+
+
+def falls(name: str) -> bool:
+    """Whether less of a quantity is better."""
+    return any(word in name.lower() for word in FALLING)
 
 
 def read_run(folder: Path) -> Log:
@@ -154,7 +172,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             first = stream.readline()
             stream.seek(0)
             separator = max("\t;,", key=first.count)
-            reader = csv.DictReader(stream, delimiter=separator)
+            reader = csv.DictReader(stream, delimiter=separator, restval="")
             for row in reader:
                 yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -192,6 +210,8 @@ def _curves(rows: Iterable[tuple[int, Mapping[str, Any]]], file: Path) -> dict[K
         split = str(row[names[SPLIT]]) if SPLIT in names else None
         for name, text in row.items():
             value = None if str(name).lower() in CLOCKS else _number(text)
+            if text is None and falls(str(name)):
+                value = math.nan  # JSON has no NaN; in a table, an empty cell is text
             if value is not None:
                 key = _key(str(name)) if split is None else (SPLITS.get(split.lower(), split), str(name))
                 found.setdefault(key, []).append(Number(step, seconds_at.get(step, math.nan), value))

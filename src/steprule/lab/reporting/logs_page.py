@@ -13,12 +13,11 @@ from steprule.lab.reporting.log_figures import figure_of_ends, figure_of_groups,
 from steprule.lab.reporting.log_groups import (
     Group,
     Quantities,
-    falls,
     groups_of,
     lowest_of,
     train_command,
 )
-from steprule.lab.reporting.logs import Log
+from steprule.lab.reporting.logs import Log, falls
 from steprule.lab.reporting.page import Figure, Page, Table
 from steprule.lab.reporting.words import Words
 from steprule.lab.run_folder import RunConfig
