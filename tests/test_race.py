@@ -77,7 +77,7 @@ def results_in(folder: Path) -> dict[str, Any]:
             found[file.name] = json.loads(lines[-1])["loss"]
         elif file.suffix == ".jsonl":
             found[file.name] = [cleaned(json.loads(line)) for line in lines]
-        elif file.is_file():
+        elif file.is_file() and file.suffix != ".html":  # the page has the times
             found[file.name] = cleaned(json.loads("\n".join(lines))) if file.suffix == ".json" else lines
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -13,15 +14,18 @@ from typing import Any
 
 import pytest
 from lab import SOURCE, assert_refused, everything_in, run
-from reports import OPTIMIZERS, SEEDS, TRIALS, make_race, make_run
+from races import CANNED, SEEDS, canned_race
+from reports import make_run
 
 from steprule.lab.errors import LabError
 from steprule.lab.event_files import begin_events, event_of, read_events
 from steprule.lab.racing.folder import RaceFolder
-from steprule.lab.reporting import command, race_page
+from steprule.lab.reporting import command
 from steprule.lab.reporting.command import report, write_report
+from steprule.lab.reporting.race_figures import medians_of_best
 from steprule.lab.reporting.words import Words
 
+OPTIMIZERS, TRIALS = [label for _, label, *_ in CANNED], 16
 BENCHES = SOURCE.parent / "benchmarks/results/epyc-2-cores"
 
 
@@ -56,6 +60,10 @@ def page_of(*paths: Path, language: str = "en") -> Read:
     return Read(file.read_text(encoding="utf-8"))
 
 
+def make_race(path: Path, task: str = "mnist", complete: bool = True) -> Path:
+    return canned_race(path, task, complete).path
+
+
 def points_of(page: Read) -> int:
     """How many points have a text for the pointer and for screen readers."""
     return sum(tag in ("path", "circle") and "p" in (a.get("class") or "").split() for tag, a in page.tags)
@@ -79,8 +87,10 @@ def test_a_race_says_who_won_first_and_has_every_number(race: Path) -> None:
     assert all(sentence in page.text for sentence in (*verdict.sentences, *verdict.notes))
     for label in OPTIMIZERS:
         assert label in page.text
-    assert "steprule race --task mnist --optimizers adamw,lion,muon,sgd --minutes 10" in page.text
-    assert "steprule train --task mnist --optimizer muon --lr 0.022" in page.text
+    assert (
+        "steprule race --task mnist --optimizers adamw,lion,torch:SGD,mine.py:Signum --minutes 10" in page.text
+    )
+    assert "steprule train --task mnist --optimizer lion --lr 0.0008" in page.text
     assert f"All trainings ({len(OPTIMIZERS) * (TRIALS + len(SEEDS))} rows)" in page.text
     for title in ("Training", "Learning rate", "Final loss", "What tuning buys", "Time of a step", "State"):
         assert title in page.text
@@ -89,19 +99,56 @@ def test_a_race_says_who_won_first_and_has_every_number(race: Path) -> None:
 
 def test_trials_that_were_chosen_default_or_diverged_are_marked(race: Path) -> None:
     page = page_of(race)
+    trials = [trial for trial in RaceFolder(race).read_trials() if trial.stage == "tune"]
+    classes = [str(a.get("class")) for _, a in page.tags]
     # On the logarithmic and on the linear chart.
-    rings = [a for tag, a in page.tags if tag == "circle" and a.get("class") == "ring"]
-    assert len(rings) == 2 * len(OPTIMIZERS)
-    assert page.text.count("lr 0.001: 0.195, the default") == 2
-    diverged = sum(trial.diverged for trial in RaceFolder(race).read_trials())
-    crosses = [a for tag, a in page.tags if (a.get("class") or "") == "p cross"]
-    assert len(crosses) == 2 * diverged
-    assert len(re.findall(r"lr 0.008: [\d.]+, chosen", page.text)) == 2
+    assert classes.count("ring") == 2 * sum(trial.default for trial in trials) == 2 * len(OPTIMIZERS)
+    assert classes.count("p cross") == 2 * sum(trial.diverged for trial in trials) > 0
+    faint = sum(trial.stopped_at is not None and not trial.diverged for trial in trials)
+    finals = len(OPTIMIZERS) * len(SEEDS)
+    assert classes.count("p faint") == 2 * (faint + finals)
+    assert len(re.findall(r"AdamW, lr 0.001: [\d.]+, the default", page.text)) == 2
+
+
+def test_the_chosen_trial_is_marked(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    folder = canned_race(tmp_path / "race")
+    trials = folder.read_trials()
+    chosen = replace(trials[3], setting={"lr": 6e-3}, stopped_at=None)
+    folder.write_trials([chosen if trial is trials[3] else trial for trial in trials])
+    page = page_of(folder.path)
+    assert len(re.findall(r"AdamW, lr 0.006: [\d.]+, chosen", page.text)) == 2
+    assert len(re.findall("AdamW 0.006 [\\d.]+ chosen", " ".join(page.text.split()))) == 1
+
+
+def test_a_tuning_shows_the_defaults_beside_what_it_chose(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    folder = canned_race(tmp_path / "tune")
+    plan, trials, verdict = folder.read_plan(), folder.read_trials(), folder.read_verdict()
+    assert verdict is not None
+    own = [trial for trial in trials if trial.optimizer == "adamw"]
+    again = [
+        replace(trial, number=trial.number + 5, default=True, loss=2 * (trial.loss or 1), setting={"lr": 1e-3})
+        for trial in own
+        if trial.stage == "seeds"
+    ]
+    first = next(one for one in verdict.standings if one.optimizer == "adamw")
+    default = replace(first, label="AdamW at its defaults", setting={"lr": 1e-3}, loss=0.31, lowest=False)
+    folder.write_plan(replace(plan, kind="tune", contestants=plan.contestants[:1]))
+    folder.write_trials([*own, *again])
+    folder.write_verdict(replace(verdict, standings=[first, default]))
+    page = page_of(folder.path)
+    assert "mnist: AdamW, tuned" in page.text
+    assert "0.310" in page.text
+    assert page.text.count("AdamW at its defaults, seed 1: ") == 2
+    assert page.text.count("AdamW, seed 1: ") == 2
 
 
 def test_a_race_that_is_not_complete_says_so(tmp_path: Path) -> None:
     page = page_of(make_race(tmp_path / "half", complete=False))
-    assert "Not complete: 40 of 84 trainings are done." in page.text
+    assert "Not complete: 42 of 84 trainings are done." in page.text
     assert "Learning rate" in page.text
 
 
@@ -126,18 +173,10 @@ def test_a_task_called_like_a_tag_is_text(tmp_path: Path) -> None:
     assert name in Read(text).text
 
 
-def test_the_median_of_the_best_of_some_trials(race: Path) -> None:
+def test_the_median_of_the_best_of_some_trials() -> None:
     """Against all draws, counted one by one."""
-    import itertools
-    from dataclasses import replace
-
-    first = [trial for trial in RaceFolder(race).read_trials() if trial.optimizer == "adamw"]
     losses = [0.5, 0.1, 0.3, math.inf, 0.2, math.inf]
-    trials = [
-        replace(first[0], loss=None if loss == math.inf else loss, diverged=loss == math.inf, stopped_at=None)
-        for loss in losses
-    ]
-    found = race_page._medians_of_best(trials)
+    found = medians_of_best(losses)
     for k in range(1, len(losses) + 1):
         best = sorted(min(draw) for draw in itertools.combinations(losses, k))
         assert found[k - 1] == best[math.ceil(len(best) / 2) - 1]

@@ -5,6 +5,7 @@
     curves/NAME-NUMBER.jsonl    what was measured on the way of one of them
     verdict.json            what the race shows; there once it is complete
     best.txt                a `steprule train` line for each optimizer
+    report.html             all of it as a page
     paused/                 while it runs: trainings that wait for others
 
 Losses are validation losses. JSON has no NaN and no infinity: None stands for them.

@@ -39,6 +39,7 @@ from steprule.lab.racing.trial import Measured, measure
 from steprule.lab.racing.verdict import FEW_ITEMS, VALIDATION_ITEMS, best_commands, verdict_of
 from steprule.lab.racing.workers import workers
 from steprule.lab.report import open_console
+from steprule.lab.reporting.command import write_report
 from steprule.lab.run_folder import RUNS, RunConfig, lock, next_numbered
 from steprule.lab.runs import facts_of, full_name
 from steprule.lab.tasks import BUILT_IN, load_task
@@ -247,11 +248,14 @@ def _carry_out(console: Console, plan: Plan, folder: RaceFolder, worker_count: i
         verdict = verdict_of(plan, trials)
         folder.write_best(best_commands(plan, verdict))
         folder.write_verdict(verdict)
+        write_report(folder.path)
     print_verdict(console, plan, verdict)
     console.print()
     for command in folder.read_best():
         console.print(Text(command), soft_wrap=True)
-    console.print(Text(f"\nin {folder.path}: plan.json, trials.jsonl, curves/, verdict.json, best.txt"))
+    console.print(
+        Text(f"\nin {folder.path}: plan.json, trials.jsonl, curves/, verdict.json, best.txt, report.html")
+    )
 
 
 def _resume_command(plan: Plan, folder: RaceFolder) -> str:
