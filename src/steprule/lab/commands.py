@@ -95,9 +95,52 @@ _Task = Annotated[
 ]
 
 
+_Data = Annotated[
+    Path | None,
+    _option(
+        "--data",
+        "PATH",
+        "your own data instead of a task: CSV, TSV, Parquet, .npz, .txt, a folder of folders of images, idx "
+        "files, or a folder of Hugging Face's save_to_disk",
+        _path,
+    ),
+]
+_Target = Annotated[str | None, _option("--target", "COLUMN", "the column of --data to predict")]
+_Validation = Annotated[
+    Path | None,
+    _option(
+        "--validation", "PATH", "data to validate with (default: 15 % of --data, and 15 % for a test)", _path
+    ),
+]
+_Size = Annotated[
+    int | None, _option("--size", "NUMBER", "height and width for the images of a folder (default: 32)", _count)
+]
+
+
+def _task_of(
+    task: str | None, data: Path | None, target: str | None, validation: Path | None, size: int | None
+) -> str | None:
+    """The name of the task that these options mean."""
+    given = {"--target": target, "--validation": validation, "--size": size}
+    for name, value in given.items():
+        if data is None and value is not None:
+            raise typer.BadParameter(f"{name} is a part of --data, which is missing.")
+    if data is None:
+        return task
+    if task is not None:
+        raise typer.BadParameter("--task and --data are two ways to say what is trained; give one of them.")
+    from steprule.lab.own_data.source import Source
+
+    return Source(data, target, validation, size).name
+
+
 @app.command(cls=_Command, short_help="Train a model on real data.")
 def train(
     task: _Task = None,
+    data: _Data = None,
+    target: _Target = None,
+    validation: _Validation = None,
+    size: _Size = None,
     optimizer: Annotated[
         str | None,
         _option(
@@ -167,7 +210,7 @@ def train(
     from steprule.lab.runs import Asked, go_on, start
 
     asked = Asked(
-        task=task,
+        task=_task_of(task, data, target, validation, size),
         optimizer=optimizer,
         lr=lr,
         settings=settings or [],
@@ -253,6 +296,10 @@ _RaceResume = Annotated[
 @app.command(cls=_Command, short_help="Find out which optimizer trains a task best, each tuned alike.")
 def race(
     task: _Task = None,
+    data: _Data = None,
+    target: _Target = None,
+    validation: _Validation = None,
+    size: _Size = None,
     optimizers: Annotated[
         str,
         _option(
@@ -299,7 +346,7 @@ def race(
     asked = Asked(
         kind="race",
         command=_typed_command(),
-        task=task,
+        task=_task_of(task, data, target, validation, size),
         optimizers=_names(optimizers),
         tuned=None if tuned is None else _names(tuned),
         search=search or [],
@@ -321,6 +368,10 @@ def race(
 @app.command(cls=_Command, short_help="Tune an optimizer on a task.")
 def tune(
     task: _Task = None,
+    data: _Data = None,
+    target: _Target = None,
+    validation: _Validation = None,
+    size: _Size = None,
     optimizer: Annotated[
         str, _option("--optimizer", "NAME", "as for `steprule train` (default: adamw)")
     ] = "adamw",
@@ -351,7 +402,7 @@ def tune(
     asked = Asked(
         kind="tune",
         command=_typed_command(),
-        task=task,
+        task=_task_of(task, data, target, validation, size),
         optimizers=[optimizer],
         tuned=None if tuned is None else _names(tuned),
         search=search or [],

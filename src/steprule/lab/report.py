@@ -19,6 +19,7 @@ from steprule.lab.tasks import loss_text, score_text
 from steprule.lab.train import Training
 
 __all__ = [
+    "SAID",
     "Line",
     "extras_text",
     "final_lines",
@@ -34,6 +35,8 @@ Line = Mapping[str, Any]
 WIDTH_OF_LOGS = 160
 # How many times the first step's loss the last epoch's must be for a word about it.
 GROWTH = 10
+# What a user cannot know of a task that was made from a file.
+SAID = ("target", "inputs", "left out")
 
 
 def open_console() -> Console:
@@ -85,6 +88,7 @@ def print_header(console: Console, training: Training, folder: RunFolder) -> Non
         f"schedule {config.schedule}, seed {config.seed}{extras_text(config)}",
         "folder": f"{folder.path}/",
     }
+    rows |= {name: training.task.facts[name] for name in SAID if name in training.task.facts}
     still = parts_in_eval_mode(training.model)
     if still:
         rows["eval mode"] = f"stays on: {', '.join(still)}"

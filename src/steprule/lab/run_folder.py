@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
+from urllib.parse import unquote, urlsplit
 
 import torch
 
@@ -48,6 +49,8 @@ class RunConfig:
     @property
     def task_label(self) -> str:
         """The task's name without the path of its file."""
+        if self.task.startswith("file:"):
+            return Path(unquote(urlsplit(self.task).path)).name.partition(".")[0]
         file, _, name = self.task.rpartition(":")
         return f"{Path(file).stem}-{name}" if file else name
 

@@ -24,7 +24,7 @@ from steprule.lab.randomness import seed_everything
 from steprule.lab.rehearsal import rehearse
 from steprule.lab.report import open_console, print_header, print_results
 from steprule.lab.run_folder import RunConfig, RunFolder, find_run, new_run_folder
-from steprule.lab.tasks import BUILT_IN, load_task
+from steprule.lab.tasks import BUILT_IN, is_data, load_task
 from steprule.lab.train import Training
 
 __all__ = ["Asked", "go_on", "start"]
@@ -78,6 +78,8 @@ class Asked:
 
 def full_name(task: str) -> str:
     """A task's name that is valid in every folder: FILE.py:FUNCTION with the full path."""
+    if is_data(task):
+        return task
     file, colon, function = task.rpartition(":")
     return f"{Path(file).resolve()}:{function}" if colon and file else task
 

@@ -29,6 +29,7 @@ __all__ = [
     "Task",
     "accuracy",
     "import_file",
+    "is_data",
     "load_task",
     "loss_text",
     "made_by",
@@ -117,7 +118,18 @@ def score_text(value: float | None) -> str:
 
 def task_options(name: str) -> list[str]:
     """The options of `steprule train` that mean a task."""
+    if is_data(name):
+        return _source(name).options
     return ["--task", name]
+
+
+def is_data(name: str) -> bool:
+    """Whether a task's name means a user's own file or folder."""
+    return name.startswith("file:")
+
+
+def _source(name: str) -> Any:
+    return importlib.import_module("steprule.lab.own_data.source").Source.named(name)
 
 
 def load_task(name: str) -> Task:
@@ -127,6 +139,8 @@ def load_task(name: str) -> Task:
     """
     if name in BUILT_IN:
         return importlib.import_module(f"steprule.lab.{name}").task()
+    if is_data(name):
+        return importlib.import_module("steprule.lab.own_data.task").task(_source(name))
     file, colon, function = name.rpartition(":")
     if not colon:
         if name.endswith(".py"):

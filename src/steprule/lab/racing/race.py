@@ -38,7 +38,7 @@ from steprule.lab.racing.screen import print_verdict, race_screen
 from steprule.lab.racing.trial import Measured, measure
 from steprule.lab.racing.verdict import FEW_ITEMS, VALIDATION_ITEMS, best_commands, verdict_of
 from steprule.lab.racing.workers import workers
-from steprule.lab.report import open_console
+from steprule.lab.report import SAID, open_console
 from steprule.lab.reporting.command import write_report
 from steprule.lab.run_folder import RUNS, RunConfig, lock, next_numbered
 from steprule.lab.runs import facts_of, full_name
@@ -197,6 +197,9 @@ def _say_plan(console: Console, plan: Plan, size: Size, seconds: float) -> None:
     """Print what will be trained and until when."""
     tuned = ", ".join(plan.tuned) or "nothing"
     ends = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    for name in SAID:
+        if name in plan.facts:
+            console.print(Text(f"{name}: {plan.facts[name]}"))
     for one in plan.contestants:
         ranges = ", ".join(f"{name} {where.low:g} to {where.high:g}" for name, where in one.ranges.items())
         console.print(Text(f"{one.label}: {ranges or 'nothing to tune'}, {one.steps:,} steps"))

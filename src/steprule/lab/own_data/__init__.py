@@ -1,0 +1,1 @@
+"""Tasks made from a user's own files: tables, texts, arrays and images."""
