@@ -42,6 +42,7 @@ for (const charts of document.querySelectorAll(".charts")) {
     tip.style.top = `${top >= 0 || beside ? Math.max(0, top) : y - around.top + 12}px`;
   };
 
+  document.addEventListener("pointerdown", (event) => charts.contains(event.target) || hide());
   for (const chart of charts.querySelectorAll(".chart")) {
     chart.tabIndex = 0;
     for (const point of chart.querySelectorAll(".p,.bar")) {
@@ -67,7 +68,8 @@ for (const charts of document.querySelectorAll(".charts")) {
     };
     chart.addEventListener("pointermove", nearest);
     chart.addEventListener("pointerdown", nearest);
-    chart.addEventListener("pointerleave", hide);
+    // A finger leaves when it is lifted: what it pointed at stays until it points at something else.
+    chart.addEventListener("pointerleave", (event) => event.pointerType === "touch" || hide());
     chart.addEventListener("focusout", (event) => charts.contains(event.relatedTarget) || hide());
     chart.addEventListener("keydown", (event) => {
       const target = next(pointsOf(chart), here, event.key);
