@@ -1,4 +1,4 @@
-"""A page in headless Chromium, where there is one: its script has run. `.ci/browser` tests more of it, with npm."""
+"""A page in headless Chromium, where there is one: its script has run. `.ci/browser` tests more of it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ def test_the_script_of_a_page_runs(tmp_path: Path) -> None:
     assert len(points) > 300
     with_words = [point for point in points if "aria-label" in point]
     # Legends have a sample of each mark without words.
-    assert len(with_words) == page.read_text(encoding="utf-8").count("<title>") - 1 - dumped.count('class="bar"')
+    assert len(with_words) == page.read_text(encoding="utf-8").count("<title>") - 1 - dumped.count(
+        'class="bar"'
+    )
     assert all('tabindex="-1"' in point for point in with_words)
     assert dumped.count("<button") > 5

@@ -24,8 +24,8 @@ LONGEST_NAME = 20
 class Point:
     """One measurement: where it lies, and what it says in words.
 
-    y: NaN or infinite for one that diverged. kind: classes of the style sheet ("full", "ring"), or "bare" for a
-    point that is there for the pointer and the keyboard only.
+    y: NaN or infinite for one that diverged. kind: classes of the style sheet ("full", "ring"), "faint" for one
+    that the line leaves out, or "bare" for one that is there for the pointer and the keyboard only.
     """
 
     x: float
@@ -147,8 +147,10 @@ def _of_series(one: Series, across: Scale, up: Scale) -> list[str]:
         lower = [(x, low) for x, low, _ in reversed(one.band)]
         parts.append(element("path", class_="band", d=_path([*upper, *lower], across, up) + "z"))
     parts += [element("path", class_="seed", d=_path(seed, across, up)) for seed in one.seeds if seed]
-    if one.line and len(finite) > 1:
-        where = _path([(point.x, point.y) for point in finite], across, up)
+    # A faint point is not of the same kind as the others.
+    joined = [(point.x, point.y) for point in finite if "faint" not in point.kind]
+    if one.line and len(joined) > 1:
+        where = _path(joined, across, up)
         parts.append(element("path", class_="line", d=where, stroke_dasharray=DASHES[style] or None))
     for point in one.points:
         x = across.place(point.x)

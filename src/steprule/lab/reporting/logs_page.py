@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steprule.lab.errors import LabError
+from steprule.lab.racing.statistics import compare
 from steprule.lab.reporting.axes import value_text
 from steprule.lab.reporting.log_figures import figure_of_ends, figure_of_groups, figure_of_parts
 from steprule.lab.reporting.log_groups import (
@@ -19,6 +20,7 @@ from steprule.lab.reporting.log_groups import (
 )
 from steprule.lab.reporting.logs import Log, falls
 from steprule.lab.reporting.page import Figure, Page, Table
+from steprule.lab.reporting.races import above
 from steprule.lab.reporting.words import Words
 from steprule.lab.run_folder import RunConfig
 
@@ -185,24 +187,49 @@ def _verdict_of_several(order: Sequence[Group], found: Quantities, say: Words) -
     there = [group for group in order if group.last(key)]
     if not falls(key[1]) or len(there) < 2:
         return [say("{count} trainings beside each other; the table has their last numbers.", count=len(order))]
+    hint = say("`steprule race` compares optimizers with the same budget, tuned, on several seeds.")
+    ends = [group.last(key) for group in there]
+    if min(map(len, ends)) < FEWEST_SEEDS or not all(math.isfinite(end) for some in ends for end in some):
+        few = say("With fewer than {count} seeds of each, chance may explain this order.", count=FEWEST_SEEDS)
+        return [_order(there, found, say), f"{few} {hint}" if min(map(len, ends)) < FEWEST_SEEDS else hint]
+    return [*_told_apart(there, ends, found, say), hint]
+
+
+def _order(there: Sequence[Group], found: Quantities, say: Words) -> str:
+    """Who ended lowest and who came next, as far as medians show it."""
     first, second = there[:2]
-    lowest, following = first.middle(key), second.middle(key)
-    times = following / lowest if lowest > 0 and math.isfinite(following) else math.nan
-    text = say(
+    lowest, following = first.middle(found.main), second.middle(found.main)
+    return say(
         "{label} ended with the lowest {name}, {value}; then comes {other} with {times} × as much.",
         label=first.label,
-        name=found.full(key),
+        name=found.full(found.main),
         value=value_text(lowest),
         other=second.label,
-        times=value_text(times),
+        times=value_text(following / lowest if lowest > 0 and math.isfinite(following) else math.nan),
     )
-    hint = say("`steprule race` compares optimizers with the same budget, tuned, on several seeds.")
-    if min(len(group.logs) for group in there) < FEWEST_SEEDS:
-        few = say(
-            "With fewer than {count} seeds of each, chance alone may explain this order.", count=FEWEST_SEEDS
+
+
+def _told_apart(
+    there: Sequence[Group], ends: Sequence[Sequence[float]], found: Quantities, say: Words
+) -> list[str]:
+    """Who ended lowest, and who can be told apart from it, by Tukey's range test."""
+    comparison = compare(ends)
+    lowest = there[comparison.lowest]
+    pairs = [*zip(there, comparison.compared, strict=True)]
+    tied = [group.label for group, one in pairs if one.tied and group is not lowest]
+    sentences = [
+        say(
+            "{label} ended with the lowest {name}, {value} in the mean.",
+            label=lowest.label,
+            name=found.full(found.main),
+            value=value_text(comparison.compared[comparison.lowest].mean),
         )
-        return [text, f"{few} {hint}"]
-    return [text, hint]
+    ]
+    if tied:
+        sentences.append(say("{labels} cannot be told apart from it.", labels=say.listed(tied)))
+    apart = [(group.label, one) for group, one in pairs if not one.tied]
+    sentences += [above(label, one.against, one.against_interval, comparison.by, say) for label, one in apart]
+    return sentences
 
 
 def _comparison(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from steprule.lab.racing.folder import Plan, RaceFolder, Standing, Verdict
 from steprule.lab.reporting.axes import setting_text, value_text
 from steprule.lab.reporting.page import Page, Table
 from steprule.lab.reporting.race_figures import race_figures
-from steprule.lab.reporting.races import Entry, Race, range_text, read_race, settings_text
+from steprule.lab.reporting.races import Entry, Race, above, range_text, read_race, settings_text
 from steprule.lab.reporting.words import Words
 
 __all__ = ["race_page"]
@@ -37,26 +38,18 @@ def race_page(folder: RaceFolder, say: Words) -> Page:
 
 
 def _conditions(race: Race) -> str:
+    """The size of it in a line; the verdict's notes say more."""
     plan, say = race.plan, race.say
     steps = sorted({one.steps for one in plan.contestants})
-    many = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}…{steps[-1]:,}"
-    schedules = say.listed(sorted({one.schedule for one in plan.contestants}))
-    tuning = sum(trial.stage == "tune" for trial in plan.trials) // max(1, len(plan.contestants))
-    text = say(
-        "{steps} steps of {batch} items, schedule {schedule}. Tuned: {tuned}, on seed {seed} with {trials} "
-        "trials each; judged on {seeds} other seeds.",
-        steps=many,
+    trials = sum(trial.stage == "tune" for trial in plan.trials) // max(1, len(plan.contestants))
+    return say(
+        "{steps} steps of {batch} items; {trials} trials to tune {tuned}, then {seeds} fresh seeds",
+        steps=f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} – {steps[-1]:,}",
         batch=plan.batch_size,
-        schedule=schedules,
         tuned=say.listed([*plan.tuned]),
-        seed=plan.tuning_seed,
-        trials=tuning,
+        trials=trials,
         seeds=len(plan.seeds),
     )
-    equal = say("Every optimizer had the same number of steps.")
-    if plan.budget == "time":
-        equal = say("Every optimizer had the same time.")
-    return text if plan.kind == "tune" else f"{text} {equal}"
 
 
 def _sentences(race: Race) -> Sequence[str]:
@@ -80,7 +73,8 @@ def _sentences(race: Race) -> Sequence[str]:
         )
     for one in race.verdict.standings:
         if not one.tied and not one.lowest:
-            lines.append(f"{one.label}: {_against(race.verdict, one)}")
+            against = one.against_lowest if one.against_lowest is not None else math.nan
+            lines.append(above(one.label, against, one.against_interval, race.verdict.compared_by, say))
     return lines
 
 

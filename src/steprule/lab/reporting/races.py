@@ -9,7 +9,7 @@ from steprule.lab.racing.folder import Contestant, CurvePoint, Plan, RaceFolder,
 from steprule.lab.reporting.axes import setting_text, value_text
 from steprule.lab.reporting.words import Words
 
-__all__ = ["Entry", "Race", "range_text", "read_race", "settings_text"]
+__all__ = ["Entry", "Race", "above", "range_text", "read_race", "settings_text"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,17 @@ def read_race(folder: RaceFolder, say: Words) -> Race:
 def range_text(interval: tuple[float, float] | None) -> str:
     """An interval, or a dash."""
     return f"{value_text(interval[0])} – {value_text(interval[1])}" if interval else "–"
+
+
+def above(label: str, against: float, interval: tuple[float, float] | None, by: str, say: Words) -> str:
+    """How far from the lowest one something ended, in a sentence. by: "ratio" or "difference"."""
+    if interval is None:
+        return f"{label}: {value_text(against)}"
+    english = "{label} ended {times} × as high (95 % interval {low} to {high})."
+    if by != "ratio":
+        english = "{label} ended {times} higher (95 % interval {low} to {high})."
+    low, high = map(value_text, interval)
+    return say(english, label=label, times=value_text(against), low=low, high=high)
 
 
 def settings_text(setting: Mapping[str, float]) -> str:
