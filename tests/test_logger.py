@@ -74,8 +74,8 @@ def test_a_loop_of_ones_own_has_a_log_and_a_page(tmp_path: Path) -> None:
     assert {key: validation[key] for key in expected} == expected
     page = report([tmp_path / "mine"], tmp_path / "page.html").read_text(encoding="utf-8")
     assert "validation loss 0.250" in page
-    for quantity in ("gradient_norm", "update_to_weight", "learning rate"):
-        assert quantity in page.lower()
+    for quantity in ("Gradient norm", "Update relative to weights", "Learning rate"):
+        assert quantity in page
 
 
 def test_what_other_optimizers_measure(tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def test_a_tuning_shows_the_defaults_beside_what_it_chose(tmp_path: Path) -> Non
     assert "mnist: AdamW, tuned" in page.text
     assert "0.310" in page.text
     assert page.text.count("AdamW at its defaults, seed 1: ") == 2
+    assert "stopped at step 165 of 550" in page.text
     assert page.text.count("AdamW, seed 1: ") == 2
 
 
@@ -196,6 +197,12 @@ def test_one_run_says_how_it_ended(tmp_path: Path) -> None:
     assert "steprule train --task digits --optimizer AdamW --lr 0.001 --schedule cosine" in page.text
     for title in ("Loss", "accuracy", "Learning rate", "seconds instead of steps"):
         assert title in page.text
+
+
+def test_a_run_on_own_data_says_how_to_repeat_it(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run", task="file:///home/me/houses.csv?target=price"))
+    assert "houses: AdamW" in page.text
+    assert "steprule train --data /home/me/houses.csv --target price --optimizer AdamW --lr 0.001" in page.text
 
 
 def test_a_run_that_stopped_says_where(tmp_path: Path) -> None:

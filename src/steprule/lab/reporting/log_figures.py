@@ -90,7 +90,11 @@ def _figure(title: str, name: str, drawn: Drawn, seeds: bool, found: Quantities,
         series = [_series(label, style, bins, over == "seconds", spread) for label, style, bins in there]
         x = Axis(say("seconds") if over == "seconds" else say("step"))
         views += [
-            View(line_chart(series, x, Axis(found.axis(name), log), title, say("not a number")), over, scale)
+            View(
+                line_chart(series, x, Axis(found.axis(name), log, zero=name == LR), title, say("not a number")),
+                over,
+                scale,
+            )
             for log, scale in scales
         ]
     note = say("The band holds 80 % of the single steps.")

@@ -14,10 +14,18 @@ from steprule.lab.optimizer_classes import optimizer_label, usual_settings
 from steprule.lab.reporting.logs import Key, Log, Number, falls
 from steprule.lab.reporting.words import Words
 from steprule.lab.run_folder import RunConfig
+from steprule.lab.tasks import task_options
 
-__all__ = ["LR", "Group", "Quantities", "groups_of", "lowest_of", "train_command"]
+__all__ = ["LR", "Group", "Quantities", "groups_of", "lowest_of", "own_settings", "train_command"]
 
 LOSS, LR = "loss", "lr"
+NAMES = {
+    LOSS: "loss",
+    LR: "learning rate",
+    "gradient_norm": "gradient norm",
+    "update_to_weight": "update relative to weights",
+    "skipped_steps": "skipped steps",
+}
 PARTS = ("validation", "train", "", "test")
 
 
@@ -97,7 +105,7 @@ class Quantities:
 
     def quantity(self, name: str) -> str:
         """A quantity in words."""
-        return self._say("learning rate") if name == LR else self._say("loss") if name == LOSS else name
+        return self._say(NAMES[name]) if name in NAMES else name
 
     def full(self, key: Key) -> str:
         """A quantity with the part of the data, unless that goes without saying."""
@@ -155,16 +163,23 @@ def lowest_of(curve: Sequence[Number]) -> Number:
     return min(curve, key=lambda number: math.inf if math.isnan(number.value) else number.value)
 
 
-def train_command(config: RunConfig) -> str:
-    """The command that repeats a run; what is at its default is left out."""
+def own_settings(config: RunConfig) -> dict[str, Any]:
+    """The learning rate, and every other hyper-parameter that is not at its default."""
     try:
         usual = usual_settings(config.optimizer)
     except LabError:  # a class of a file that is not here
         usual = {}
-    parts = ["steprule", "train", "--task", config.task, "--optimizer", config.optimizer]
-    for name, value in config.hyperparameters.items():
-        if value is None or (name != LR and name in usual and usual[name] == value):
-            continue
+    return {
+        name: value
+        for name, value in config.hyperparameters.items()
+        if name == LR or (value is not None and (name not in usual or usual[name] != value))
+    }
+
+
+def train_command(config: RunConfig) -> str:
+    """The command that repeats a run; what is at its default is left out."""
+    parts = ["steprule", "train", *task_options(config.task), "--optimizer", config.optimizer]
+    for name, value in own_settings(config).items():
         text = ",".join(map(str, cast("tuple[Any, ...]", value))) if isinstance(value, tuple) else str(value)
         parts += ["--lr", text] if name == LR else ["--set", f"{name}={text}"]
     parts += ["--schedule", config.schedule] if config.schedule != "none" else []

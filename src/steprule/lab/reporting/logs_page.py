@@ -16,6 +16,7 @@ from steprule.lab.reporting.log_groups import (
     Quantities,
     groups_of,
     lowest_of,
+    own_settings,
     train_command,
 )
 from steprule.lab.reporting.logs import Log, falls
@@ -126,7 +127,7 @@ def _planned_steps(config: RunConfig | None) -> int | None:
 def _settings(config: RunConfig | None, group: Group, say: Words) -> str:
     if config is None:
         return ""
-    values = ", ".join(f"{name} {value}" for name, value in config.hyperparameters.items() if value is not None)
+    values = ", ".join(f"{name} {value}" for name, value in own_settings(config).items())
     return say(
         "{values}; {epochs} epochs, batch size {batch}, schedule {schedule}, seed {seeds}",
         values=values,

@@ -72,7 +72,8 @@ class Race:
         words = [say("chosen")] if chosen else []
         words += [say("the default")] if trial.default else []
         if stopped is not None:
-            words.append(say("stopped at step {step} of {steps}", step=stopped, steps=trial.steps))
+            planned = next(one.steps for one in self.plan.contestants if one.name == trial.optimizer)
+            words.append(say("stopped at step {step} of {steps}", step=stopped, steps=planned))
         return ", ".join(words)
 
 
