@@ -126,6 +126,9 @@ await on("race.html", wide, async (page) => {
   await page.emulateMedia({ media: "print", colorScheme: "dark" });
   assert.equal(await paper(page), "rgb(255, 255, 255)");
   assert.equal(await shown(page, ".controls"), 0);
+  await page.setViewportSize({ width: 700, height: 1000 }); // about what A4 has between its margins
+  const [table, main] = await page.evaluate(() => ["table.cards", "main"].map((x) => document.querySelector(x).getBoundingClientRect().right));
+  assert.ok(table <= main, "the main table is on the paper");
 });
 
 await on("race.html", phone, async (page) => {

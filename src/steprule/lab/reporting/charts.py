@@ -16,7 +16,8 @@ TOP, BOTTOM, RIGHT = 34.0, 46.0, 14.0
 # The room above the plot for points without a value that could be drawn.
 DIVERGED = 22.0
 LETTER = 8.0
-LINE = 15.0
+# As far apart as the larger letters of phones and paper need.
+LINE, LARGER = 17.0, 15.0
 LONGEST_NAME = 20
 
 
@@ -88,7 +89,7 @@ def _scales(
     ys += [value for one in all_series if not one.wide for _, *ends in one.band for value in ends]
     up = scale_of(ys, y, size[1] - BOTTOM, TOP + (DIVERGED if lost else 0))
     left = 10 + LETTER * max([len(text) for text in tick_texts(up.ticks())], default=1)
-    right = RIGHT + (max(text_width(_short(one.name)) for one in all_series) + 8 if named else 0)
+    right = RIGHT + (max(text_width(_short(one.name), LARGER) for one in all_series) + 8 if named else 0)
     return scale_of([point.x for point in points], x, left, size[0] - right, room=0.02), up
 
 

@@ -17,6 +17,8 @@ TOP, BOTTOM, RIGHT = 30.0, 28.0, 14.0
 LINE, TALL, BAR, GAP = 14.0, 52.0, 19.0, 14.0
 LETTER = 8.0
 LONGEST_NAME = 26
+# The size of letters on phones and paper.
+LARGER = 15.0
 # From this ratio of the longest to the shortest bar, the axis is logarithmic.
 LOG_FROM_RATIO = 25
 
@@ -127,7 +129,7 @@ def _scale_of_bars(
     bars: Sequence[Bar], axis: Axis, left: float, width: float, limit: tuple[float, str] | None
 ) -> Scale:
     values = [bar.value for bar in bars] + ([limit[0]] if limit else [])
-    text = max((text_width(bar.text) for bar in bars), default=0) + 10
+    text = max((text_width(bar.text, LARGER) for bar in bars), default=0) + 10
     positive = [value for value in values if value > 0]
     log = axis.log and bool(positive) and max(positive) > LOG_FROM_RATIO * min(positive)
     if log:
@@ -153,7 +155,7 @@ def _bar(bar: Bar, across: Scale, top: float, clear: float) -> list[str]:
 
 
 def _left(names: Sequence[str]) -> float:
-    return 14 + max((text_width(_short(name)) for name in names), default=0)
+    return 14 + max((text_width(_short(name), LARGER) for name in names), default=0)
 
 
 def _short(name: str) -> str:
