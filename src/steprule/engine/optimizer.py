@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import chain, takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule import errors, group_errors, rule_errors
-from steprule.engine import group_keys, moving, nonfinite, notices, plans, storage, views, weight_decay
+from steprule.engine import given, group_keys, moving, nonfinite, notices, plans, storage, views, weight_decay
 from steprule.engine.checkpoint import state_dicts
 from steprule.engine.checkpoint.report import LoadReport
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
@@ -83,7 +83,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any]):
         who = type(self).__name__
         defaults = self._normalize(dict(defaults), None)
-        super().__init__(_as_groups(who, params), defaults)
+        super().__init__(given.as_groups(who, params), defaults)
 
     # Groups
 
@@ -169,22 +169,22 @@ class CheckedOptimizer(torch.optim.Optimizer):
         group = dict(param_group)
         if "params" not in group:
             raise errors.group_without_params(who, index)
-        tensors, names = _tensors_and_names(who, group["params"], index)
+        tensors, names = given.tensors_and_names(who, group["params"], index)
         if names:
             group["param_names"] = names
         group = self._normalize(self._completed(group, index), index)
         differentiable = bool(group.get("differentiable"))
         for place, tensor in enumerate(tensors):
             if not differentiable and not (tensor.is_leaf or tensor.retains_grad):
-                raise errors.not_a_leaf(who, _name(names, place), index)
+                raise errors.not_a_leaf(who, given.name(names, place), index)
         named = "param_names" in group
         if any(("param_names" in other) != named for other in self.param_groups[:1]):
             raise errors.groups_named_differently(who, index, named)
         taken = set(map(id, chain.from_iterable(map(itemgetter("params"), self.param_groups))))
-        shared = [_name(names, i) for i, p in enumerate(tensors) if id(p) in taken]
+        shared = [given.name(names, i) for i, p in enumerate(tensors) if id(p) in taken]
         if shared:
             raise errors.in_two_groups(who, ", ".join(shared), index)
-        unique = _without_duplicates(who, tensors, names, index)
+        unique = given.without_duplicates(who, tensors, names, index)
         group["params"] = [tensors[i] for i in unique]
         if named:
             group["param_names"] = [group["param_names"][i] for i in unique]
@@ -204,7 +204,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         names: list[str] = group.get("param_names", [])
         for place, param in enumerate(group["params"]):
             if storage.split(param):
-                raise errors.matrix_in_parts(who or self.who(group), _name(names, place), index)
+                raise errors.matrix_in_parts(who or self.who(group), given.name(names, place), index)
 
     def name_of(self, param: Tensor) -> str:
         """How messages refer to a parameter: by name, or by position among all parameters."""
@@ -274,6 +274,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         steps: list[tuple[dict[str, Any], list[Part]]] = []
         after: list[dict[str, float]] = [{} for _ in self.param_groups]
         try:
+            self._here = self._collect()
             for group, new in zip(self.param_groups, after, strict=True):
                 with torch.set_grad_enabled(bool(group.get("differentiable"))):
                     steps.append((group, self._prepare_group(group, new)))
@@ -287,6 +288,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
                 return
         except BaseException:
             preparation.undo()
+            self._leave(failed=True)
             raise
         finally:
             self._preparation = None
@@ -294,23 +296,36 @@ class CheckedOptimizer(torch.optim.Optimizer):
             preparation.begin()
             went = self._run(steps, gate)
         except Exception as error:
+            self._leave(failed=True)
             if not getattr(error, "nothing_moved", False):
                 error.add_note(errors.in_the_middle_of_a_step(type(self).__name__))
             elif not preparation.moves:
                 preparation.undo()
             raise
+        self._leave(finished=went)
         if gate is not None and not went:
             preparation.undo()
             gate.complain()
         elif any(after):
             self._share(after)
 
+    # What is here of sharded parameters, while a step is taken.
+    _here: Any = None
+
+    def _collect(self) -> Any:
+        """What is here of the parameters, if any are sharded."""
+        return None
+
+    def _leave(self, finished: bool = False, failed: bool = False) -> None:
+        """Finish the step of sharded parameters, or tell the other processes that it has failed here."""
+
     def _run(self, steps: Sequence[tuple[dict[str, Any], Sequence[Part]]], gate: nonfinite.Gate | None) -> bool:
         """Run what was prepared, and return whether it was run."""
-        if any(part.keys for _, parts in steps for part in parts):
+        everywhere = self._here and self._here.sums
+        if everywhere is not None or any(part.keys for _, parts in steps for part in parts):
             with torch.no_grad():
                 parts = [part for _, parts in steps for part in parts]
-                return phases.run(parts, gate.closes) if gate else phases.run(parts)
+                return phases.run(parts, gate.closes if gate else phases.never, everywhere)
         for group, parts in steps:
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 for part in parts:
@@ -533,59 +548,3 @@ def _elements(params: list[Tensor]) -> str:
 
 def _state_bytes(state: dict[str, Any]) -> int:
     return sum(x.numel() * x.element_size() for x in state_dicts.tensors_in(state))
-
-
-def _as_groups(who: str, params: Any) -> Any:
-    if isinstance(params, nn.Module):
-        params = params.named_parameters()
-    if isinstance(params, Tensor):
-        raise errors.bare_tensor(who, type(params).__name__)
-    if isinstance(params, (set, frozenset)):
-        raise errors.unordered_params(who)
-    if callable(params):
-        raise errors.function_for_params(who, getattr(cast(object, params), "__name__", "it"))
-    if isinstance(params, (str, bytes, dict)) or not isinstance(params, Iterable):
-        raise errors.bare_tensor(who, type(cast(object, params)).__name__)
-    groups = list(cast(Iterable[Any], params))
-    if not groups:
-        raise errors.no_parameters(who)
-    if isinstance(groups[0], dict):
-        return groups
-    return [{"params": groups}]
-
-
-def _tensors_and_names(who: str, params: Any, group: int) -> tuple[list[Tensor], list[str]]:
-    if isinstance(params, Tensor):
-        params = [params]
-    elif isinstance(params, nn.Module):
-        params = params.named_parameters()
-    if isinstance(params, (set, frozenset)):
-        raise errors.unordered_params(who)
-    entries: list[Any] = list(params)
-    names = [cast(str, entry[0]) for entry in entries if isinstance(entry, tuple)]
-    tensors: list[Any] = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
-    if names and len(names) != len(entries):
-        raise errors.names_missing(who, group)
-    for place, tensor in enumerate(tensors):
-        if not isinstance(tensor, Tensor):
-            raise errors.not_a_tensor(who, type(tensor).__name__, place, group)
-    return tensors, names
-
-
-def _name(names: list[str], place: int) -> str:
-    return f"'{names[place]}'" if names else f"parameter {place}"
-
-
-def _without_duplicates(who: str, tensors: list[Tensor], names: list[str], group: int) -> list[int]:
-    seen: set[int] = set()
-    unique: list[int] = []
-    twice: list[str] = []
-    for place, tensor in enumerate(tensors):
-        if id(tensor) in seen:
-            twice.append(_name(names, place))
-        else:
-            seen.add(id(tensor))
-            unique.append(place)
-    if twice:
-        notices.warn(errors.duplicate_parameters(who, ", ".join(twice), group))
-    return unique

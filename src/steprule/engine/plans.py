@@ -22,6 +22,8 @@ class Plans:
         self.settled: dict[int, Any] = {}
         # Those of steps in which modifiers rest, by what these are.
         self.resting: dict[Any, Plans] = {}
+        # What is here of sharded parameters.
+        self.here: Any = None
         # Those of estimates, by the further numbers that these give to groups, with the groups that have them.
         self.estimates: dict[Any, tuple[Plans, list[dict[str, Any]]]] = {}
 

@@ -40,6 +40,7 @@ from steprule.engine.program.trace import trace
 from steprule.engine.runners import choice, one_by_one
 from steprule.engine.runners.reference import Work
 from steprule.engine.settled import Settled
+from steprule.engine.sharding import parts as sharded
 
 # What the constructor says about these goes for groups with another rule, too.
 OF_ANY_RULE = ("maximize", "nonfinite")
@@ -364,12 +365,29 @@ class RuleOptimizer(CheckedOptimizer):
         finally:
             self._resting = ()
 
+    def _collect(self) -> Any:
+        if not sharded.any_sharded(self.param_groups) or any(
+            x.get("differentiable") for x in self.param_groups
+        ):
+            return None
+        from steprule.engine.sharding import here  # which runs what this module runs
+
+        return here.begin(self)
+
+    def _leave(self, finished: bool = False, failed: bool = False) -> None:
+        here, self._here = self._here, None
+        if here is not None:
+            here.leave(finished, failed)
+
     def _prepare_step(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
         settled = self._settle(group)
         if settled.composition.shares_all:
             self._check_common(group)
-        parts, left = settled.runner.prepare(self, group, settled.program, after)
-        parts = [*parts, one_by_one.prepare_some(self, left, group, after)] if left else parts
+        if self._here is not None:
+            parts = self._here.prepare(group, after)
+        else:
+            parts, left = settled.runner.prepare(self, group, settled.program, after)
+            parts = [*parts, one_by_one.prepare_some(self, left, group, after)] if left else parts
         if not self._looked_for_curvature and hasattr(settled.composition.rule, "estimate"):
             self._looked_for_curvature = first_step.look_for_curvature(self, group)
         return parts

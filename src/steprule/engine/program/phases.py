@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from itertools import chain, zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from steprule.engine.program import sums
 from steprule.engine.program.program import Program, Reduction
@@ -19,6 +19,8 @@ Stages = tuple[frozenset[Any], ...]
 
 # What a part asks for when nothing in it can raise any more, and nothing has moved yet.
 BEFORE_STORING = "before storing"
+# The key of a group under which it names the one that it is a part of.
+PART_OF = "part of"
 NOTHING_RAISES: Asked = {BEFORE_STORING: ("", Partial(0.0, 0))}
 
 
@@ -27,12 +29,14 @@ class Part(NamedTuple):
 
     start: runs the step, or returns what runs it between sums. stages: the keys of the sums that it takes part
     in, those together that it asks for at once, in order. may_raise: a word on whole matrices may still raise
-    before the part asks for `BEFORE_STORING`.
+    before the part asks for `BEFORE_STORING`. counts: whether its shares count in sums over all processes: of
+    what several processes repeat, those of one do.
     """
 
     start: Callable[[], Going | None]
     stages: Stages = ()
     may_raise: bool = False
+    counts: bool = True
 
     @property
     def keys(self) -> frozenset[Any]:
@@ -40,68 +44,125 @@ class Part(NamedTuple):
         return frozenset[Any]().union(*self.stages)
 
 
+def never(known: Mapping[Any, float]) -> bool:
+    """Do not stop, whatever is known."""
+    return False
+
+
 class _Waiting(NamedTuple):
-    part: Going
+    part: Part
+    going: Going
     asked: Asked
 
 
-def run(parts: Iterable[Part], stop: Callable[[Mapping[Any, float]], bool] = lambda known: False) -> bool:
+class Everywhere(Protocol):
+    """What takes sums over all processes."""
+
+    @property
+    def keys(self) -> Collection[Any]:
+        """Which sums are not known yet."""
+        ...
+
+    def known(self, complete: Mapping[Any, Sequence[Partial]]) -> dict[Any, float]:
+        """Which sums are known now that every process has given what is complete in it."""
+        ...
+
+    def end(self) -> None:
+        """Wait until all processes have run all their parts."""
+        ...
+
+
+def run(
+    parts: Iterable[Part],
+    stop: Callable[[Mapping[Any, float]], bool] = never,
+    everywhere: Everywhere | None = None,
+) -> bool:
     """Run all parts to their end, and return whether they were.
 
     stop: is told every sum when it is known, and says whether to give up; before the first one nothing that
-    waits for a sum has moved.
+    waits for a sum has moved. everywhere: what takes sums over all processes, if there are several.
     """
-    parts = list(parts)
-    members = Counter(chain.from_iterable(part.keys for part in parts))
-    shares: dict[Any, list[Partial]] = {}
-    waiting: list[_Waiting] = []
-    may_raise: dict[Going, bool] = {}
+    return _Run(list(parts), everywhere).to_the_end(stop)
 
-    moved = False
 
-    def go(going: Going, answers: Mapping[Any, float] | None) -> None:
+class _Run:
+    """Parts on their way."""
+
+    def __init__(self, parts: list[Part], everywhere: Everywhere | None):
+        self._parts = parts
+        self._everywhere = everywhere
+        self._members = Counter(chain.from_iterable(part.keys for part in parts))
+        self._shares: dict[Any, list[Partial]] = {}
+        self._known: dict[Any, float] = {}
+        self._waiting: list[_Waiting] = []
+        self._moved = False
+
+    def to_the_end(self, stop: Callable[[Mapping[Any, float]], bool]) -> bool:
+        """Run all of them, unless they are stopped."""
+        everywhere = self._everywhere
+        moving = [x for x in self._parts if not x.keys] if self._members[BEFORE_STORING] else []
+        for part in (x for x in self._parts if x not in moving):
+            going = part.start()
+            if going is not None:
+                self._go(part, going, None)
+        while self._waiting or (everywhere is not None and everywhere.keys):
+            new = self._added_up()
+            self._known |= new
+            if new and stop(new):
+                for x in self._waiting:
+                    x.going.close()
+                return False
+            ready = self._ready()
+            # What may raise goes on first, so that nothing has moved if it does.
+            ready = [x for x in ready if x.part.may_raise and BEFORE_STORING not in x.asked] or ready
+            self._waiting = [x for x in self._waiting if x not in ready]
+            for x in ready:
+                self._moved = self._moved or BEFORE_STORING in x.asked or not x.part.may_raise
+                self._go(x.part, x.going, {key: self._known[key] for key in x.asked})
+        for part in moving:
+            part.start()
+        if everywhere is not None:
+            everywhere.end()
+        return True
+
+    def _go(self, part: Part, going: Going, answers: Mapping[Any, float] | None) -> None:
+        """Run a part until it asks for the next sums."""
         try:
             asked = going.send(answers)  # type: ignore[arg-type]
         except StopIteration:
             return
         except Exception as error:
-            error.nothing_moved = not moved  # type: ignore[attr-defined]
+            error.nothing_moved = not self._moved  # type: ignore[attr-defined]
             raise
         for key, (_, share) in asked.items():
-            shares.setdefault(key, []).append(share)
-        waiting.append(_Waiting(going, asked))
+            self._shares.setdefault(key, []).append(share if part.counts else sums.counted_elsewhere(share))
+        self._waiting.append(_Waiting(part, going, asked))
 
-    moving = [part for part in parts if not part.keys] if BEFORE_STORING in members else []
-    for part in (x for x in parts if x not in moving):
-        going = part.start()
-        if going is not None:
-            go(going, None)
-            may_raise[going] = part.may_raise
-    while waiting:
-        ready = [x for x in waiting if all(len(shares[key]) == members[key] for key in x.asked)]
-        if not ready:
-            raise AssertionError("sums that wait for each other are found before a step")
-        # What may raise goes on first, so that nothing has moved if it does.
-        ready = [x for x in ready if may_raise[x.part] and BEFORE_STORING not in x.asked] or ready
-        waiting = [x for x in waiting if x not in ready]
-        asked = {key: word for x in ready for key, (word, _) in x.asked.items()}
-        asked.pop(BEFORE_STORING, None)
-        known = {key: sums.finished(word, shares[key]) for key, word in asked.items()}
-        if stop(known):
-            for x in (*ready, *waiting):
-                x.part.close()
-            return False
-        for x in ready:
-            moved = moved or BEFORE_STORING in x.asked or not may_raise[x.part]
-            go(x.part, {key: known[key] for key in x.asked if key in known})
-    for part in moving:
-        part.start()
-    return True
+    def _ready(self) -> list[_Waiting]:
+        return [x for x in self._waiting if all(key in self._known for key in x.asked)]
+
+    def _added_up(self) -> dict[Any, float]:
+        """The sums that are complete now and were not before."""
+        words = {key: word for x in self._waiting for key, (word, _) in x.asked.items()}
+        if self._everywhere is None:
+            new = [key for key in words if key not in self._known and self._complete(key)]
+            if not new and not self._ready():
+                raise AssertionError("sums that wait for each other are found before a step")
+            return {key: sums.finished(words[key], self._shares[key]) if words[key] else 0.0 for key in new}
+        if self._ready():
+            return {}
+        mine = {key: self._shares.get(key, []) for key in self._everywhere.keys if self._complete(key)}
+        return self._everywhere.known(mine)
+
+    def _complete(self, key: Any) -> bool:
+        """Whether all parts have given their shares."""
+        return len(self._shares.get(key, ())) == self._members[key]
 
 
 def key_in(group: dict[str, Any], reduction: Reduction) -> Any:
     """What says that a sum is the same in several parts: in all, or in those of one group."""
-    return (id(group), *reduction.key) if reduction.over == "group" else reduction.key
+    whole = group.get(PART_OF, group)
+    return (id(whole), *reduction.key) if reduction.over == "group" else reduction.key
 
 
 def stages_of(program: Program, group: dict[str, Any]) -> Stages:

@@ -113,3 +113,8 @@ def together(word: str, parts: Iterable[Partial]) -> Partial:
         undefined = [value for value in values if value != value]
         return Partial(undefined[0] if undefined else max(values, default=-math.inf), elements)
     return Partial(reduce(Sum.plus, (cast(Sum, part.value) for part in parts), Sum()), elements)
+
+
+def counted_elsewhere(part: Partial) -> Partial:
+    """What is left of a part that another process counts, too. The largest element may be counted twice."""
+    return Partial(Sum() if isinstance(part.value, Sum) else part.value, 0)

@@ -1,0 +1,216 @@
+"""What processes tell each other in a step. No other module calls a collective.
+
+What is exchanged, and in which order, follows from what all processes know: groups, shapes, meshes. So a
+process whose every part is empty takes part like any other, and one that fails tells the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from steprule import process_errors
+from steprule.engine.program import exact, sums
+from steprule.engine.program.exact import Sum
+from steprule.engine.program.sums import Partial
+from steprule.engine.sharding import parts
+
+# What is sent from one process to another begins at multiples of so many bytes.
+ALIGNED = 16
+LIMB = 0xFFFFFFFF
+# A sum in limbs, how many elements it has, and whether its share is given.
+_WIDTH = exact.DOUBLE.width + 2
+
+
+class Processes:
+    """The processes that hold the parameters of one optimizer together.
+
+    here: the number of this one among them. ranks: of all of them, in order.
+    """
+
+    def __init__(self, mesh: Any):
+        import torch.distributed as dist
+
+        self.ranks: list[int] = sorted(mesh.mesh.flatten().tolist())
+        self.here = self.ranks.index(dist.get_rank())
+        self.device = torch.device(mesh.device_type, *_index(mesh.device_type))
+        everybody = len(self.ranks) == dist.get_world_size()
+        flat = mesh if mesh.ndim == 1 else None if everybody else mesh._flatten()
+        self.group: Any = dist.group.WORLD if everybody else cast(Any, flat).get_group()
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    def added(self, numbers: Tensor) -> Tensor:
+        """The sum of what all processes give."""
+        import torch.distributed as dist
+
+        numbers = numbers.to(self.device)
+        cast(Any, dist).all_reduce(numbers, group=self.group)
+        return numbers.cpu()
+
+    def largest(self, numbers: Tensor) -> Tensor:
+        """The largest of what all processes give."""
+        import torch.distributed as dist
+
+        numbers = numbers.to(self.device)
+        cast(Any, dist).all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.group)
+        return numbers.cpu()
+
+    def passed_on(self, pieces: Sequence[Sequence[Tensor]], empty: Sequence[Sequence[Tensor]]) -> int:
+        """Give each process these pieces of memory, and fill the empty ones with what each gives to this one.
+
+        Returns how many bytes are sent to others.
+        """
+        import torch.distributed as dist
+
+        given = [_bytes_of(own) for own in pieces]
+        sizes = [sum(map(_room, own)) for own in empty]
+        got = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
+        packed = torch.cat(given).to(self.device)
+        cast(Any, dist).all_to_all_single(got, packed, sizes, list(map(len, given)), group=self.group)
+        first = 0
+        for x in (x for own in empty for x in own):
+            count = x.numel() * x.element_size()
+            x.copy_(got[first : first + count].view(x.dtype).view(x.shape))
+            first += _room(x)
+        return sum(len(x) for process, x in enumerate(given) if process != self.here)
+
+
+def _index(device: str) -> tuple[int, ...]:
+    module: Any = getattr(torch, device, None)
+    return () if device == "cpu" or module is None else (module.current_device(),)
+
+
+def _room(x: Tensor) -> int:
+    size = x.numel() * x.element_size()
+    return size + -size % ALIGNED
+
+
+def _bytes_of(pieces: Sequence[Tensor]) -> Tensor:
+    found: list[Tensor] = []
+    for x in pieces:
+        flat = x.detach().contiguous().reshape(-1).view(torch.uint8)
+        found += [flat, flat.new_zeros(-len(flat) % ALIGNED)]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.uint8)
+
+
+def arranged(params: Sequence[Any], gradients: Sequence[Any]) -> list[Any]:
+    """The gradients, each with the placements of its parameter: what lies elsewhere is brought here.
+
+    None where the parameter has none.
+    """
+    return list(map(_arranged, params, gradients))
+
+
+def _arranged(param: Any, gradient: Any) -> Any:
+    if not (parts.sharded(param) and parts.sharded(gradient)) or gradient._spec is param._spec:
+        return gradient
+    if gradient.placements == param.placements and gradient.device_mesh == param.device_mesh:
+        return gradient
+    return gradient.redistribute(param.device_mesh, param.placements)
+
+
+class Sums:
+    """The sums over several parameters of one step, taken over all processes.
+
+    who: the optimizer, for messages. words: what is asked for in the step, by key, in an order that all
+    processes know; what has no word is only waited for. waits: whether processes wait at the end, too.
+    """
+
+    def __init__(self, who: str, processes: Processes, words: Mapping[Any, str], waits: bool):
+        self._who = who
+        self._processes = processes
+        self._left = dict(words)
+        self._waits = waits
+        self._mine: dict[Any, Partial] = {}
+        self._given = -1
+
+    @property
+    def keys(self) -> list[Any]:
+        """Which sums are not known yet."""
+        return list(self._left)
+
+    def known(self, complete: Mapping[Any, Sequence[Partial]]) -> dict[Any, float]:
+        """Which sums are known now that every process has given what is complete in it.
+
+        Raises: RuntimeError if another process has failed.
+        """
+        for key, shares in complete.items():
+            word = self._left[key]
+            self._mine[key] = sums.together(word, shares) if word else Partial(Sum(), 0)
+        rows = torch.tensor([list(self._row(key)) for key in self._left], dtype=torch.int64)
+        given, added = self._round(rows)
+        peaks = self._peaks()
+        if given == self._given:
+            raise AssertionError("the processes wait for each other's sums")
+        self._given = given
+        found: dict[Any, float] = {}
+        for (key, word), row in zip(list(self._left.items()), added, strict=True):
+            if row[-1] == len(self._processes):
+                del self._left[key]
+                self._mine.pop(key, None)
+                found[key] = self._finished(word, row, peaks.get(key, 0.0))
+                self._given = -1
+        return found
+
+    def end(self) -> None:
+        """Wait until all processes have run all their parts. Raises: RuntimeError if another one has failed."""
+        if self._waits:
+            self._waits = False
+            self._round(torch.empty(0, 0, dtype=torch.int64))
+
+    def fail(self) -> None:
+        """Tell the others that this process has failed, if they wait for it."""
+        if self._left or self._waits:
+            rows = torch.zeros(len(self._left), _WIDTH if self._left else 0, dtype=torch.int64)
+            self._left, self._waits = {}, False
+            self._round(rows, failed=True)
+
+    def _round(self, rows: Tensor, failed: bool = False) -> tuple[int, list[list[int]]]:
+        """Add what all processes give: how many shares, and the rows."""
+        flags = torch.tensor([int(failed), len(self._mine)])
+        added = self._processes.added(torch.cat((rows.flatten(), flags)))
+        failures, given = _listed(added[-2:])
+        if failures and not failed:
+            self._left, self._waits = {}, False
+            raise process_errors.failed_elsewhere(self._who)
+        return given, _listed(added[:-2].view(rows.shape))
+
+    def _row(self, key: Any) -> list[int]:
+        """What this process gives: limbs and counts, how many elements, and whether it has given its share."""
+        share = self._mine.get(key)
+        total = share.value if share is not None and isinstance(share.value, Sum) else Sum()
+        return [*_limbs(total), share.elements if share else 0, int(share is not None)]
+
+    def _peaks(self) -> dict[Any, float]:
+        """The largest of what all processes have given to sums that are none."""
+        keys = [key for key, word in self._left.items() if word == "largest"]
+        if not keys:
+            return {}
+        own = [cast(float, self._mine[key].value) if key in self._mine else -torch.inf for key in keys]
+        # A NaN need not be the largest for every backend.
+        undefined = [float(x != x) for x in own]
+        numbers = torch.tensor([-torch.inf if x != x else x for x in own] + undefined, dtype=torch.float64)
+        values, nans = _listed(self._processes.largest(numbers).view(2, -1))
+        return {k: torch.nan if bad else x for k, x, bad in zip(keys, values, nans, strict=True)}
+
+    def _finished(self, word: str, row: Sequence[int], peak: float) -> float:
+        if word == "largest":
+            return peak
+        limbs, elements = row[: exact.DOUBLE.width], row[-2]
+        return sums.finished(word, [Partial(exact.from_limbs(limbs), elements)]) if word else 0.0
+
+
+def _listed(x: Tensor) -> list[Any]:
+    return cast(Any, x).tolist()
+
+
+def _limbs(total: Sum) -> Iterable[int]:
+    """A sum in limbs of 32 bits, so that very many can be added; the last one has what is left."""
+    units, sign, last = abs(total.units), -1 if total.units < 0 else 1, exact.DOUBLE.limbs - 1
+    limbs = (units >> 32 * i & LIMB if i < last else units >> 32 * i for i in range(last + 1))
+    return (*(sign * limb for limb in limbs), *total[1:])

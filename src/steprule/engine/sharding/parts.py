@@ -1,0 +1,144 @@
+"""What of a tensor is in this process.
+
+A step sees the local part of a DTensor, never the DTensor: its kernels, lists and loops are those of plain
+tensors. A `Region` says which elements of the whole these are.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+
+def kind() -> Any:
+    """The class of sharded tensors, or None if nobody can have any, since nobody has imported it."""
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+
+
+def sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor, of which this process may hold only a part."""
+    dtensor = kind()
+    return dtensor is not None and isinstance(tensor, dtensor)
+
+
+def any_sharded(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether any parameter of these groups is a DTensor."""
+    dtensor = kind()
+    return dtensor is not None and any(isinstance(x, dtensor) for group in groups for x in group["params"])
+
+
+def local(tensor: Any) -> Any:
+    """This process's part, without a tape or a dispatch; anything that is no DTensor as it is."""
+    if not sharded(tensor):
+        return tensor
+    part: Any = tensor._local_tensor
+    # What a collective is still filling has to be waited for.
+    return part.wait() if hasattr(part, "wait") and type(part) is not Tensor else part
+
+
+class Region(NamedTuple):
+    """Which elements of a tensor are here: along each dimension, which indices.
+
+    shape, stride: of the whole tensor. held: for each dimension, a range or a vector of indices. first: whether
+    this process is the one, of those that hold the same part, that counts it in sums.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    held: tuple[range | Tensor, ...]
+    first: bool = True
+
+    @property
+    def here(self) -> tuple[int, ...]:
+        """The shape of the part."""
+        return tuple(map(len, self.held))
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the tensor is here."""
+        return self.here == self.shape
+
+    def taken(self) -> Any:
+        """What takes the part out of the whole tensor."""
+        if all(isinstance(x, range) for x in self.held):
+            return tuple(slice(x.start, x.stop) for x in cast("tuple[range, ...]", self.held))
+        vectors = [torch.arange(x.start, x.stop) if isinstance(x, range) else x for x in self.held]
+        views = [[-1 if i == d else 1 for i in range(len(vectors))] for d in range(len(vectors))]
+        return tuple(x.view(view) for x, view in zip(vectors, views, strict=True))
+
+
+def region_of(tensor: Any, coordinate: Sequence[int] | None = None) -> Region:
+    """Which elements of a DTensor are here, or in the process at another coordinate of its mesh."""
+    mesh = tensor.device_mesh
+    at = tuple(mesh.get_coordinate() if coordinate is None else coordinate)
+    held = [range(size) for size in tensor.shape]
+    indices: list[Any] = list(held)
+    first = True
+    for place, here, processes in zip(tensor.placements, at, mesh.shape, strict=True):
+        if place.is_replicate():
+            first = first and here == 0
+        elif not place.is_partial():
+            indices[place.dim] = _share(indices[place.dim], place, here, processes)
+    return Region(tuple(tensor.shape), tuple(tensor.stride()), tuple(indices), first)
+
+
+def _share(held: Any, place: Any, here: int, processes: int) -> Any:
+    """Which of these indices a process holds."""
+    factor = getattr(place, "split_factor", 1)
+    if factor == 1 and isinstance(held, range):
+        size = -(-len(held) // processes)
+        return held[min(here * size, len(held)) : min((here + 1) * size, len(held))]
+    vector = torch.arange(held.start, held.stop) if isinstance(held, range) else held
+    pieces = vector.chunk(factor) if len(vector) else (vector,)
+    shares = [x.chunk(processes) if len(x) else () for x in pieces]
+    own = [x[here] for x in shares if here < len(x)]
+    return _as_range(torch.cat(own) if own else vector[:0])
+
+
+def _as_range(vector: Tensor) -> Any:
+    if not len(vector):
+        return range(0)
+    start, stop = int(vector[0]), int(vector[-1]) + 1
+    return range(start, stop) if stop - start == len(vector) else vector
+
+
+class PartState(dict[str, Any]):
+    """The state of one parameter as a step sees it: the local parts of its entries, and where they are."""
+
+    region: Region
+
+
+def region_in(state: Mapping[str, Any]) -> Region | None:
+    """Where the parameter of this state is in the whole one; None if all of it is here."""
+    return getattr(state, "region", None)
+
+
+def shape_of(param: Tensor, state: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of the whole parameter."""
+    region = region_in(state)
+    return tuple(param.shape) if region is None else region.shape
+
+
+def full(like: Any, shape: Sequence[int], dtype: torch.dtype, whole: Tensor | None = None) -> Tensor:
+    """A tensor of another shape that is sharded over the same processes as a DTensor, along its longest side.
+
+    whole: its elements; zeros if left out.
+    """
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    along = max(range(len(shape)), key=lambda d: shape[d])
+    placements = [Replicate() if x.is_replicate() else Shard(along) for x in like.placements]
+    stride = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+    layout = {"shape": torch.Size(shape), "stride": tuple(stride), "run_check": False}
+    empty = torch.empty(0, dtype=dtype, device=local(like).device)
+    made: Any = cast(Any, DTensor).from_local(empty, like.device_mesh, placements, **layout)
+    region = region_of(made)
+    part = (
+        empty.new_zeros(region.here) if whole is None else whole[region.taken()].to(empty.device, dtype).clone()
+    )
+    return cast(Any, DTensor).from_local(part, like.device_mesh, placements, **layout)
