@@ -17,3 +17,11 @@ def other_processes(who: str, ranks: Sequence[Sequence[int]]) -> ValueError:
 def failed_elsewhere(who: str) -> RuntimeError:
     """Another process has raised in the same step."""
     return RuntimeError(f"{who}: another process has failed in this step. Its own message says why.")
+
+
+def in_strides() -> ValueError:
+    """A part that is no stretch of the whole along some dimension."""
+    return ValueError(
+        "A parameter is sharded so that a process has pieces of it that do not follow each other along a "
+        "dimension. Shard it with fully_shard, parallelize_module or distribute_tensor in stretches."
+    )

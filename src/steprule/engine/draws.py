@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from steprule import rule_errors
-from steprule.engine import storage
+from steprule.engine import blocks, storage
+from steprule.engine.blocks import Region
 from steprule.engine.composition import Composition
+from steprule.engine.sharding.parts import region_in
 from steprule.engine.storage import GOLDEN, NOISE_KEY, mix
 
 # |gaussian| is v·TOP(v)/BOTTOM(v), where v is 1 - ⁸√(2·tail); highest power first. They minimize the larger of
@@ -59,12 +61,17 @@ def _words(seed: int) -> Iterator[int]:
         yield seed & _LOW
 
 
-def drawn(word: str, draw: int, key: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+def drawn(
+    word: str, draw: int, key: int, like: Tensor, dtype: torch.dtype, region: Region | None = None
+) -> Tensor:
     """A random number for every element of a tensor.
 
-    draw: which of the step it is. key: the parameter's noise key.
+    draw: which of the step it is. key: the parameter's noise key. region: where these elements are in the whole
+    tensor, if they are a part.
     """
     places = storage.places_in_rows(like).view(-1) if storage.sharded(like) else None
+    if region is not None:
+        places = blocks.positions(region, like.device).view(-1)
     local = storage.local(like, like)
     numbers = torch.empty(local.shape, dtype=dtype, device=local.device)
     make = _gaussian if word == "gaussian" else _coin
@@ -117,6 +124,7 @@ class Draws:
         self._seeded = seeded
         self._state = state
         self._like = like
+        self._region = region_in(state)
         self._count = 0
 
     def next(self, owner: str, word: str, dtype: torch.dtype) -> Tensor:
@@ -124,4 +132,4 @@ class Draws:
         if owner not in self._seeded:
             raise rule_errors.drawn_without_seed(owner, word)
         self._count += 1
-        return drawn(word, self._count - 1, int(self._state[NOISE_KEY]), self._like, dtype)
+        return drawn(word, self._count - 1, int(self._state[NOISE_KEY]), self._like, dtype, self._region)

@@ -12,6 +12,7 @@ import torch
 
 from steprule import errors
 from steprule.engine import lines, views
+from steprule.engine.sharding import parts
 from steprule.plain import SCALAR_WORDS
 
 # The key under which a group with nonfinite="skip" counts its skipped steps.
@@ -268,11 +269,14 @@ class Slot:
         if self.starts is parameter:
             return param.detach().to(self.dtype_for(param), copy=True)
         if self.starts is identity:
-            return torch.eye(shape[-1], dtype=dtype, device=param.device).expand(shape).clone()
+            made = torch.eye(shape[-1], dtype=dtype, device=param.device).expand(shape)
+            return parts.full(param, shape, dtype, made) if parts.sharded(param) else made.clone()
         given = group[self.starts] if isinstance(self.starts, str) else self.starts
         start = self.start(group)
         if self.per_tensor:
             state = torch.tensor(start, dtype=scalar_dtype(), device="cpu")
+        elif self.per != "element" and parts.sharded(param):
+            state = parts.full(param, shape, dtype, torch.full(shape, start, dtype=dtype))
         elif self.per != "element":
             state = param.new_full(shape, start, dtype=dtype)
         else:

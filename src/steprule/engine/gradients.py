@@ -42,8 +42,6 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
         raise errors.codes_in_parts(who, optimizer.name_of(param), None)
     if not gradient.is_sparse and rule.gradients == "rows only":
         raise errors.dense_gradient(who, optimizer.name_of(param))
-    if (program.lined or rule.on_matrices) and storage.split(param):
-        raise errors.matrix_in_parts(own.name, optimizer.name_of(param), None)
     # It may have changed: some trainers flatten all parameters.
     if not views.says(group, param):
         rule.check_parameter(param, partial(optimizer.name_of, param), None)

@@ -262,8 +262,6 @@ class RuleOptimizer(CheckedOptimizer):
                     own.rule.check_parameter(param, partial(str, name), index)
                 if param.dim() < 2 and self.program(group).of(param).needs_matrices:
                     raise group_errors.vector_for_matrices(who, name, tuple(param.shape), index)
-        if own.rule.on_matrices or any(program.lined for program in self.program(group).kinds):
-            self._check_whole(group, index, own.name)
         if self.program(group).shares and group.get("differentiable"):
             fix = "Autograd cannot record a sum over all parameters in the middle of a step; drop it."
             raise errors.contradiction(who, "differentiable=True", "over='group' or 'all' in a rule", fix)

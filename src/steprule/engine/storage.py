@@ -35,7 +35,10 @@ import torch
 from torch import Tensor
 
 from steprule import errors
+from steprule.engine import blocks
+from steprule.engine.blocks import Region
 from steprule.engine.fields import HALF, Slot, parameter
+from steprule.engine.sharding.parts import region_in
 
 BLOCK = 256
 SMALLEST = 4096
@@ -276,10 +279,12 @@ def store(state: dict[str, Any], key: str, value: Tensor) -> None:
     """Store the elements of a slot, rounded once to its format."""
     stored: Tensor = state[entry_of(state, key)]
     if stored.dtype in CODES:
-        noise = noise_for(int(state[SLOT_KEY]) ^ salt_of(rounded_at_random(state).index(key)), stored)
+        salt = salt_of(rounded_at_random(state).index(key))
+        noise = noise_for(int(state[SLOT_KEY]) ^ salt, stored, region_in(state))
         _encode(value.float(), noise >> (32 - MANTISSA), stored, state[f"{key}_scale"])
     elif stored.dtype == torch.bfloat16 and SLOT_KEY in state:
-        noise = noise_for(int(state[SLOT_KEY]) ^ salt_of(rounded_at_random(state).index(key)), stored)
+        salt = salt_of(rounded_at_random(state).index(key))
+        noise = noise_for(int(state[SLOT_KEY]) ^ salt, stored, region_in(state))
         local(stored, stored).copy_(_to_bfloat16(local(value, stored).float(), noise >> 16))
     else:
         stored.copy_(value)
@@ -299,10 +304,13 @@ def salt_of(place: int) -> int:
     return place * GOLDEN & _UINT32
 
 
-def noise_for(key: int, like: Tensor) -> Tensor:
-    """32 bits for each element: equal steps of the golden ratio, from a random start in each block."""
+def noise_for(key: int, like: Tensor, region: Region | None = None) -> Tensor:
+    """32 bits for each element: equal steps of the golden ratio, from a random start in each block.
+
+    region: where these elements are in the whole tensor, if they are a part.
+    """
     # In memory, as kernels count them.
-    places = _places(like, like.stride())
+    places = _places(like, like.stride()) if region is None else blocks.positions(region, like.device)
     return (mix((places // BLOCK) ^ key) + places % BLOCK * GOLDEN) & _UINT32
 
 
@@ -432,7 +440,7 @@ def restore_parameter(param: Tensor, state: dict[str, Any], parts: dict[str, Any
 def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None:
     """Store the parameter in its 16 bits, and what they leave out in the state."""
     if "rounding_key" in state:
-        noise = noise_for(int(state["rounding_key"]), param) >> 16
+        noise = noise_for(int(state["rounding_key"]), param, region_in(state)) >> 16
         local(param, param).copy_(_to_bfloat16(local(value, param), noise))
     elif "low_bits" in state:
         bits = local(value, param).contiguous().view(torch.int32)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steprule.engine import lines, views
 from steprule.engine.program.program import Program
+from steprule.engine.sharding.parts import shape_of
 
 
 def chosen(
@@ -22,7 +23,7 @@ def chosen(
     own = program.of(param)
     while own.decision is not None:
         double = param.dtype == torch.float64
-        shape = views.of(group, param).shape(param.shape)
+        shape = views.of(group, param).shape(shape_of(param, state))
         numbers = lines.facts(shape, double, own.decision.facts)
         for letter, slot in own.scalar_slots.items():
             numbers[letter] = float(group[slot.key]) if slot.shared else state[slot.key].item()

@@ -23,6 +23,7 @@ from steprule.engine.program.sums import Partial
 from steprule.engine.runners import reference
 from steprule.engine.runners.eager import Eager
 from steprule.engine.runners.reference import Work, compute_dtype, real
+from steprule.engine.sharding.parts import region_in, shape_of
 from steprule.plain import Double
 
 BUCKET_BYTES = 64 * 2**20
@@ -253,6 +254,7 @@ def takes(work: Work) -> bool:
     return (
         gradient.layout == torch.strided
         and gradient.shape == param.shape
+        and not (region_in(state) is not None and storage.NOISE_KEY in state)
         and not storage.keeps_more(state)
         and not any(x.is_neg() or x.is_conj() for x in (param, *stored))
     )
@@ -269,7 +271,8 @@ def scalars_of(program: Program, group: dict[str, Any], work: Work) -> tuple[Any
     slots = own.scalar_slots.items()
     numbers = {x: group[slot.key] if slot.shared else state[slot.key].item() for x, slot in slots}
     double, parts = compute_dtype(param) == torch.float64, 1 + param.is_complex()
-    shape = views.of(group, param).shape(param.shape) if own.matrices is not None else param.shape
+    shape = shape_of(param, state)
+    shape = views.of(group, param).shape(shape) if own.matrices is not None else shape
     numbers |= lines.facts(shape, double, own.facts, parts)
     return (id(own), t, *numbers.values()), lambda: own.scalars[0].function(group, t, numbers)
 

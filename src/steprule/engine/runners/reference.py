@@ -20,6 +20,7 @@ from steprule.engine.draws import Draws
 from steprule.engine.fields import Slot, make_step_counter
 from steprule.engine.program import phases, sums
 from steprule.engine.runners.eager import Eager, Lined
+from steprule.engine.sharding.parts import region_in
 from steprule.engine.views import View
 from steprule.levels import SIDES
 from steprule.plain import Double
@@ -156,6 +157,8 @@ def compute(
     live = bool(group.get("differentiable"))
     view = views.of(group, param) if composition.rule.on_matrices else views.AS_IT_IS
     machine = _machine(composition, param, live, shared, view)
+    if (region := region_in(state)) is not None:
+        machine.shape = region.whole
     h, s, slots, common = _begin(machine, composition, group, param, state)
     # A differentiable step keeps old values on the tape, so the parameter must not alias them.
     p = _loaded(machine, param.clone() if live else storage.load_parameter(param, state))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
-from weakref import ref
 
 import torch
 from torch import Tensor
 
 from steprule import process_errors
 from steprule.engine import plans, views
+from steprule.engine.blocks import Region
 from steprule.engine.composition import Composition
 from steprule.engine.program import phases
 from steprule.engine.program.phases import BEFORE_STORING, Part
@@ -40,19 +40,18 @@ def begin(optimizer: Any) -> Here:
     """
     own = plans.of(optimizer)
     if own.here is None:
-        own.here = Here(optimizer)
-    own.here.collect()
+        own.here = Here()
+    own.here.collect(optimizer)
     return own.here
 
 
 class Here:
     """What runners are given in place of the optimizer, with groups of plain tensors in place of its groups."""
 
-    def __init__(self, optimizer: Any):
-        self._optimizer: Any = ref(optimizer)
+    def __init__(self) -> None:
         # For each group of the optimizer, that of the parts which this process counts in sums, and the rest.
         self._groups: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
-        self._regions: dict[int, tuple[Any, parts.Region]] = {}
+        self._regions: dict[int, tuple[Any, Region]] = {}
         self._processes: exchange.Processes | None = None
         self._mesh: Any = None
         self.param_groups: list[dict[str, Any]] = []
@@ -60,10 +59,10 @@ class Here:
 
     # What collects a step
 
-    def collect(self) -> None:
-        """Check all gradients and states, and take the parts of them that are here."""
-        optimizer = self._optimizer()
+    def collect(self, optimizer: Any) -> None:
+        """Check all gradients and states of an optimizer, and take the parts of them that are here."""
         self._clear()
+        self._optimizer = optimizer
         found: list[tuple[dict[str, Any], int, Any, Any, dict[str, Any], bool]] = []
         with torch.no_grad():
             for group in optimizer.param_groups:
@@ -125,7 +124,7 @@ class Here:
                 self._fill(own, group, [(place, part) for place, part, _ in chosen], names)
                 self.param_groups.append(own)
 
-    def _add(self, param: Any, gradient: Any, state: Mapping[str, Any], region: parts.Region | None) -> Tensor:
+    def _add(self, param: Any, gradient: Any, state: Mapping[str, Any], region: Region | None) -> Tensor:
         part = parts.local(param).detach() if parts.sharded(param) else param
         own = parts.PartState((key, parts.local(x)) for key, x in state.items())
         if region is not None:
@@ -148,7 +147,7 @@ class Here:
                 own[key] = [group[key][place] for place, _ in chosen]
         self._names |= {id(part): names[place] for place, part in chosen}
 
-    def _region(self, param: Any) -> parts.Region | None:
+    def _region(self, param: Any) -> Region | None:
         """Where the part of a parameter is; None if all of it is here."""
         if not parts.sharded(param):
             return None
@@ -156,7 +155,7 @@ class Here:
         known = self._regions.get(id(param))
         if known is None or known[0] is not spec:
             known = self._regions[id(param)] = (spec, parts.region_of(param))
-        return None if known[1].whole and _everywhere(param) else known[1]
+        return None if _everywhere(param) else known[1]
 
     def _counts(self, param: Any) -> bool:
         """Whether this process counts a parameter in sums: of what is repeated, one process does."""
@@ -164,8 +163,7 @@ class Here:
             return True
         if not parts.sharded(param):
             return self._processes.here == 0
-        self._region(param)
-        return self._regions[id(param)][1].first
+        return not parts.repeated(param)
 
     # What a step of it needs
 
@@ -197,7 +195,7 @@ class Here:
         """What the processes exchange in this step, or None if that is nothing."""
         if self._processes is None or len(self._processes) == 1:
             return None
-        optimizer, words = self._optimizer(), dict[Any, str]()
+        optimizer, words = self._optimizer, dict[Any, str]()
         for group in optimizer.param_groups:
             if any(x is not None for x in optimizer.gradients_of(group["params"])):
                 for program in self.program(group).kinds:
@@ -230,6 +228,8 @@ class Here:
         torch.autograd.graph.increment_version(self._moved)
 
     def _clear(self) -> None:
+        # Only while it takes a step: else neither would ever be freed.
+        self._optimizer: Any = None
         self.state: dict[Tensor, parts.PartState] = {}
         self._gradients: dict[int, Tensor] = {}
         self._names: dict[int, str] = {}
@@ -243,20 +243,20 @@ class Here:
     # What runners ask of an optimizer
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._optimizer(), name)
+        return getattr(self._optimizer, name)
 
     def plans_now(self) -> plans.Plans:
         """The plans for the step that is being prepared."""
-        own, resting = plans.of(self), self._optimizer()._resting
+        own, resting = plans.of(self), self._optimizer._resting
         return own.resting.setdefault(resting, plans.Plans()) if resting else own
 
     def composition(self, group: Mapping[str, Any]) -> Composition:
         """The rule of a group with all that the group adds to it."""
-        return self._optimizer().composition(group)
+        return self._optimizer.composition(group)
 
     def program(self, group: Mapping[str, Any]) -> Program:
         """The traced step of a group."""
-        return self._optimizer().program(group)
+        return self._optimizer.program(group)
 
     def gradients_of(self, params: Sequence[Tensor]) -> list[Tensor | None]:
         """What a step of these parts is taken with."""

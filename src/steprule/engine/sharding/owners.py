@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from steprule.engine import blocks
+from steprule.engine.blocks import Region
 from steprule.engine.sharding import parts
 from steprule.engine.sharding.exchange import Processes
 
@@ -39,7 +41,7 @@ class _Piece(NamedTuple):
 
     place: int
     key: str
-    region: parts.Region
+    region: Region
 
 
 Entries = dict[str, Any]
@@ -68,7 +70,7 @@ class Wholes:
             if self.owner[place] == here
         }
 
-        def outward(place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, parts.Region]]:
+        def outward(place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
             """Who sends what to the owner."""
             owner = self.owner[place]
             if parts.sharded(tensor):
@@ -83,7 +85,7 @@ class Wholes:
     def return_(self, wholes: dict[int, Entries]) -> None:
         """Give everybody the parts of what the owners have made of the wholes. The gradients stay."""
 
-        def homeward(place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, parts.Region]]:
+        def homeward(place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
             owner = self.owner[place]
             if key == "g":
                 return
@@ -92,7 +94,7 @@ class Wholes:
                     yield owner, process, region
             else:
                 for process in range(len(self._processes)):
-                    yield owner, process, _all_of(tensor)
+                    yield owner, process, blocks.whole(tensor.shape)
 
         def target(piece: _Piece) -> Tensor:
             return self._part(piece)
@@ -104,7 +106,7 @@ class Wholes:
 
     def _move(
         self,
-        who: Callable[[int, str, Any], Iterable[tuple[int, int, parts.Region]]],
+        who: Callable[[int, str, Any], Iterable[tuple[int, int, Region]]],
         source: Callable[[_Piece], Tensor],
         target: Callable[[_Piece], Tensor],
     ) -> int:
@@ -115,7 +117,7 @@ class Wholes:
         for place, own in enumerate(self._entries):
             for key, tensor in own.items():
                 for sender, receiver, region in who(place, key, tensor):
-                    if 0 in region.here:
+                    if region.empty:
                         continue
                     piece = _Piece(place, key, region)
                     if sender == here:
@@ -127,17 +129,17 @@ class Wholes:
         for pieces, filled in zip(wanted, empty, strict=True):
             for piece, value in zip(pieces, filled, strict=True):
                 into = target(piece)
-                if tuple(into.shape) == piece.region.here:
+                if tuple(into.shape) == piece.region.shape:
                     into.copy_(value)
                 else:
-                    into[piece.region.taken()] = value
+                    into[parts.within(piece.region)] = value
         return sent
 
     def _like(self, piece: _Piece) -> Tensor:
         like = parts.local(self._entries[piece.place][piece.key])
-        return torch.empty(piece.region.here, dtype=like.dtype, device=like.device)
+        return torch.empty(piece.region.shape, dtype=like.dtype, device=like.device)
 
-    def _holders(self, tensor: Any) -> Iterable[tuple[int, parts.Region]]:
+    def _holders(self, tensor: Any) -> Iterable[tuple[int, Region]]:
         """The number of each process that holds a part of a DTensor, and which part."""
         mesh = tensor.device_mesh
         for at in itertools.product(*map(range, mesh.shape)):
@@ -163,11 +165,6 @@ def _whole(tensor: Any) -> Any:
     return torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=like.dtype, device=like.device)
 
 
-def _all_of(tensor: Tensor) -> parts.Region:
-    shape = tuple(tensor.shape)
-    return parts.Region(shape, tuple(tensor.stride()), tuple(map(range, shape)))
-
-
-def _cut(tensor: Tensor, region: parts.Region) -> Tensor:
+def _cut(tensor: Tensor, region: Region) -> Tensor:
     """The part of a whole tensor; what is a part already, as it is."""
-    return tensor if tuple(tensor.shape) == region.here else tensor[region.taken()]
+    return tensor if tuple(tensor.shape) == region.shape else tensor[parts.within(region)]

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from steprule import process_errors
+from steprule.engine.blocks import Region
 
 
 def kind() -> Any:
@@ -41,55 +44,21 @@ def local(tensor: Any) -> Any:
     return part.wait() if hasattr(part, "wait") and type(part) is not Tensor else part
 
 
-class Region(NamedTuple):
-    """Which elements of a tensor are here: along each dimension, which indices.
-
-    shape, stride: of the whole tensor. held: for each dimension, a range or a vector of indices. first: whether
-    this process is the one, of those that hold the same part, that counts it in sums.
-    """
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    held: tuple[range | Tensor, ...]
-    first: bool = True
-
-    @property
-    def here(self) -> tuple[int, ...]:
-        """The shape of the part."""
-        return tuple(map(len, self.held))
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of the tensor is here."""
-        return self.here == self.shape
-
-    def taken(self) -> Any:
-        """What takes the part out of the whole tensor."""
-        if all(isinstance(x, range) for x in self.held):
-            return tuple(slice(x.start, x.stop) for x in cast("tuple[range, ...]", self.held))
-        vectors = [torch.arange(x.start, x.stop) if isinstance(x, range) else x for x in self.held]
-        views = [[-1 if i == d else 1 for i in range(len(vectors))] for d in range(len(vectors))]
-        return tuple(x.view(view) for x, view in zip(vectors, views, strict=True))
-
-
 def region_of(tensor: Any, coordinate: Sequence[int] | None = None) -> Region:
     """Which elements of a DTensor are here, or in the process at another coordinate of its mesh."""
     mesh = tensor.device_mesh
     at = tuple(mesh.get_coordinate() if coordinate is None else coordinate)
-    held = [range(size) for size in tensor.shape]
-    indices: list[Any] = list(held)
-    first = True
-    for place, here, processes in zip(tensor.placements, at, mesh.shape, strict=True):
-        if place.is_replicate():
-            first = first and here == 0
-        elif not place.is_partial():
-            indices[place.dim] = _share(indices[place.dim], place, here, processes)
-    return Region(tuple(tensor.shape), tuple(tensor.stride()), tuple(indices), first)
+    held: list[Any] = [range(size) for size in tensor.shape]
+    for placement, here, processes in zip(tensor.placements, at, mesh.shape, strict=True):
+        if placement.is_shard() or hasattr(placement, "split_factor"):
+            held[placement.dim] = _share(held[placement.dim], placement, here, processes)
+    ranges = list(map(_as_range, held))
+    return Region(tuple(tensor.shape), tuple(map(len, ranges)), tuple(x.start for x in ranges))
 
 
-def _share(held: Any, place: Any, here: int, processes: int) -> Any:
-    """Which of these indices a process holds."""
-    factor = getattr(place, "split_factor", 1)
+def _share(held: Any, placement: Any, here: int, processes: int) -> Any:
+    """Which of these indices a process holds, before later dimensions of the mesh share them further."""
+    factor = getattr(placement, "split_factor", 1)
     if factor == 1 and isinstance(held, range):
         size = -(-len(held) // processes)
         return held[min(here * size, len(held)) : min((here + 1) * size, len(held))]
@@ -97,14 +66,29 @@ def _share(held: Any, place: Any, here: int, processes: int) -> Any:
     pieces = vector.chunk(factor) if len(vector) else (vector,)
     shares = [x.chunk(processes) if len(x) else () for x in pieces]
     own = [x[here] for x in shares if here < len(x)]
-    return _as_range(torch.cat(own) if own else vector[:0])
+    return torch.cat(own) if own else vector[:0]
 
 
-def _as_range(vector: Tensor) -> Any:
-    if not len(vector):
+def _as_range(held: Any) -> range:
+    if isinstance(held, range):
+        return held
+    if not len(held):
         return range(0)
-    start, stop = int(vector[0]), int(vector[-1]) + 1
-    return range(start, stop) if stop - start == len(vector) else vector
+    start, stop = int(held[0]), int(held[-1]) + 1
+    if stop - start != len(held):
+        raise process_errors.in_strides()
+    return range(start, stop)
+
+
+def within(region: Region) -> tuple[slice, ...]:
+    """What takes a part out of the whole tensor."""
+    return tuple(slice(x, x + size) for x, size in zip(region.first, region.shape, strict=True))
+
+
+def repeated(tensor: Any) -> bool:
+    """Whether another process holds the same part of a DTensor and comes before this one."""
+    at = tensor.device_mesh.get_coordinate()
+    return any(x.is_replicate() and here for x, here in zip(tensor.placements, at, strict=True))
 
 
 class PartState(dict[str, Any]):
@@ -121,7 +105,7 @@ def region_in(state: Mapping[str, Any]) -> Region | None:
 def shape_of(param: Tensor, state: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape of the whole parameter."""
     region = region_in(state)
-    return tuple(param.shape) if region is None else region.shape
+    return tuple(param.shape) if region is None else region.whole
 
 
 def full(like: Any, shape: Sequence[int], dtype: torch.dtype, whole: Tensor | None = None) -> Tensor:
@@ -139,6 +123,8 @@ def full(like: Any, shape: Sequence[int], dtype: torch.dtype, whole: Tensor | No
     made: Any = cast(Any, DTensor).from_local(empty, like.device_mesh, placements, **layout)
     region = region_of(made)
     part = (
-        empty.new_zeros(region.here) if whole is None else whole[region.taken()].to(empty.device, dtype).clone()
+        empty.new_zeros(region.shape)
+        if whole is None
+        else whole[within(region)].to(empty.device, dtype).clone()
     )
     return cast(Any, DTensor).from_local(part, like.device_mesh, placements, **layout)

@@ -19,6 +19,7 @@ from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.engine.runners.kernels.forms import Forms
 from steprule.engine.runners.kernels.runner import Kernels
 from steprule.engine.runners.matrices import MatrixWork
+from steprule.engine.sharding.parts import region_in
 
 _numel: Callable[[Tensor], int] = Tensor.numel
 
@@ -68,7 +69,9 @@ class Batch:
         shapes: list[Sequence[int]] = [x.shape for x in params]
         if self.work is not None:
             shapes = [views.at(group, place).shape(x.shape) for place, x in zip(places, params, strict=True)]
-        ready = kernels.ready(program, dtypes, states, shapes, params[0].device, there)
+        regions = map(region_in, states)
+        wholes = [y if x is None else x.whole for x, y in zip(regions, shapes, strict=True)]
+        ready = kernels.ready(program, dtypes, states, shapes, wholes, params[0].device, there)
         self.launch, self.counters, self.rounding = ready
         self.scalars: Any = None
         self.on_host = isinstance(self.counters, Counters)

@@ -12,6 +12,7 @@ from steprule.engine import lines, storage
 from steprule.engine.program.program import Program
 from steprule.engine.runners.kernels import printing
 from steprule.engine.runners.kernels.counters import KINDS, keys_of
+from steprule.engine.sharding.parts import region_in
 
 _OWN_DISPATCH = cast(Any, Tensor).__torch_dispatch__
 
@@ -105,6 +106,8 @@ def _no_count(keys: Sequence[str], state: Mapping[str, Any]) -> str | None:
 
 def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
     """Why what is kept next to the slots cannot be used as it is, or None."""
+    if region_in(state) is not None and any(key in state for key in storage.KEYS):
+        return "its random numbers are those of the whole tensor, of which a part is here"
     if storage.NOISE_KEY in state and not param.is_contiguous():
         return "its elements are not in memory in the order in which random numbers are drawn"
     for key, value in state.items():

@@ -58,11 +58,13 @@ class Kernels(Runner):
         dtypes: Mapping[str, torch.dtype],
         states: Sequence[dict[str, Any]],
         shapes: Sequence[Sequence[int]],
+        wholes: Sequence[Sequence[int]],
         device: torch.device,
         counts_there: bool,
     ) -> Ready:
         """What steps parameters of these shapes, all with the same dtypes.
 
+        wholes: the shapes of the whole parameters, of which these may be parts.
         dtypes: of 'p', 'g' and every slot letter, and of what is stored with them. counts_there: whether what
         is kept once per tensor is on the device.
 
@@ -109,6 +111,7 @@ class CpuKernels(Kernels):
         dtypes: Mapping[str, torch.dtype],
         states: Sequence[dict[str, Any]],
         shapes: Sequence[Sequence[int]],
+        wholes: Sequence[Sequence[int]],
         device: torch.device,
         counts_there: bool,
     ) -> Ready:
@@ -120,7 +123,7 @@ class CpuKernels(Kernels):
         keys = [key for key in storage.KEYS if key in states[0]]
         return Ready(
             Launch(program, dtypes, shapes),
-            Counters(program, facts_of(program, dtypes, shapes), counted, columns(states, counted)),
+            Counters(program, facts_of(program, dtypes, wholes), counted, columns(states, counted)),
             Keys(dict(zip(keys, columns(states, keys), strict=True))),
         )
 
@@ -150,6 +153,7 @@ class GpuKernels(Kernels):
         dtypes: Mapping[str, torch.dtype],
         states: Sequence[dict[str, Any]],
         shapes: Sequence[Sequence[int]],
+        wholes: Sequence[Sequence[int]],
         device: torch.device,
         counts_there: bool,
     ) -> Ready:
@@ -160,7 +164,7 @@ class GpuKernels(Kernels):
 
         counted = keys_of(program, states[0])
         launch = Launch(program, dtypes, shapes, device)
-        facts = facts_of(program, dtypes, shapes)
+        facts = facts_of(program, dtypes, wholes)
         given = program, facts, counted, columns(states, counted)
         if counts_there:
             counters: Any = DeviceCounters(program, states, device, launch.dtype, facts)
