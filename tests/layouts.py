@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ import torch
 from processes import finish, started
 from torch import Tensor
 
+Put = Callable[[Tensor], Any]
+
 
 def in_processes(count: int, what: str, folder: Path, module: str) -> None:
-    """Run `what(rank, count)` of a module of tests in so many processes; if one fails, so does this."""
+    """Run `what(rank)` of a module of tests in so many processes; if one fails, so does this."""
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     script = (
         f"import sys, layouts, {module} as t\n"
-        f"with layouts.joined(int(sys.argv[1]), {count}, sys.argv[2]): t.{what}(int(sys.argv[1]), {count})"
+        f"with layouts.joined(int(sys.argv[1]), {count}, sys.argv[2]): t.{what}(int(sys.argv[1]))"
     )
-    command = ("-W", "ignore", "-c", script)
     with contextlib.ExitStack() as stack:
+        command = ("-W", "ignore", "-c", script)
         ranks = [
             stack.enter_context(started(*command, str(rank), str(folder), env=environment))
             for rank in range(count)
@@ -34,32 +37,42 @@ def in_processes(count: int, what: str, folder: Path, module: str) -> None:
 @contextlib.contextmanager
 def joined(rank: int, count: int, folder: str) -> Iterator[None]:
     """One of so many processes that talk to each other."""
-    from datetime import timedelta
-
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=count, timeout=timedelta(seconds=120)
-    )
+    store, patience = f"file://{folder}/store", timedelta(seconds=300)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count, timeout=patience)
     yield
     dist.destroy_process_group()
 
 
-def layouts(count: int) -> dict[str, Callable[[Tensor], Any]]:
-    """What shards a whole tensor over so many processes, by name."""
+def layouts() -> dict[str, Put]:
+    """What shards a whole tensor over all processes, by name; a single number is repeated."""
+    import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+    count = dist.get_world_size()
+
+    def put(mesh: Any, *dims: int | None) -> Put:
+        def sharded(x: Tensor) -> Any:
+            last = x.dim() - 1
+            wanted = [Replicate() if d is None or last < 0 else Shard(min(d, last)) for d in dims]
+            return distribute_tensor(x, mesh, wanted)
+
+        return sharded
+
     line = init_device_mesh("cpu", (count,))
-    found: dict[str, Callable[[Tensor], Any]] = {
-        "rows": lambda x: distribute_tensor(x, line, [Shard(0)]) if x.dim() else distribute_tensor(x, line, [Replicate()]),
-        "columns": lambda x: distribute_tensor(x, line, [Shard(x.dim() - 1)]) if x.dim() else distribute_tensor(x, line, [Replicate()]),
-        "repeated": lambda x: distribute_tensor(x, line, [Replicate()]),
-    }
+    found = {"rows": put(line, 0), "columns": put(line, 1), "repeated": put(line, None)}
     if count == 4:
-        grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-        found["hsdp"] = lambda x: distribute_tensor(x, grid, [Replicate(), Shard(0)]) if x.dim() else distribute_tensor(x, grid, [Replicate(), Replicate()])
-        found["grid"] = lambda x: distribute_tensor(x, grid, [Shard(0), Shard(x.dim() - 1)]) if x.dim() else distribute_tensor(x, grid, [Replicate(), Replicate()])
+        grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
+        found |= {"hsdp": put(grid, None, 0), "grid": put(grid, 0, 1)}
     return found
+
+
+def whole(x: Any) -> Tensor:
+    """All of a tensor."""
+    if not hasattr(x, "full_tensor"):
+        return x
+    # gloo does not send 16-bit integers.
+    return x.to(torch.int32).full_tensor().to(x.dtype) if x.dtype == torch.int16 else x.full_tensor()

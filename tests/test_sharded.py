@@ -1,94 +1,90 @@
-"""Sharded parameters: two processes that each hold a part get the results of one that holds all."""
+"""Sharded parameters: several processes that hold parts get the results of one that holds all, bit for bit.
+
+`python tests/test_sharded.py 4` compares every rule in every storage and every layout.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import finish, started
-from rules import LOOPS, assert_same, flat, numbers
+from layouts import in_processes, layouts, whole
+from rules import LOOPS, Case, assert_same, flat, numbers
 from test_storage_runners import STORAGES, can_keep
-from torch import nn
+from torch import Tensor, nn
 
 import steprule
 from steprule.declare import Matrix
-from steprule.engine import storage
 from steprule.words import largest, mean, norm
 
-# Parts of unequal size, parts that end within a block, and one that is empty in the second process.
-SHAPES = ((101, 64), (7,), (1, 5))
-JOBS = [
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no distributed package"
+)
+SHARDED = [case for case in LOOPS if not (case.closure or case.sparse_only)]
+PAIRS = [
     (case, name)
-    for case in LOOPS
+    for case in SHARDED
     for name, (_, options) in STORAGES.items()
-    if case.elementwise
-    and not case.sparse_only
-    and can_keep(case, name)
-    and options.get("state_dtype") != "int8"
+    if can_keep(case, name) and options.get("state_dtype") != "int8"
 ]
 
 
-def compare(rank: int, folder: str) -> None:
-    """Step every rule in every storage on shards and on whole tensors, and fail at the first difference."""
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    mesh = init_device_mesh("cpu", (2,))
-
-    def shards(x: torch.Tensor) -> Any:
-        return distribute_tensor(x, mesh, [Shard(0)])
-
-    for case, name in JOBS:
-        dtype, options = STORAGES[name]
-        whole = [nn.Parameter(numbers(shape, dtype, i)) for i, shape in enumerate(SHAPES)]
-        parts = [nn.Parameter(shards(p.detach().clone())) for p in whole]
-        torch.manual_seed(7)
-        loop = case.rule(whole, **case.options, **options, foreach=False)
-        given = case.rule(parts, **case.options, **options)
-        for number in range(3):
-            for place, (p, q) in enumerate(zip(whole, parts, strict=True)):
-                p.grad = numbers(tuple(p.shape), dtype, 10 * number + place)
-                q.grad = shards(p.grad)
-            for optimizer in (loop, given):
-                case.step(optimizer)
-        for p, q in zip(flat(loop), flat(given), strict=True):
-            assert_same(q.to_local().detach(), part_of(p.detach(), rank), f"{case} in {name}, rank {rank}")
-            for key, value in loop.state[p].items():
-                own = given.state[q][key]
-                pair = (own.to_local(), part_of(value, rank)) if value.shape == p.shape else (own, value)
-                assert_same(*pair, f"{case} in {name}, rank {rank}: {key}")
-    dist.destroy_process_group()
+def same(case: Case, storage: str, put: Any, what: str, steps: int = 3) -> None:
+    """Step whole tensors and parts of them, and fail at the first difference."""
+    dtype, options = STORAGES[storage]
+    ones = case.parameters(dtype)
+    parts = [nn.Parameter(put(p.detach().clone())) for p in ones]
+    one, many = case.make(ones, **options), case.make(parts, **options)
+    for number in range(steps):
+        for place, (p, q) in enumerate(zip(ones, parts, strict=True)):
+            p.grad = numbers(tuple(p.shape), dtype, 10 * number + place)
+            q.grad = put(p.grad)
+        for optimizer in (one, many):
+            case.step(optimizer)
+    assert_equal(one, many, f"{case} in {storage}, {what}")
 
 
-def part_of(whole: torch.Tensor, rank: int) -> torch.Tensor:
-    """The rows that this process holds."""
-    parts = whole.chunk(2)
-    return parts[rank] if rank < len(parts) else whole[:0]
+def assert_equal(one: Any, many: Any, what: str) -> None:
+    """Whether all parameters and states are equal, to the bit."""
+    for p, q in zip(flat(one), flat(many), strict=True):
+        assert_same(whole(q.detach()), p.detach(), what)
+        assert one.state[p].keys() == many.state[q].keys(), what
+        for key, value in one.state[p].items():
+            own = many.state[q][key]
+            if isinstance(value, Tensor):
+                assert_same(whole(own).reshape(value.shape), value, f"{what}: {key}")
+            else:
+                assert own == value, f"{what}: {key}"
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_every_rule_in_every_storage_on_shards(tmp_path: Path) -> None:
-    in_two_processes("compare", tmp_path)
+def each_rule(rank: int) -> None:
+    """Every rule, each in one of the layouts."""
+    for number, case in enumerate(SHARDED):
+        name, put = list(layouts().items())[number % len(layouts())]
+        same(case, "plain", put, name)
 
 
-def in_two_processes(what: str, folder: Path, module: str = "test_sharded") -> None:
-    """Run `what(rank, folder)` of a module of tests in two processes; if one fails, so does this."""
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    script = f"import sys, {module} as t; t.{what}(int(sys.argv[1]), sys.argv[2])"
-    command = ("-W", "ignore", "-c", script)
-    with contextlib.ExitStack() as stack:
-        ranks = [
-            stack.enter_context(started(*command, str(rank), str(folder), env=environment)) for rank in range(2)
-        ]
-        for rank in ranks:
-            finish(rank)
+def each_storage(rank: int) -> None:
+    """Every rule, each in one of the storages that it takes."""
+    for number, case in enumerate(SHARDED):
+        kept = [name for own, name in PAIRS if own is case and name != "plain"]
+        if kept:
+            name, put = list(layouts().items())[number // 2 % 2]
+            same(case, kept[number % len(kept)], put, name, steps=2)
+
+
+def everything(rank: int) -> None:
+    """Every rule in every storage and every layout."""
+    for name, put in layouts().items():
+        for case, storage in PAIRS:
+            same(case, storage, put, name)
+        if rank == 0:
+            print(f"{name}: {len(PAIRS)} equal")
 
 
 class Reduces(steprule.Elementwise):
@@ -101,37 +97,15 @@ class Reduces(steprule.Elementwise):
         return -h.lr * (g - mean(g)) / (norm(g) + largest(abs(g)))
 
 
-def refuse_or_agree(rank: int, folder: str) -> None:
-    """Rules on matrices refuse parts and step what is whole; a user's reductions are over the whole tensor."""
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+class ReducesAll(steprule.Elementwise):
+    """A user's rule with sums over all parameters."""
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    mesh = init_device_mesh("cpu", (2,))
-    for rule in (steprule.Muon, steprule.Adafactor, steprule.LBFGS, UserMatrix):
-        for placement in (Shard(0), Shard(1)):
-            part = nn.Parameter(distribute_tensor(torch.ones(6, 4), mesh, [placement]))
-            with pytest.raises(ValueError, match=f"{rule.__name__}: parameter 0 .*is a DTensor that is split"):
-                rule([part])
-            named = [("weight", part)]
-            with pytest.raises(ValueError, match=f"{rule.__name__}: 'weight' .*is a DTensor that is split"):
-                rule(named)
-            rows = [steprule.Centralize()]
-            with pytest.raises(
-                ValueError, match=r"AdamW\+Centralize: parameter 0 .*is a DTensor that is split"
-            ):
-                steprule.AdamW([part], modifiers=rows)
-    for rule in (steprule.Muon, steprule.Adafactor, UserMatrix, Reduces):
-        for placement in (Replicate(), *([Shard(0), Shard(1)] if rule is Reduces else [])):
-            for shape in ((7, 5), (1, 5)):
-                x, g = (numbers(shape, torch.float32, seed) for seed in (1, 2))
-                whole, given = nn.Parameter(x), nn.Parameter(distribute_tensor(x.clone(), mesh, [placement]))
-                whole.grad, given.grad = g, distribute_tensor(g, mesh, [placement])
-                for optimizer in (rule([whole]), rule([given])):
-                    optimizer.step()
-                assert torch.allclose(given.full_tensor(), whole, rtol=1e-6, atol=1e-7)
-    dist.destroy_process_group()
+    lr: float = steprule.hyper(0.1)
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        size = norm(g, over="all") + largest(abs(g), over="group")
+        return -h.lr * (g - mean(g, over="all")) / size
 
 
 class UserMatrix(Matrix):
@@ -144,11 +118,159 @@ class UserMatrix(Matrix):
         return -h.lr * g
 
 
-def stay_equal(rank: int, folder: str) -> None:
+# Parts of unequal size, parts that end within a block of a sum, and one that is empty in the last process.
+SHAPES = ((101, 64), (7, 3), (1, 5))
+
+
+def twins(make: Any, put: Any, shapes: Any = SHAPES, steps: int = 3) -> None:
+    """Step whole tensors and parts of them with an optimizer that `make` makes of parameters."""
+    ones = [nn.Parameter(numbers(shape, torch.float32, i)) for i, shape in enumerate(shapes)]
+    parts = [nn.Parameter(put(p.detach().clone())) for p in ones]
+    one, many = make(ones), make(parts)
+    for number in range(steps):
+        give(ones, number, lambda x: x)
+        give(parts, number, put)
+        one.step()
+        many.step()
+    assert_equal(one, many, repr(many))
+
+
+def give(params: Iterable[Any], number: int, put: Any) -> None:
+    for place, p in enumerate(params):
+        p.grad = put(numbers(tuple(p.shape), torch.float32, 10 * number + place))
+
+
+def sums_and_modifiers(rank: int) -> None:
+    """Sums over tensors, groups and all parameters, several rules, and what can be added to them."""
+    two_groups = lambda params: [{"params": params[:1]}, {"params": params[1:], "lr": 0.01}]  # noqa: E731
+    every = {
+        "sums": Reduces,
+        "sums over all": lambda p: ReducesAll(two_groups(p)),
+        "own matrix": UserMatrix,
+        "clip": lambda p: steprule.AdamW(p, modifiers=[steprule.GlobalNormClip(0.5), steprule.Cautious()]),
+        "average": lambda p: steprule.SGD(p, lr=0.1, momentum=0.9, modifiers=[steprule.EMA(0.9)]),
+        "lookahead": lambda p: steprule.Lion(p, modifiers=[steprule.Lookahead(every=2)]),
+        "rows": lambda p: steprule.AdamW(p, modifiers=[steprule.Centralize(), steprule.NormClip(0.1)]),
+        "metrics": lambda p: steprule.AdamW(p, modifiers=[steprule.Metrics()]),
+        "two rules": lambda p: steprule.AdamW([{"params": p[1:]}, {"params": p[:1], "rule": steprule.Muon}]),
+    }
+    for name, put in layouts().items():
+        for make in every.values():
+            twins(make, put)
+        assert name
+
+
+def gradients_elsewhere(rank: int) -> None:
+    """Gradients with other placements than their parameters."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world,))
+    for here in (Shard(0), Shard(1), Replicate()):
+        for there in (Shard(0), Shard(1), Replicate(), Partial()):
+            one = nn.Parameter(numbers((6, 5), torch.float32, 1))
+            many = nn.Parameter(distribute_tensor(one.detach().clone(), mesh, [here]))
+            optimizers = steprule.AdamW([one]), steprule.AdamW([many])
+            for number in range(2):
+                one.grad = numbers((6, 5), torch.float32, number)
+                if there.is_partial():
+                    many.grad = DTensor.from_local(one.grad / world, mesh, [there], run_check=False)
+                else:
+                    many.grad = distribute_tensor(one.grad, mesh, [there])
+                for optimizer in optimizers:
+                    optimizer.step()
+            assert_same(whole(many.detach()), one.detach(), f"{here} from {there}")
+
+
+def one_fails(rank: int) -> None:
+    """If a process fails in a step, all do, and nothing moves where they wait for each other."""
+    put = layouts()["rows"]
+    params = [nn.Parameter(put(torch.ones(4, 4))) for _ in range(2)]
+    for make in (lambda: ReducesAll(params), lambda: steprule.SOAP(params)):
+        optimizer = make()
+        give(params, 0, put)
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 1:
+                from steprule.engine.sharding import here
+
+                patch.setattr(here.Here, "prepare", broken)
+            message = "broken on purpose" if rank == 1 else "another process has failed in this step"
+            with pytest.raises(RuntimeError, match=message):
+                optimizer.step()
+        assert all(bool((whole(p.detach()) == 1).all()) for p in params)
+        optimizer.step()
+        assert not all(bool((whole(p.detach()) == 1).all()) for p in params)
+        with torch.no_grad():
+            for p in params:
+                p.fill_(1)
+
+
+def broken(*given: Any) -> None:
+    raise RuntimeError("broken on purpose")
+
+
+def nonfinite_everywhere(rank: int) -> None:
+    """A NaN in one process's part stops the step in all of them."""
+    put = layouts()["rows"]
+    for modifiers in ([], [steprule.GlobalNormClip(1.0)]):
+        for kind in ("raise", "skip"):
+            p = nn.Parameter(put(torch.ones(4, 4)))
+            optimizer = steprule.AdamW([p], nonfinite=kind, modifiers=modifiers)
+            gradient = torch.ones(4, 4)
+            gradient[3, 3] = torch.nan
+            p.grad = put(gradient)
+            if kind == "raise":
+                with pytest.raises(RuntimeError, match="parameter 0"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+            assert bool((whole(p.detach()) == 1).all())
+
+
+def what_is_sent(rank: int) -> None:
+    """Rules of elements send nothing; whole parameters travel once each way."""
+    import torch.distributed as dist
+
+    put, world = layouts()["rows"], dist.get_world_size()
+    sent: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_reduce", "all_to_all_single", "all_gather", "all_gather_into_tensor", "broadcast"):
+            patch.setattr(dist, name, counting(sent, name, getattr(dist, name)))
+        for make, expected in (
+            (steprule.AdamW, []),
+            (lambda p: steprule.AdamW(p, modifiers=[steprule.GlobalNormClip(1.0)]), ["all_reduce"]),
+            (steprule.Muon, ["all_to_all_single", "all_reduce", "all_to_all_single"]),
+        ):
+            params = [nn.Parameter(put(torch.ones(8, 8))) for _ in range(2 * world)]
+            optimizer = make(params)
+            for p in params:
+                p.grad = put(torch.ones(8, 8))
+            optimizer.step()
+            sent.clear()
+            optimizer.step()
+            assert sent == expected
+
+
+def counting(sent: list[str], name: str, call: Any) -> Any:
+    def counted(*given: Any, **named: Any) -> Any:
+        sent.append(name)
+        return call(*given, **named)
+
+    return counted
+
+
+def lbfgs_refuses(rank: int) -> None:
+    part = nn.Parameter(layouts()["rows"](torch.ones(6, 4)))
+    with pytest.raises(ValueError, match=r"LBFGS: parameter 0 .*is a DTensor that is split"):
+        steprule.LBFGS([part])
+
+
+def stay_equal(rank: int) -> None:
     """Replicas under DDP in processes with different seeds."""
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for dtype, options in ((torch.float32, "int8"), (torch.float32, "bf16"), (torch.bfloat16, None)):
         torch.manual_seed(0)
         model = nn.parallel.DistributedDataParallel(nn.Linear(128, 64).to(dtype))
@@ -164,36 +286,28 @@ def stay_equal(rank: int, folder: str) -> None:
         everyone = [torch.empty_like(own) for _ in range(2)]
         dist.all_gather(everyone, own)
         assert torch.equal(*everyone), options
-    dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-@pytest.mark.parametrize("what", ["refuse_or_agree", "stay_equal"])
-def test_in_two_processes(what: str, tmp_path: Path) -> None:
-    in_two_processes(what, tmp_path)
+def small_checks(rank: int) -> None:
+    """All that takes little time, so that processes are started once."""
+    for check in (
+        sums_and_modifiers,
+        gradients_elsewhere,
+        one_fails,
+        nonfinite_everywhere,
+        what_is_sent,
+        lbfgs_refuses,
+    ):
+        check(rank)
 
 
-def test_a_parameter_that_becomes_split_is_refused_before_anything_moves() -> None:
-    optimizer = steprule.Muon([nn.Parameter(torch.ones(4, 4))])
-    (param,) = optimizer.param_groups[0]["params"]
-    param.grad = torch.ones(4, 4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "split", lambda tensor: True)
-        with pytest.raises(RuntimeError, match="Muon: parameter 0 is a DTensor that is split"):
-            optimizer.step()
-    assert torch.equal(param, torch.ones(4, 4))
+@pytest.mark.parametrize("what", ["each_rule", "each_storage", "small_checks", "stay_equal"])
+def test_two_processes(what: str, tmp_path: Path) -> None:
+    in_processes(2, what, tmp_path, "test_sharded")
 
 
-def test_codes_refuse_shards() -> None:
-    class Part(nn.Parameter):
-        """Stands in for a DTensor."""
-
-        def to_local(self) -> None:
-            raise AssertionError("nothing is read")
-
-    part = Part(torch.zeros(100, 100))
-    with pytest.raises(ValueError, match=r"'int8' does not go with parameter 0 .* which is sharded"):
-        steprule.AdamW([part], state_dtype="int8")
+def test_four_processes(tmp_path: Path) -> None:
+    in_processes(4, "each_rule", tmp_path, "test_sharded")
 
 
 def test_a_curvature_that_is_no_dtensor_is_refused() -> None:
@@ -206,3 +320,8 @@ def test_a_curvature_that_is_no_dtensor_is_refused() -> None:
     part = Part(torch.zeros(3))
     with pytest.raises(ValueError, match="the curvature of parameter 0 is a plain tensor, must be a DTensor"):
         steprule.AdaHessian([part]).update_hessian({part: torch.ones(3)})
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        in_processes(int(sys.argv[1]), "everything", Path(folder), "test_sharded")

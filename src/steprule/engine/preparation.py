@@ -36,7 +36,8 @@ class Preparation:
 
     def begin(self) -> None:
         """Move what was postponed."""
-        for move in self._at_the_start:
+        moves, self._at_the_start = self._at_the_start, []
+        for move in moves:
             move()
 
     def undo(self) -> None:

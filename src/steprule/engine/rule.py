@@ -87,8 +87,9 @@ class RuleOptimizer(CheckedOptimizer):
         elif rest is not None:
             raise group_errors.rest_without_module(type(self).__name__)
         super().__init__(params, {**_without_absent(type(self), defaults), **self.fixed})
-        if self.starts_with_state:
-            self._make_state(frozen=True)
+        if self.starts_with_state or sharded.any_sharded(self.param_groups):
+            # Of sharded parameters, so that nobody has to take a step to see the state.
+            self._make_state(frozen=self.starts_with_state)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_parts": self._parts} if self._parts else {}

@@ -98,15 +98,8 @@ def _bytes_of(pieces: Sequence[Tensor]) -> Tensor:
     return torch.cat(found) if found else torch.empty(0, dtype=torch.uint8)
 
 
-def arranged(params: Sequence[Any], gradients: Sequence[Any]) -> list[Any]:
-    """The gradients, each with the placements of its parameter: what lies elsewhere is brought here.
-
-    None where the parameter has none.
-    """
-    return list(map(_arranged, params, gradients))
-
-
-def _arranged(param: Any, gradient: Any) -> Any:
+def arranged(param: Any, gradient: Any) -> Any:
+    """The gradient with the placements of its parameter: what lies elsewhere is brought here."""
     if not (parts.sharded(param) and parts.sharded(gradient)) or gradient._spec is param._spec:
         return gradient
     if gradient.placements == param.placements and gradient.device_mesh == param.device_mesh:

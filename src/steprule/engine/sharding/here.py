@@ -8,7 +8,8 @@ processes. What runs either are the runners of plain tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from itertools import chain, compress
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from steprule.engine.runners.reference import Work
 from steprule.engine.settled import Settled
 from steprule.engine.sharding import exchange, parts
 from steprule.engine.sharding.owners import Wholes
+from steprule.engine.sharding.parts import PartState
 
 
 def needs_whole(program: Program) -> bool:
@@ -45,16 +47,42 @@ def begin(optimizer: Any) -> Here:
     return own.here
 
 
+class _Checked(NamedTuple):
+    """What was found out about the parameters of a group that have gradients, and from what.
+
+    seen: from what. places: theirs in the group. whole: whether each has to be stepped as a whole. regions:
+    where its part is; None if all of it is here. counts: whether this process counts it in sums: of what is
+    repeated, one process does.
+    """
+
+    seen: list[Any]
+    places: list[int]
+    whole: list[bool]
+    regions: list[Region | None]
+    counts: list[bool]
+    names: list[str]
+
+
+class _Taken(NamedTuple):
+    """A tensor that is stepped here: its place in the group, itself, and whether this process counts it."""
+
+    place: int
+    tensor: Tensor
+    counts: bool
+
+
 class Here:
     """What runners are given in place of the optimizer, with groups of plain tensors in place of its groups."""
 
     def __init__(self) -> None:
         # For each group of the optimizer, that of the parts which this process counts in sums, and the rest.
         self._groups: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
-        self._regions: dict[int, tuple[Any, Region]] = {}
+        self._checked: dict[int, _Checked] = {}
         self._processes: exchange.Processes | None = None
         self._mesh: Any = None
+        self._routes: Wholes | None = None
         self.param_groups: list[dict[str, Any]] = []
+        self._names: dict[int, list[str]] = {}
         self._clear()
 
     # What collects a step
@@ -63,107 +91,144 @@ class Here:
         """Check all gradients and states of an optimizer, and take the parts of them that are here."""
         self._clear()
         self._optimizer = optimizer
-        found: list[tuple[dict[str, Any], int, Any, Any, dict[str, Any], bool]] = []
+        groups: list[dict[str, Any]] = optimizer.param_groups
         with torch.no_grad():
-            for group in optimizer.param_groups:
-                optimizer.check_storage(group)
-                given = optimizer.gradients_of(group["params"])
-                for param, gradient in zip(group["params"], given, strict=True):
-                    if gradient is not None:
-                        optimizer.check_gradient(param, gradient, group)
-            for group in optimizer.param_groups:
-                given = optimizer.gradients_of(group["params"])
-                program = optimizer.program(group)
-                for place, (param, gradient) in enumerate(zip(group["params"], given, strict=True)):
-                    if gradient is not None:
-                        whole = needs_whole(program.of(param)) and self._region(param) is not None
-                        found.append((group, place, param, gradient, optimizer.state_of(param, group), whole))
-            self._find_processes([x[2] for x in found], optimizer)
-            arranged = exchange.arranged([x[2] for x in found], [x[3] for x in found])
-            self._take(optimizer, found, arranged)
-            self.sums = self._sums()
+            given = [optimizer.gradients_of(group["params"]) for group in groups]
+            self._find_processes()
+            self._check(list(zip(groups, given, strict=True)))
+            # Before the first byte is sent, all processes have the same to say.
+            if optimizer._preparation is not None:
+                optimizer._preparation.begin()
+            mine = [self._take(group, own) for group, own in zip(groups, given, strict=True)]
+            self._take_wholes(groups, given, mine)
+            self.param_groups = []
+            for group, taken in zip(groups, mine, strict=True):
+                pair = self._groups.setdefault(id(group), ({}, {}))
+                for counted, own in zip((True, False), pair, strict=True):
+                    self._fill(own, group, [x for x in taken if x.counts == counted])
+            self.sums = self._sums(groups, given)
 
-    def _find_processes(self, params: Sequence[Any], optimizer: Any) -> None:
+    def _find_processes(self) -> None:
         """The processes that hold the parameters, which must be the same for all of them."""
-        meshes = list({id(p.device_mesh): p.device_mesh for p in params if parts.sharded(p)}.values())
-        if not meshes or (self._mesh is not None and all(mesh is self._mesh for mesh in meshes)):
+        groups = self._optimizer.param_groups
+        specs = [getattr(p, "_spec", None) for group in groups for p in group["params"]]
+        if all(x is None or x.mesh is self._mesh for x in specs):
             return
-        ranks = {tuple(sorted(mesh.mesh.flatten().tolist())) for mesh in meshes}
+        meshes = {id(x.mesh): x.mesh for x in specs if x is not None}
+        ranks = {tuple(sorted(mesh.mesh.flatten().tolist())) for mesh in meshes.values()}
         if len(ranks) > 1:
-            raise process_errors.other_processes(type(optimizer).__name__, sorted(ranks))
-        self._mesh = meshes[0]
+            raise process_errors.other_processes(type(self._optimizer).__name__, sorted(ranks))
+        self._mesh = next(iter(meshes.values()))
         self._processes = exchange.Processes(self._mesh)
 
-    def _take(self, optimizer: Any, found: Sequence[Any], arranged: Sequence[Any]) -> None:
-        mine: dict[int, list[tuple[int, Tensor, bool]]] = {}
-        entries: list[dict[str, Any]] = []
-        owned: list[Any] = []
-        for (group, place, param, _, state, whole), gradient in zip(found, arranged, strict=True):
-            mine.setdefault(id(group), [])
+    def _check(self, pairs: Sequence[tuple[dict[str, Any], Sequence[Any]]]) -> None:
+        """Check gradients and states, unless all is as it was when they were checked before."""
+        optimizer = self._optimizer
+        new = [(group, given) for group, given in pairs if not self._as_before(group, given)]
+        for group, given in new:
+            optimizer.check_storage(group)
+            for param, gradient in zip(group["params"], given, strict=True):
+                if gradient is not None:
+                    optimizer.check_gradient(param, gradient, group)
+        for group, given in new:
+            names, program = optimizer.names_in(group), optimizer.program(group)
+            found = _Checked([], [], [], [], [], [])
+            for place, (param, gradient) in enumerate(zip(group["params"], given, strict=True)):
+                if gradient is not None:
+                    optimizer.state_of(param, group)
+                    region = None if _everywhere(param) else parts.region_of(param)
+                    found.places.append(place)
+                    found.regions.append(region)
+                    found.whole.append(region is not None and needs_whole(program.of(param)))
+                    found.counts.append(self._counts(param))
+                    found.names.append(names[place])
+            found.seen.extend(self._seen(group, given))
+            self._checked[id(group)] = found
+
+    def _as_before(self, group: dict[str, Any], given: Sequence[Any]) -> bool:
+        known = self._checked.get(id(group))
+        return known is not None and known.seen == self._seen(group, given)
+
+    def _seen(self, group: dict[str, Any], given: Sequence[Any]) -> list[Any]:
+        """What a check depends on: options, parameters, gradients and states."""
+        states = map(self._optimizer.state.get, group["params"])
+        entries = chain.from_iterable(() if state is None else state.values() for state in states)
+        return [
+            id(self._optimizer._settle(group)),
+            *map(id, group["params"]),
+            *map(_form_of, group["params"]),
+            *map(_form_of, given),
+            *map(id, entries),
+        ]
+
+    def _counts(self, param: Any) -> bool:
+        if self._processes is None:
+            return True
+        return not parts.repeated(param) if parts.sharded(param) else self._processes.here == 0
+
+    def _take(self, group: dict[str, Any], given: Sequence[Any]) -> list[_Taken]:
+        """The parts of a group's parameters that are stepped as parts."""
+        known, params, states = self._checked[id(group)], group["params"], self._optimizer.state
+        # Not parts.local: of many small tensors, the calls would take longer than the step.
+        dtensor, found = parts.kind(), list[_Taken]()
+        for place, whole, region, counts in zip(*known[1:5], strict=True):
             if whole:
-                entries.append({"p": param, "g": gradient} | _tensors(state))
-                owned.append((group, place, state))
+                continue
+            param, gradient = params[place], given[place]
+            entries = states[param].items()
+            state = PartState({k: x._local_tensor if type(x) is dtensor else x for k, x in entries})
+            state.region = region
+            if type(param) is dtensor:
+                self._moved.append(param)
+                if type(gradient) is dtensor and gradient._spec is not param._spec:
+                    gradient = exchange.arranged(param, gradient)
+                part = param._local_tensor
             else:
-                counts = self._counts(param)
-                part = self._add(param, gradient, state, self._region(param))
-                mine[id(group)].append((place, part, counts))
-        if owned:
-            self._owned = Wholes(cast(exchange.Processes, self._processes), entries)
-            self._wholes = self._owned.collect()
-            for number, whole in self._wholes.items():
-                group, place, state = owned[number]
-                entries_here = {key: whole.get(f"state.{key}", x) for key, x in state.items()}
-                part = self._add(whole["p"], whole["g"], entries_here, None)
-                mine[id(group)].append((place, part, True))
-        self.param_groups = []
-        for group in optimizer.param_groups:
-            pair = self._groups.setdefault(id(group), ({}, {}))
-            names = optimizer.names_in(group)
-            for counted, own in zip((True, False), pair, strict=True):
-                chosen = sorted((x for x in mine.get(id(group), []) if x[2] == counted), key=lambda x: x[0])
-                self._fill(own, group, [(place, part) for place, part, _ in chosen], names)
-                self.param_groups.append(own)
+                part = param
+            self.state[part] = state
+            self._gradients[id(part)] = gradient if type(gradient) is Tensor else parts.local(gradient)
+            found.append(_Taken(place, part, counts))
+        return found
 
-    def _add(self, param: Any, gradient: Any, state: Mapping[str, Any], region: Region | None) -> Tensor:
-        part = parts.local(param).detach() if parts.sharded(param) else param
-        own = parts.PartState((key, parts.local(x)) for key, x in state.items())
-        if region is not None:
-            own.region = region
-        self.state[part] = own
-        self._gradients[id(part)] = parts.local(gradient)
-        if parts.sharded(param):
-            self._moved.append(param)
-        return part
-
-    def _fill(
-        self, own: dict[str, Any], group: dict[str, Any], chosen: Sequence[tuple[int, Tensor]], names: list[str]
+    def _take_wholes(
+        self, groups: Sequence[dict[str, Any]], given: Sequence[Sequence[Any]], mine: Sequence[list[_Taken]]
     ) -> None:
+        """The parameters that this process owns, of those that are stepped as a whole."""
+        known = [self._checked[id(group)] for group in groups]
+        where = [(i, place) for i, x in enumerate(known) for place in compress(x.places, x.whole)]
+        if not where:
+            return
+        for index, place in where:
+            param = groups[index]["params"][place]
+            state = self._optimizer.state[param]
+            entries = {f"state.{key}": x for key, x in state.items() if isinstance(x, Tensor)}
+            self._entries.append({"p": param, "g": exchange.arranged(param, given[index][place])} | entries)
+            self._moved.append(param)
+        if self._routes is None or not self._routes.holds(self._entries):
+            self._routes = Wholes(cast(exchange.Processes, self._processes), self._entries)
+        self._wholes = self._routes.collect(self._entries)
+        for number, whole in self._wholes.items():
+            index, place = where[number]
+            state = self._optimizer.state[groups[index]["params"][place]]
+            part = whole["p"]
+            self.state[part] = PartState((key, whole.get(f"state.{key}", x)) for key, x in state.items())
+            self._gradients[id(part)] = whole["g"]
+            mine[index].append(_Taken(place, part, True))
+            mine[index].sort(key=lambda x: x.place)
+
+    def _fill(self, own: dict[str, Any], group: dict[str, Any], taken: Sequence[_Taken]) -> None:
+        """Make a group of tensors that are stepped here."""
         own.clear()
         own.update(group)
         own[phases.PART_OF] = group
-        own["params"] = [part for _, part in chosen]
+        own["params"] = [x.tensor for x in taken]
         for key in ("param_names", views.KEY):
             if group.get(key) is not None:
-                own[key] = [group[key][place] for place, _ in chosen]
-        self._names |= {id(part): names[place] for place, part in chosen}
-
-    def _region(self, param: Any) -> Region | None:
-        """Where the part of a parameter is; None if all of it is here."""
-        if not parts.sharded(param):
-            return None
-        spec = param._spec
-        known = self._regions.get(id(param))
-        if known is None or known[0] is not spec:
-            known = self._regions[id(param)] = (spec, parts.region_of(param))
-        return None if _everywhere(param) else known[1]
-
-    def _counts(self, param: Any) -> bool:
-        """Whether this process counts a parameter in sums: of what is repeated, one process does."""
-        if self._processes is None:
-            return True
-        if not parts.sharded(param):
-            return self._processes.here == 0
-        return not parts.repeated(param)
+                own[key] = [group[key][x.place] for x in taken]
+        known = self._checked[id(group)]
+        names = dict(zip(known.places, known.names, strict=True))
+        self._names[id(own)] = [names[x.place] for x in taken]
+        self.param_groups.append(own)
 
     # What a step of it needs
 
@@ -191,19 +256,19 @@ class Here:
             own_plans.settle(known, group, self.param_groups)
         return known
 
-    def _sums(self) -> exchange.Sums | None:
+    def _sums(self, groups: Sequence[dict[str, Any]], given: Sequence[Sequence[Any]]) -> exchange.Sums | None:
         """What the processes exchange in this step, or None if that is nothing."""
         if self._processes is None or len(self._processes) == 1:
             return None
-        optimizer, words = self._optimizer, dict[Any, str]()
-        for group in optimizer.param_groups:
-            if any(x is not None for x in optimizer.gradients_of(group["params"])):
+        words: dict[Any, str] = {}
+        for group, gradients in zip(groups, given, strict=True):
+            if any(x is not None for x in gradients):
                 for program in self.program(group).kinds:
                     words |= {phases.key_in(group, x): x.word for x in program.reductions if x.shared}
                     words |= {BEFORE_STORING: ""} if program.may_raise else {}
-        if not (words or self._owned):
+        if not (words or self._entries):
             return None
-        return exchange.Sums(type(optimizer).__name__, self._processes, words, waits=self._owned is not None)
+        return exchange.Sums(type(self._optimizer).__name__, self._processes, words, waits=bool(self._entries))
 
     def leave(self, finished: bool, failed: bool) -> None:
         """End a step, after which nothing is kept alive.
@@ -220,21 +285,20 @@ class Here:
             self._clear()
 
     def _finish(self) -> None:
-        if self._owned is not None:
-            wholes = {
-                place: _given_back(whole, self.state[whole["p"]]) for place, whole in self._wholes.items()
-            }
-            self._owned.return_(wholes)
+        if self._routes is not None and self._entries:
+            for whole in self._wholes.values():
+                made = self.state[whole["p"]]
+                whole |= {f"state.{key}": x for key, x in made.items() if isinstance(x, Tensor)}
+            self._routes.give_back(self._wholes, self._entries)
         torch.autograd.graph.increment_version(self._moved)
 
     def _clear(self) -> None:
         # Only while it takes a step: else neither would ever be freed.
         self._optimizer: Any = None
-        self.state: dict[Tensor, parts.PartState] = {}
+        self.state: dict[Tensor, PartState] = {}
         self._gradients: dict[int, Tensor] = {}
-        self._names: dict[int, str] = {}
         self._moved: list[Tensor] = []
-        self._owned: Wholes | None = None
+        self._entries: list[dict[str, Any]] = []
         self._wholes: dict[int, dict[str, Any]] = {}
         self.sums: exchange.Sums | None = None
         for own in self.param_groups:
@@ -277,24 +341,29 @@ class Here:
         return [(x, self._gradients[id(x)], self.state[x]) for x in params]
 
     def names_in(self, group: dict[str, Any]) -> list[str]:
-        """How messages refer to the parts of a group."""
-        return [self._names[id(x)] for x in group["params"]]
+        """How messages refer to the tensors of a group."""
+        return self._names[id(group)]
 
     def name_of(self, param: Tensor) -> str:
-        """How messages refer to a part."""
-        return self._names[id(param)]
+        """How messages refer to one of them."""
+        for group in self.param_groups:
+            for place, other in enumerate(group["params"]):
+                if other is param:
+                    return self._names[id(group)][place]
+        raise AssertionError("only what is stepped here has a name")
 
 
 def _everywhere(param: Any) -> bool:
     """Whether all processes hold all of a parameter."""
+    if not parts.sharded(param):
+        return True
     pairs = zip(param.device_mesh.shape, param.placements, strict=True)
     return all(number == 1 or placement.is_replicate() for number, placement in pairs)
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"state.{key}": x for key, x in state.items() if isinstance(x, Tensor)}
-
-
-def _given_back(whole: dict[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    """What an owner has made of a whole parameter."""
-    return {key: state.get(key.removeprefix("state."), x) for key, x in whole.items()}
+def _form_of(tensor: Any) -> Any:
+    """What is checked about a parameter or a gradient."""
+    if tensor is None:
+        return None
+    spec = getattr(tensor, "_spec", None)
+    return (tensor.shape, tensor.dtype, tensor.layout, tensor.device) if spec is None else spec

@@ -6,8 +6,10 @@ processes that hold the same part, the one that agrees with the owner wherever p
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -18,15 +20,18 @@ from steprule.engine.blocks import Region
 from steprule.engine.sharding import parts
 from steprule.engine.sharding.exchange import Processes
 
+# Of one parameter, the tensors that belong to it by key: DTensors, and tensors that are equal everywhere.
+Entries = Mapping[str, Any]
+
 
 def owners(shapes: Sequence[Sequence[int]], processes: int) -> list[int]:
     """Who owns each of these: the most work first, to the process that has least so far."""
-    load = [0] * processes
+    least = [(0, process) for process in range(processes)]
     found = [0] * len(shapes)
     work = list(map(_work, shapes))
     for place in sorted(range(len(shapes)), key=lambda i: (-work[i], i)):
-        found[place] = min(range(processes), key=lambda process: (load[process], process))
-        load[found[place]] += work[place]
+        load, found[place] = least[0]
+        heapq.heapreplace(least, (load + work[place], found[place]))
     return found
 
 
@@ -44,111 +49,124 @@ class _Piece(NamedTuple):
     region: Region
 
 
-Entries = dict[str, Any]
+class _Route(NamedTuple):
+    """What this process gives to each other one, and what it gets from each."""
+
+    given: list[list[_Piece]]
+    wanted: list[list[_Piece]]
 
 
 class Wholes:
-    """Parameters of which one process each has the whole, and what that process made of it.
+    """Parameters of which one process each steps the whole.
 
-    entries: of each parameter, the tensors that belong to it by key, as they are in this process: DTensors,
-    and tensors that are the same in every process.
+    entries: of each parameter, as they are in this process. What becomes of them depends on how they are laid
+    out, and is kept for as long as that `holds`.
     """
 
     def __init__(self, processes: Processes, entries: Sequence[Entries]):
         self._processes = processes
-        self._entries = entries
+        self._laid_out = _laid_out(entries)
         self.owner = owners([x["p"].shape for x in entries], len(processes))
-        # Of the last exchanges, in this process.
+        self._out = self._route(entries, self._outward)
+        self._home = self._route(entries, self._homeward)
+        # In one step, by this process.
         self.sent = 0
 
-    def collect(self) -> dict[int, Entries]:
+    def holds(self, entries: Sequence[Entries]) -> bool:
+        """Whether these are laid out in the same way."""
+        now = _laid_out(entries)
+        return len(now) == len(self._laid_out) and all(map(is_, now, self._laid_out))
+
+    def collect(self, entries: Sequence[Entries]) -> dict[int, dict[str, Any]]:
         """The whole tensors of the parameters that this process owns, by place."""
-        here = self._processes.here
-        wholes: dict[int, Entries] = {
+        wholes = {
             place: {key: _whole(x) for key, x in own.items()}
-            for place, own in enumerate(self._entries)
-            if self.owner[place] == here
+            for place, own in enumerate(entries)
+            if self.owner[place] == self._processes.here
         }
-
-        def outward(place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
-            """Who sends what to the owner."""
-            owner = self.owner[place]
-            if parts.sharded(tensor):
-                at = self._coordinate(tensor, owner)
-                for process, region in self._holders(tensor):
-                    if _agrees(tensor, self._coordinate(tensor, process), at):
-                        yield process, owner, region
-
-        self.sent = self._move(outward, self._part, lambda piece: wholes[piece.place][piece.key])
+        self.sent = self._move(
+            self._out, entries, lambda piece: entries[piece.place], lambda piece: wholes[piece.place]
+        )
         return wholes
 
-    def return_(self, wholes: dict[int, Entries]) -> None:
-        """Give everybody the parts of what the owners have made of the wholes. The gradients stay."""
+    def give_back(self, wholes: Mapping[int, Entries], entries: Sequence[Entries]) -> None:
+        """Give everybody the parts of what the owners have made of the wholes."""
+        self.sent += self._move(
+            self._home, entries, lambda piece: wholes[piece.place], lambda piece: entries[piece.place]
+        )
 
-        def homeward(place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
-            owner = self.owner[place]
-            if key == "g":
-                return
-            if parts.sharded(tensor):
-                for process, region in self._holders(tensor):
-                    yield owner, process, region
-            else:
-                for process in range(len(self._processes)):
+    def _outward(self, place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
+        """Who sends which part to the owner: its number, the owner's, and the part."""
+        owner = self.owner[place]
+        if parts.sharded(tensor):
+            at = self._coordinate(tensor, owner)
+            for process, coordinate, region in self._holders(tensor):
+                if _agrees(tensor, coordinate, at):
+                    yield process, owner, region
+
+    def _homeward(self, place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
+        """What the owner sends to whom. Gradients stay where they are."""
+        owner = self.owner[place]
+        if key == "g":
+            return
+        if parts.sharded(tensor):
+            for process, _, region in self._holders(tensor):
+                yield owner, process, region
+        else:
+            for process in range(len(self._processes)):
+                if process != owner:
                     yield owner, process, blocks.whole(tensor.shape)
 
-        def target(piece: _Piece) -> Tensor:
-            return self._part(piece)
-
-        self.sent += self._move(homeward, lambda piece: wholes[piece.place][piece.key], target)
-
-    def _part(self, piece: _Piece) -> Tensor:
-        return parts.local(self._entries[piece.place][piece.key]).detach()
+    def _route(
+        self,
+        entries: Sequence[Entries],
+        who: Callable[[int, str, Any], Iterable[tuple[int, int, Region]]],
+    ) -> _Route:
+        here, count = self._processes.here, len(self._processes)
+        route = _Route([[] for _ in range(count)], [[] for _ in range(count)])
+        for place, own in enumerate(entries):
+            for key, tensor in own.items():
+                # The gradient is laid out as the parameter is.
+                for sender, receiver, region in who(place, key, own["p"] if key == "g" else tensor):
+                    if not region.empty:
+                        piece = _Piece(place, key, region)
+                        if sender == here:
+                            route.given[receiver].append(piece)
+                        if receiver == here:
+                            route.wanted[sender].append(piece)
+        return route
 
     def _move(
         self,
-        who: Callable[[int, str, Any], Iterable[tuple[int, int, Region]]],
-        source: Callable[[_Piece], Tensor],
-        target: Callable[[_Piece], Tensor],
+        route: _Route,
+        entries: Sequence[Entries],
+        source: Callable[[_Piece], Entries],
+        target: Callable[[_Piece], Entries],
     ) -> int:
-        """Move pieces between processes; of a whole tensor its part."""
-        here, count = self._processes.here, len(self._processes)
-        given: list[list[Tensor]] = [[] for _ in range(count)]
-        wanted: list[list[_Piece]] = [[] for _ in range(count)]
-        for place, own in enumerate(self._entries):
-            for key, tensor in own.items():
-                for sender, receiver, region in who(place, key, tensor):
-                    if region.empty:
-                        continue
-                    piece = _Piece(place, key, region)
-                    if sender == here:
-                        given[receiver].append(_cut(source(piece), region))
-                    if receiver == here:
-                        wanted[sender].append(piece)
-        empty = [[self._like(piece) for piece in pieces] for pieces in wanted]
+        """Move pieces between processes. Returns how many bytes this one sends."""
+        given = [[_cut(source(x)[x.key], x.region) for x in own] for own in route.given]
+        empty = [[_empty(entries[x.place][x.key], x.region) for x in own] for own in route.wanted]
         sent = self._processes.passed_on(given, empty)
-        for pieces, filled in zip(wanted, empty, strict=True):
+        for pieces, filled in zip(route.wanted, empty, strict=True):
             for piece, value in zip(pieces, filled, strict=True):
-                into = target(piece)
-                if tuple(into.shape) == piece.region.shape:
-                    into.copy_(value)
-                else:
-                    into[parts.within(piece.region)] = value
+                _cut(target(piece)[piece.key], piece.region).copy_(value)
         return sent
 
-    def _like(self, piece: _Piece) -> Tensor:
-        like = parts.local(self._entries[piece.place][piece.key])
-        return torch.empty(piece.region.shape, dtype=like.dtype, device=like.device)
-
-    def _holders(self, tensor: Any) -> Iterable[tuple[int, Region]]:
-        """The number of each process that holds a part of a DTensor, and which part."""
+    def _holders(self, tensor: Any) -> Iterable[tuple[int, tuple[int, ...], Region]]:
+        """Each process that holds a part of a DTensor: its number, where in the mesh it is, and which part."""
         mesh = tensor.device_mesh
         for at in itertools.product(*map(range, mesh.shape)):
-            yield self._processes.ranks.index(int(mesh.mesh[at])), parts.region_of(tensor, at)
+            yield self._processes.ranks.index(int(mesh.mesh[at])), at, parts.region_of(tensor, at)
 
     def _coordinate(self, tensor: Any, process: int) -> tuple[int, ...]:
         """Where a process is in the mesh of a DTensor."""
         where = (tensor.device_mesh.mesh == self._processes.ranks[process]).nonzero()
         return tuple(where[0].tolist())
+
+
+def _laid_out(entries: Sequence[Entries]) -> list[Any]:
+    """What routes depend on. The gradient is laid out as the parameter is."""
+    return [x._spec if parts.sharded(x) else key for own in entries for key, x in own.items() if key != "g"]
 
 
 def _agrees(tensor: Any, process: Sequence[int], owner: Sequence[int]) -> bool:
@@ -165,6 +183,12 @@ def _whole(tensor: Any) -> Any:
     return torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=like.dtype, device=like.device)
 
 
-def _cut(tensor: Tensor, region: Region) -> Tensor:
+def _empty(tensor: Any, region: Region) -> Tensor:
+    like = parts.local(tensor)
+    return torch.empty(region.shape, dtype=like.dtype, device=like.device)
+
+
+def _cut(tensor: Any, region: Region) -> Tensor:
     """The part of a whole tensor; what is a part already, as it is."""
-    return tensor if tuple(tensor.shape) == region.shape else tensor[parts.within(region)]
+    own: Tensor = parts.local(tensor).detach()
+    return own if tuple(own.shape) == region.shape else own[parts.within(region)]

@@ -94,7 +94,7 @@ def repeated(tensor: Any) -> bool:
 class PartState(dict[str, Any]):
     """The state of one parameter as a step sees it: the local parts of its entries, and where they are."""
 
-    region: Region
+    region: Region | None = None
 
 
 def region_in(state: Mapping[str, Any]) -> Region | None:
