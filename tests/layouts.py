@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def joined(rank: int, count: int, folder: str) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@cache
 def layouts() -> dict[str, Put]:
     """What shards a whole tensor over all processes, by name; a single number is repeated."""
     import torch.distributed as dist

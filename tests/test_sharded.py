@@ -288,6 +288,76 @@ def stay_equal(rank: int) -> None:
         assert torch.equal(*everyone), options
 
 
+def explains(rank: int) -> None:
+    """`explain` says what is stepped as parts and what as a whole."""
+    put = layouts()["rows"]
+    params = [nn.Parameter(put(torch.ones(4, 4))) for _ in range(3)]
+    optimizer = steprule.AdamW([{"params": params[:1]}, {"params": params[1:], "rule": steprule.Muon}])
+    assert "sharded over 2 processes: 1 parameter stepped as parts\n" in optimizer.explain()
+    give(params, 0, put)
+    optimizer.step()
+    said = optimizer.explain()
+    assert "sharded over 2 processes: 2 parameters as a whole, by the process that owns it" in said
+    assert "this process owns 1 whole parameter, and sends " in said
+    for p in params[:1]:
+        p.grad = layouts()["columns"](torch.ones(4, 4))
+    optimizer.step()
+    assert "1 gradient brought to where the parameter is" in optimizer.explain()
+
+
+def checkpoints(rank: int) -> None:
+    """A model under fully_shard saves and loads its optimizer in every form, and goes on bit for bit."""
+    import torch.distributed.checkpoint.state_dict as torchs
+    from torch.distributed.fsdp import fully_shard
+
+    def build(make: Any) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 33), nn.ReLU(), nn.Linear(33, 5))
+        fully_shard(model)
+        return model, make(model)
+
+    def train(model: Any, optimizer: Any, steps: range) -> None:
+        for number in steps:
+            optimizer.zero_grad()
+            model(numbers((8, 6), torch.float32, number)).square().mean().backward()
+            optimizer.step()
+
+    clip = [steprule.EMA(0.9), steprule.GlobalNormClip(1.0)]
+    for make in (
+        lambda model: steprule.AdamW(model, modifiers=clip),
+        lambda model: steprule.AdamW(model, state_dtype="bf16"),
+        steprule.SOAP,
+        steprule.Adafactor,
+        steprule.Prodigy,
+    ):
+        straight, optimizer = build(make)
+        train(straight, optimizer, range(2))
+        assert all(state for state in build(make)[1].state.values()), "the state is there before a step"
+        for options in (
+            torchs.StateDictOptions(),
+            torchs.StateDictOptions(full_state_dict=True),
+            torchs.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
+            torchs.StateDictOptions(flatten_optimizer_state_dict=True),
+        ):
+            model, resumed = build(make)
+            saved = torchs.get_model_state_dict(straight, options=options)
+            state = torchs.get_optimizer_state_dict(straight, optimizer, options=options)
+            torchs.set_model_state_dict(model, saved, options=options)
+            torchs.set_optimizer_state_dict(model, resumed, state, options=options)
+            assert_equal_everywhere(optimizer, resumed)
+        train(straight, optimizer, range(2, 4))
+        train(model, resumed, range(2, 4))
+        assert_equal_everywhere(optimizer, resumed)
+
+
+def assert_equal_everywhere(one: Any, other: Any) -> None:
+    """Whether two optimizers of sharded parameters are equal, to the bit."""
+    for p, q in zip(flat(one), flat(other), strict=True):
+        assert_same(whole(q.detach()), whole(p.detach()), repr(one))
+        for key, value in one.state[p].items():
+            assert_same(whole(other.state[q][key]), whole(value), f"{one!r}: {key}")
+
+
 def small_checks(rank: int) -> None:
     """All that takes little time, so that processes are started once."""
     for check in (
@@ -297,6 +367,8 @@ def small_checks(rank: int) -> None:
         nonfinite_everywhere,
         what_is_sent,
         lbfgs_refuses,
+        explains,
+        checkpoints,
     ):
         check(rank)
 

@@ -555,6 +555,10 @@ class RuleOptimizer(CheckedOptimizer):
         lines += views.told(group, self.names_in(group)) if own.rule.on_matrices else []
         lines += [f"not {runner}: {reason}" for runner, reason in chosen.passed_over.items()]
         lines += effects.without_effect(self, group)
+        if sharded.any_sharded([group]):
+            from steprule.engine.sharding import here
+
+            return lines + here.explain(self, group, chosen.runner)
         return lines + chosen.runner.explain(self, group)
 
 

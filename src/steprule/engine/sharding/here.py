@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from steprule import process_errors
+from steprule import errors, process_errors
 from steprule.engine import plans, views
 from steprule.engine.blocks import Region
 from steprule.engine.composition import Composition
@@ -33,6 +33,19 @@ def needs_whole(program: Program) -> bool:
     """Whether a step of a parameter with this program needs all of it in one process."""
     alone = any(not x.shared for own in program.kinds for x in own.reductions)
     return alone or any(own.lined or own.needs_matrices for own in program.kinds)
+
+
+def explain(optimizer: Any, group: dict[str, Any], runner: Any) -> list[str]:
+    """How a group with sharded parameters steps, and what its last step sent."""
+    here: Here | None = plans.of(optimizer).here
+    split = [p for p in group["params"] if not _everywhere(p)]
+    program = optimizer.program(group)
+    whole = sum(needs_whole(program.of(p)) for p in split)
+    meshes = [p.device_mesh.mesh.numel() for p in group["params"] if parts.sharded(p)]
+    said = [f"{errors.counted(len(split) - whole, 'parameter')} stepped as parts"] if len(split) > whole else []
+    said += [f"{errors.counted(whole, 'parameter')} as a whole, by the process that owns it"] if whole else []
+    lines = [f"sharded over {max(meshes)} processes: {', '.join(said) or 'each has all of them'}"]
+    return lines if here is None else lines + here.told(group, runner, bool(whole))
 
 
 def begin(optimizer: Any) -> Here:
@@ -83,6 +96,7 @@ class Here:
         self._routes: Wholes | None = None
         self.param_groups: list[dict[str, Any]] = []
         self._names: dict[int, list[str]] = {}
+        self._brought: dict[int, int] = {}
         self._clear()
 
     # What collects a step
@@ -170,7 +184,7 @@ class Here:
         """The parts of a group's parameters that are stepped as parts."""
         known, params, states = self._checked[id(group)], group["params"], self._optimizer.state
         # Not parts.local: of many small tensors, the calls would take longer than the step.
-        dtensor, found = parts.kind(), list[_Taken]()
+        dtensor, found, brought = parts.kind(), list[_Taken](), 0
         for place, whole, region, counts in zip(*known[1:5], strict=True):
             if whole:
                 continue
@@ -181,13 +195,15 @@ class Here:
             if type(param) is dtensor:
                 self._moved.append(param)
                 if type(gradient) is dtensor and gradient._spec is not param._spec:
-                    gradient = exchange.arranged(param, gradient)
+                    there, gradient = gradient, exchange.arranged(param, gradient)
+                    brought += gradient is not there
                 part = param._local_tensor
             else:
                 part = param
             self.state[part] = state
             self._gradients[id(part)] = gradient if type(gradient) is Tensor else parts.local(gradient)
             found.append(_Taken(place, part, counts))
+        self._brought[id(group)] = brought
         return found
 
     def _take_wholes(
@@ -229,6 +245,21 @@ class Here:
         names = dict(zip(known.places, known.names, strict=True))
         self._names[id(own)] = [names[x.place] for x in taken]
         self.param_groups.append(own)
+
+    def told(self, group: dict[str, Any], runner: Any, whole: bool) -> list[str]:
+        """Of the last step of a group: what was sent, gradients that lay elsewhere, and kernels.
+
+        whole: whether any parameter of the group is stepped as a whole.
+        """
+        lines: list[str] = []
+        if self._routes is not None and whole:
+            owned = errors.counted(self._routes.owner.count(self._routes.here), "whole parameter")
+            lines.append(f"this process owns {owned}, and sends {self._routes.sent:,} bytes per step")
+        if self._brought.get(id(group)):
+            count = errors.counted(self._brought[id(group)], "gradient")
+            lines.append(f"{count} brought to where the parameter is")
+        counted, _ = self._groups.get(id(group), ({}, {}))
+        return [*lines, *(runner.explain(self, counted) if counted else [])]
 
     # What a step of it needs
 

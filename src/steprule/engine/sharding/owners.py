@@ -72,6 +72,11 @@ class Wholes:
         # In one step, by this process.
         self.sent = 0
 
+    @property
+    def here(self) -> int:
+        """The number of this process."""
+        return self._processes.here
+
     def holds(self, entries: Sequence[Entries]) -> bool:
         """Whether these are laid out in the same way."""
         now = _laid_out(entries)
