@@ -268,7 +268,7 @@ class Here:
         counted, repeated = self._groups[id(group)]
         found = self._prepare(counted, after)
         if repeated["params"]:
-            found += [part._replace(counts=False) for part in self._prepare(repeated, {})]
+            found += [part._replace(counts=False) for part in self._prepare(repeated, after)]
         return found
 
     def _prepare(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
