@@ -19,13 +19,17 @@ from steprule.engine.optimizer import CheckedOptimizer
 
 @dataclass(frozen=True)
 class HyperParameter:
-    """One hyper-parameter, in words."""
+    """One hyper-parameter, in words.
+
+    search: where `steprule race` and `tune` look for it.
+    """
 
     name: str
     type: str
     default: Any
     allowed: str
     meaning: str
+    search: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -290,7 +294,7 @@ def _rule_of(given: object) -> type[CheckedOptimizer]:
 
 
 def _hyperparameter(field: Field) -> HyperParameter:
-    return HyperParameter(field.name, field.type, field.default, field.allowed, field.meaning)
+    return HyperParameter(field.name, field.type, field.default, field.allowed, field.meaning, field.search)
 
 
 def _part(text: str, head: str) -> str:

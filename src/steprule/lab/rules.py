@@ -130,7 +130,8 @@ def _find(name: str) -> type[CheckedOptimizer]:
 
 
 def _paragraph(hyper: HyperParameter, width: int) -> list[str]:
-    text = f"{hyper.meaning}; {hyper.allowed}" if hyper.meaning else hyper.allowed
+    searched = "" if hyper.search is None else f"tuned from {hyper.search[0]:g} to {hyper.search[1]:g}"
+    text = "; ".join(filter(None, (hyper.meaning, hyper.allowed, searched)))
     head = textwrap.indent("\n".join(_wrapped(f"{hyper.name} = {hyper.default}", width - len(INDENT))), INDENT)
     return [*head.splitlines(), *_wrapped(text, width, 2 * INDENT)]
 

@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from scipy import stats
 
@@ -47,7 +47,7 @@ class Comparison:
     `Verdict`.
     """
 
-    by: str
+    by: Literal["ratio", "difference"]
     lowest: int
     compared: Sequence[Compared]
     smallest: float | None
@@ -55,44 +55,46 @@ class Comparison:
 
 
 def compare(losses: Sequence[Sequence[float]], as_ratios: bool | None = None) -> Comparison:
-    """Tukey's range test: 95 % intervals that hold for all pairs together.
+    """Games and Howell's test: Tukey's range, with a spread of each optimizer's own.
+
+    Its 95 % intervals hold for all pairs together. With one pooled spread, four equal optimizers of which one
+    has ten times the spread of the others are told apart in 12 % of races of 5 seeds; this way, in 5 %.
 
     losses: of each optimizer, one a seed, all finite and at least one. as_ratios: None to decide by their
     signs.
 
-    Source: Kramer 1956, "Extension of Multiple Range Tests to Group Means with Unequal Numbers of
-    Replications", https://doi.org/10.2307/3001469
+    Source: Games and Howell 1976, "Pairwise Multiple Comparison Procedures with Unequal N's and/or Variances",
+    https://doi.org/10.3102/10769986001002113
     """
     ratios = all(loss > 0 for some in losses for loss in some) if as_ratios is None else as_ratios
     values = [[math.log(loss) if ratios else loss for loss in some] for some in losses]
     back = math.exp if ratios else float
     means = [statistics.fmean(some) for some in values]
     lowest = min(range(len(means)), key=lambda i: means[i])
-    free = sum(len(some) - 1 for some in values)
-    squares = sum((x - mean) ** 2 for some, mean in zip(values, means, strict=True) for x in some)
-    spread = math.sqrt(squares / free) if free else math.nan
+    halves = [_half(len(values), some, values[lowest]) for some in values]
     compared: list[Compared] = []
-    for i, some in enumerate(values):
-        gap, half = means[i] - means[lowest], _half(len(values), free, spread, len(some), len(values[lowest]))
-        own = interval_of_mean(some)
-        known = i != lowest and half is not None
+    for i, (mean, half) in enumerate(zip(means, halves, strict=True)):
+        gap, own = mean - means[lowest], interval_of_mean(values[i])
+        against = None if half is None or i == lowest else (back(gap - half), back(gap + half))
         compared.append(
             Compared(
-                mean=back(means[i]),
+                mean=back(mean),
                 interval=None if own is None else (back(own[0]), back(own[1])),
                 against=back(gap),
-                against_interval=(back(gap - half), back(gap + half)) if known and half is not None else None,
+                against_interval=against,
                 tied=i == lowest or half is None or gap <= half,
             )
         )
-    seeds = min(map(len, values))
-    half = _half(len(values), free, spread, seeds, seeds)
-    tied = [mean - means[lowest] for mean, one in zip(means, compared, strict=True) if one.tied]
-    needed = (
-        _seeds_needed(len(values), max(tied), spread, seeds) if len(tied) > 1 and half is not None else None
-    )
+    seen = [half for i, half in enumerate(halves) if half is not None and i != lowest]
+    tied = [i for i, one in enumerate(compared) if one.tied and i != lowest and halves[i] is not None]
+    last = max(tied, key=lambda i: means[i], default=None)
+    needed = None if last is None else _seeds_needed(len(values), values[last], values[lowest])
     return Comparison(
-        "ratio" if ratios else "difference", lowest, compared, None if half is None else back(half), needed
+        by="ratio" if ratios else "difference",
+        lowest=lowest,
+        compared=compared,
+        smallest=back(min(seen)) if seen else None,
+        seeds_needed=needed,
     )
 
 
@@ -101,23 +103,40 @@ def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | None:
     if len(values) < 2:
         return None
     middle, free = statistics.fmean(values), len(values) - 1
-    spread = math.sqrt(sum((value - middle) ** 2 for value in values) / free)
-    half = _student(free) * spread / math.sqrt(len(values))
+    half = _student(free) * math.sqrt(_variance(values) / len(values))
     return middle - half, middle + half
 
 
-def _half(count: int, free: int, spread: float, seeds: int, other: int) -> float | None:
-    """Half the width of the interval of a difference between two of the means."""
-    if count < 2 or free < 1:
+def _half(count: int, some: Sequence[float], others: Sequence[float]) -> float | None:
+    """Half the width of the interval of the difference between two of the means; None for a single seed."""
+    if count < 2 or min(len(some), len(others)) < 2:
         return None
-    return _tukey(count, free) * spread * math.sqrt((1 / seeds + 1 / other) / 2)
+    one, other = _variance(some) / len(some), _variance(others) / len(others)
+    if one + other == 0:
+        return 0.0
+    # Welch and Satterthwaite's degrees of freedom.
+    free = (one + other) ** 2 / (one**2 / (len(some) - 1) + other**2 / (len(others) - 1))
+    return _tukey(count, _two_digits(free)) * math.sqrt((one + other) / 2)
 
 
-def _seeds_needed(count: int, gap: float, spread: float, seeds: int) -> int | None:
-    """About how many seeds each would show a gap of this size four times out of five."""
+def _seeds_needed(count: int, some: Sequence[float], others: Sequence[float]) -> int | None:
+    """About how many seeds each would show the gap between two means four times out of five."""
+    gap = statistics.fmean(some) - statistics.fmean(others)
     luck = float(_stats.norm.ppf(POWER)) * math.sqrt(2)
-    needed = math.inf if gap <= 0 else ((_tukey(count, math.inf) + luck) * spread / gap) ** 2
-    return max(seeds + 1, math.ceil(needed)) if needed <= MOST_SEEDS else None
+    variance = (_variance(some) + _variance(others)) / 2
+    needed = math.inf if gap <= 0 else (_tukey(count, math.inf) + luck) ** 2 * variance / gap**2
+    return max(len(some) + 1, math.ceil(needed)) if needed <= MOST_SEEDS else None
+
+
+def _variance(values: Sequence[float]) -> float:
+    middle = statistics.fmean(values)
+    return sum((value - middle) ** 2 for value in values) / (len(values) - 1)
+
+
+def _two_digits(value: float) -> float:
+    """Rounded down to two significant digits, which makes an interval a little wider."""
+    scale = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.floor(value / scale) * scale
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from steprule.lab.optimizer_classes import usual_settings
+from steprule.lab.optimizer_classes import optimizer_class, usual_settings
 from steprule.lab.racing.folder import Contestant, Plan, Standing, Trial, Verdict
 from steprule.lab.racing.search import best_of, edges, within
 from steprule.lab.racing.statistics import Comparison, compare
@@ -47,12 +47,13 @@ def verdict_of(plan: Plan, trials: Sequence[Trial]) -> Verdict:
     # A mean of logarithms orders them as the comparison does.
     sound.sort(key=lambda one: (one.against_lowest or 0, one.label))
     standings = sound + [one for one in standings if one.loss is None]
+    by = "ratio" if comparison is None else comparison.by
     tell = _told_by_tune if plan.kind == "tune" else _told_by_race
     sentences = tell(plan, trials, standings, comparison)
     return Verdict(
         sentences=[*sentences, *_told_by_trouble(plan, standings)],
-        notes=_notes(plan, trials),
-        compared_by="difference" if comparison is not None and comparison.by == "difference" else "ratio",
+        notes=_notes(plan, trials, by),
+        compared_by=by,
         smallest_difference=None if comparison is None else comparison.smallest,
         seeds_needed=None if comparison is None else comparison.seeds_needed,
         standings=standings,
@@ -231,7 +232,7 @@ def _counted(number: int) -> str:
 # Conditions
 
 
-def _notes(plan: Plan, trials: Sequence[Trial]) -> list[str]:
+def _notes(plan: Plan, trials: Sequence[Trial], by: str) -> list[str]:
     count = max(one.number for one in plan.trials if one.stage == "tune") + 1
     others = sorted(
         {
@@ -251,9 +252,15 @@ def _notes(plan: Plan, trials: Sequence[Trial]) -> list[str]:
         f"which the worse half of the first ones stopped at {100 * plan.stop_at:g} % of the steps. Not tuned: "
         f"{', '.join(others) or 'nothing'}.",
         f"Losses are those of the validation data on {len(plan.seeds)} fresh seeds, "
-        f"{plan.seeds[0]} to {plan.seeds[-1]}; the intervals are Tukey's on "
-        "their logarithms, for all pairs together, and assume that seeds spread every optimizer alike.",
+        f"{plan.seeds[0]} to {plan.seeds[-1]}; the intervals are Games and "
+        f"Howell's{' on their logarithms' if by == 'ratio' else ''}, for all pairs together.",
     ]
+    with_rest = [one.label for one in plan.contestants if _steps_with_another(one)]
+    if with_rest:
+        notes.append(
+            f"{_listed(with_rest)} {'steps' if len(with_rest) == 1 else 'step'} hidden matrices only; AdamW at "
+            "its defaults steps the rest, and was not tuned."
+        )
     items = int(plan.facts.get(VALIDATION_ITEMS, FEW_ITEMS))
     if items < FEW_ITEMS:
         notes.append(
@@ -266,6 +273,12 @@ def _notes(plan: Plan, trials: Sequence[Trial]) -> list[str]:
     if diverged:
         notes.append(f"{diverged} of {len(trials)} trainings diverged; they count as lost.")
     return notes
+
+
+def _steps_with_another(one: Contestant) -> bool:
+    """Whether a rule leaves what is not a hidden matrix to AdamW."""
+    make: Any = optimizer_class(one.optimizer)
+    return bool(getattr(make, "on_matrices", False)) and not make.steps_vectors()
 
 
 def best_commands(plan: Plan, verdict: Verdict) -> list[str]:
