@@ -73,13 +73,13 @@ accuracy = Score("accuracy", "%", _percent_right)
 class Task:
     """A model, the data for training and evaluation, and the loss to minimize.
 
-    `train`, `validation` and `test` are each two arrays (X, y) or a map-style data set whose items
-    are (input, target) or dicts such as `{"image": …, "label": …}`. `validation` is measured after
-    every epoch, `test` once at the end. `loss(output, target)` returns the batch's mean as a scalar.
-    `epochs` and `batch_size` apply unless the command line gives others. `threads` is how many CPU cores
-    torch may use: one is fastest for small models. `finish(model, folder)` may write results of the
-    trained model to the run's folder. `facts` are written into the run's configuration, to recognize
-    the data.
+    `train`, `validation` and `test` are each two arrays (X, y) or a map-style data set whose items are (input,
+    target) or dicts with `image`, `img`, `pixel_values` or `x`, and `label`, `labels` or `y`. Images may be PIL
+    images, arrays or tensors; bytes become floats from 0 to 1, and channels come first. `validation` is
+    measured after every epoch, `test` once at the end. `loss(output, target)` returns the batch's mean as a
+    scalar. `epochs` and `batch_size` apply unless the command line gives others. `threads` is how many CPU
+    cores torch may use: one is fastest for small models. `finish(model, folder)` may write results of the
+    trained model to the run's folder. `facts` are written into the run's configuration, to recognize the data.
     """
 
     model: nn.Module

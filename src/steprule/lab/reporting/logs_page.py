@@ -213,7 +213,7 @@ def _order(there: Sequence[Group], found: Quantities, say: Words) -> str:
 def _told_apart(
     there: Sequence[Group], ends: Sequence[Sequence[float]], found: Quantities, say: Words
 ) -> list[str]:
-    """Who ended lowest, and who can be told apart from it, by Tukey's range test."""
+    """Who ended lowest, and who can be told apart from it, by Games and Howell's test."""
     comparison = compare(ends)
     lowest = there[comparison.lowest]
     pairs = [*zip(there, comparison.compared, strict=True)]
