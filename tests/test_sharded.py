@@ -358,6 +358,30 @@ def assert_equal_everywhere(one: Any, other: Any) -> None:
             assert_same(whole(other.state[q][key]), whole(value), f"{one!r}: {key}")
 
 
+def meshes_in_each_other(rank: int) -> None:
+    """Some parameters on all processes, others on a part of a mesh, with copies on its other parts."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
+    inner = grid["a"]
+
+    def put(x: Tensor) -> Any:
+        if x.shape[0] == 7:
+            return distribute_tensor(x, inner, [Shard(0)])
+        return distribute_tensor(x, grid, [Shard(0), Shard(1)])
+
+    twins(lambda p: steprule.AdamW(p, modifiers=[steprule.GlobalNormClip(0.5)]), put)
+    twins(steprule.SOAP, put)
+    twins(steprule.Prodigy, put)
+
+
+def four(rank: int) -> None:
+    """Every rule, each in one of the layouts of four processes."""
+    each_rule(rank)
+    meshes_in_each_other(rank)
+
+
 def small_checks(rank: int) -> None:
     """All that takes little time, so that processes are started once."""
     for check in (
@@ -379,7 +403,7 @@ def test_two_processes(what: str, tmp_path: Path) -> None:
 
 
 def test_four_processes(tmp_path: Path) -> None:
-    in_processes(4, "each_rule", tmp_path, "test_sharded")
+    in_processes(4, "four", tmp_path, "test_sharded")
 
 
 def test_a_curvature_that_is_no_dtensor_is_refused() -> None:

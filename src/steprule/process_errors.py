@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def other_processes(who: str, ranks: Sequence[Sequence[int]]) -> ValueError:
-    """Parameters that are sharded over different processes."""
-    first, second = (", ".join(map(str, x)) for x in ranks[:2])
+def other_processes(who: str, some: Sequence[int], others: Sequence[int]) -> ValueError:
+    """A sum over parameters that are sharded over different processes."""
     return ValueError(
-        f"{who}: some parameters are sharded over the processes {first}, others over {second}. "
-        "A step needs the same processes for all. Make an optimizer for each."
+        f"{who}: some parameters are sharded over the processes {', '.join(map(str, some))}, others over "
+        f"{', '.join(map(str, others))}. A sum over all of them, or a step of whole matrices, needs processes "
+        "that have all. Make an optimizer for each."
     )
 
 

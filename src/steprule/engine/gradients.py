@@ -40,6 +40,8 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
         )
     if storage.sharded(param) and _in_codes(optimizer, param, group):
         raise errors.codes_in_parts(who, optimizer.name_of(param), None)
+    if group.get("differentiable") and program.lined and storage.split(param):
+        raise errors.matrix_in_parts(own.name, optimizer.name_of(param), None)
     if not gradient.is_sparse and rule.gradients == "rows only":
         raise errors.dense_gradient(who, optimizer.name_of(param))
     # It may have changed: some trainers flatten all parameters.

@@ -25,6 +25,11 @@ LIMB = 0xFFFFFFFF
 _WIDTH = exact.DOUBLE.width + 2
 
 
+def ranks_of(mesh: Any) -> tuple[int, ...]:
+    """The ranks of all processes of a mesh, in order."""
+    return tuple(sorted(mesh.mesh.flatten().tolist()))
+
+
 class Processes:
     """The processes that hold the parameters of one optimizer together.
 
@@ -34,7 +39,7 @@ class Processes:
     def __init__(self, mesh: Any):
         import torch.distributed as dist
 
-        self.ranks: list[int] = sorted(mesh.mesh.flatten().tolist())
+        self.ranks = ranks_of(mesh)
         self.here = self.ranks.index(dist.get_rank())
         self.device = torch.device(mesh.device_type, *_index(mesh.device_type))
         everybody = len(self.ranks) == dist.get_world_size()

@@ -56,7 +56,11 @@ def begin(optimizer: Any) -> Here:
     own = plans.of(optimizer)
     if own.here is None:
         own.here = Here()
-    own.here.collect(optimizer)
+    try:
+        own.here.collect(optimizer)
+    except BaseException:
+        own.here.leave(finished=False, failed=False)
+        raise
     return own.here
 
 
@@ -91,9 +95,11 @@ class Here:
         # For each group of the optimizer, that of the parts which this process counts in sums, and the rest.
         self._groups: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._checked: dict[int, _Checked] = {}
-        self._processes: exchange.Processes | None = None
-        self._mesh: Any = None
-        self._routes: Wholes | None = None
+        # By mesh, which is kept so that no other one gets its id, and by ranks.
+        self._meshes: dict[int, tuple[Any, exchange.Processes]] = {}
+        self._processes: dict[tuple[int, ...], exchange.Processes] = {}
+        self._together: exchange.Processes | None = None
+        self._routes: dict[tuple[int, ...], Wholes] = {}
         self.param_groups: list[dict[str, Any]] = []
         self._names: dict[int, list[str]] = {}
         self._brought: dict[int, int] = {}
@@ -123,17 +129,20 @@ class Here:
             self.sums = self._sums(groups, given)
 
     def _find_processes(self) -> None:
-        """The processes that hold the parameters, which must be the same for all of them."""
+        """The processes that hold the parameters, by mesh; the largest of these sets takes sums together."""
         groups = self._optimizer.param_groups
-        specs = [getattr(p, "_spec", None) for group in groups for p in group["params"]]
-        if all(x is None or x.mesh is self._mesh for x in specs):
-            return
-        meshes = {id(x.mesh): x.mesh for x in specs if x is not None}
-        ranks = {tuple(sorted(mesh.mesh.flatten().tolist())) for mesh in meshes.values()}
-        if len(ranks) > 1:
-            raise process_errors.other_processes(type(self._optimizer).__name__, sorted(ranks))
-        self._mesh = next(iter(meshes.values()))
-        self._processes = exchange.Processes(self._mesh)
+        specs = [p._spec for group in groups for p in group["params"] if parts.sharded(p)]
+        for mesh in {id(x.mesh): x.mesh for x in specs}.values():
+            if id(mesh) in self._meshes:
+                continue
+            ranks = exchange.ranks_of(mesh)
+            if ranks not in self._processes:
+                self._processes[ranks] = exchange.Processes(mesh)
+            self._meshes[id(mesh)] = mesh, self._processes[ranks]
+        self._together = max(self._processes.values(), key=len, default=None)
+
+    def _processes_of(self, param: Any) -> exchange.Processes:
+        return self._meshes[id(param.device_mesh)][1]
 
     def _check(self, pairs: Sequence[tuple[dict[str, Any], Sequence[Any]]]) -> None:
         """Check gradients and states, unless all is as it was when they were checked before."""
@@ -176,9 +185,13 @@ class Here:
         ]
 
     def _counts(self, param: Any) -> bool:
-        if self._processes is None:
+        together = self._together
+        if together is None:
             return True
-        return not parts.repeated(param) if parts.sharded(param) else self._processes.here == 0
+        if not parts.sharded(param):
+            return together.here == 0
+        # Of a mesh that has only some of the processes, others have copies.
+        return not parts.repeated(param) and together.ranks[0] in self._processes_of(param).ranks
 
     def _take(self, group: dict[str, Any], given: Sequence[Any]) -> list[_Taken]:
         """The parts of a group's parameters that are stepped as parts."""
@@ -212,25 +225,29 @@ class Here:
         """The parameters that this process owns, of those that are stepped as a whole."""
         known = [self._checked[id(group)] for group in groups]
         where = [(i, place) for i, x in enumerate(known) for place in compress(x.places, x.whole)]
-        if not where:
-            return
+        origin: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for index, place in where:
             param = groups[index]["params"][place]
+            ranks = self._processes_of(param).ranks
             state = self._optimizer.state[param]
             entries = {f"state.{key}": x for key, x in state.items() if isinstance(x, Tensor)}
-            self._entries.append({"p": param, "g": exchange.arranged(param, given[index][place])} | entries)
+            entries = {"p": param, "g": exchange.arranged(param, given[index][place])} | entries
+            self._entries.setdefault(ranks, []).append(entries)
+            origin.setdefault(ranks, []).append((index, place))
             self._moved.append(param)
-        if self._routes is None or not self._routes.holds(self._entries):
-            self._routes = Wholes(cast(exchange.Processes, self._processes), self._entries)
-        self._wholes = self._routes.collect(self._entries)
-        for number, whole in self._wholes.items():
-            index, place = where[number]
-            state = self._optimizer.state[groups[index]["params"][place]]
-            part = whole["p"]
-            self.state[part] = PartState((key, whole.get(f"state.{key}", x)) for key, x in state.items())
-            self._gradients[id(part)] = whole["g"]
-            mine[index].append(_Taken(place, part, True))
-            mine[index].sort(key=lambda x: x.place)
+        for ranks, own in sorted(self._entries.items()):
+            if ranks not in self._routes or not self._routes[ranks].holds(own):
+                self._routes[ranks] = Wholes(self._processes[ranks], own)
+            self._wholes[ranks] = self._routes[ranks].collect(own)
+            for number, whole in self._wholes[ranks].items():
+                index, place = origin[ranks][number]
+                param, part = groups[index]["params"][place], whole["p"]
+                state = self._optimizer.state[param]
+                self.state[part] = PartState((key, whole.get(f"state.{key}", x)) for key, x in state.items())
+                self._gradients[id(part)] = whole["g"]
+                together = cast(exchange.Processes, self._together)
+                mine[index].append(_Taken(place, part, together.ranks[0] in ranks))
+                mine[index].sort(key=lambda x: x.place)
 
     def _fill(self, own: dict[str, Any], group: dict[str, Any], taken: Sequence[_Taken]) -> None:
         """Make a group of tensors that are stepped here."""
@@ -252,9 +269,11 @@ class Here:
         whole: whether any parameter of the group is stepped as a whole.
         """
         lines: list[str] = []
-        if self._routes is not None and whole:
-            owned = errors.counted(self._routes.owner.count(self._routes.here), "whole parameter")
-            lines.append(f"this process owns {owned}, and sends {self._routes.sent:,} bytes per step")
+        if self._routes and whole:
+            owned = sum(x.owner.count(x.here) for x in self._routes.values())
+            sent = sum(x.sent for x in self._routes.values())
+            count = errors.counted(owned, "whole parameter")
+            lines.append(f"this process owns {count}, and sends {sent:,} bytes per step")
         if self._brought.get(id(group)):
             count = errors.counted(self._brought[id(group)], "gradient")
             lines.append(f"{count} brought to where the parameter is")
@@ -289,7 +308,8 @@ class Here:
 
     def _sums(self, groups: Sequence[dict[str, Any]], given: Sequence[Sequence[Any]]) -> exchange.Sums | None:
         """What the processes exchange in this step, or None if that is nothing."""
-        if self._processes is None or len(self._processes) == 1:
+        together = self._together
+        if together is None or len(together) == 1:
             return None
         words: dict[Any, str] = {}
         for group, gradients in zip(groups, given, strict=True):
@@ -299,7 +319,10 @@ class Here:
                     words |= {BEFORE_STORING: ""} if program.may_raise else {}
         if not (words or self._entries):
             return None
-        return exchange.Sums(type(self._optimizer).__name__, self._processes, words, waits=bool(self._entries))
+        who = type(self._optimizer).__name__
+        if other := next((x for x in self._processes if not set(x) <= set(together.ranks)), None):
+            raise process_errors.other_processes(who, together.ranks, other)
+        return exchange.Sums(who, together, words, waits=bool(self._entries))
 
     def leave(self, finished: bool, failed: bool) -> None:
         """End a step, after which nothing is kept alive.
@@ -316,11 +339,11 @@ class Here:
             self._clear()
 
     def _finish(self) -> None:
-        if self._routes is not None and self._entries:
-            for whole in self._wholes.values():
+        for ranks, own in sorted(self._entries.items()):
+            for whole in self._wholes[ranks].values():
                 made = self.state[whole["p"]]
                 whole |= {f"state.{key}": x for key, x in made.items() if isinstance(x, Tensor)}
-            self._routes.give_back(self._wholes, self._entries)
+            self._routes[ranks].give_back(self._wholes[ranks], own)
         torch.autograd.graph.increment_version(self._moved)
 
     def _clear(self) -> None:
@@ -329,8 +352,9 @@ class Here:
         self.state: dict[Tensor, PartState] = {}
         self._gradients: dict[int, Tensor] = {}
         self._moved: list[Tensor] = []
-        self._entries: list[dict[str, Any]] = []
-        self._wholes: dict[int, dict[str, Any]] = {}
+        # By the ranks that hold them: tensors by key, and the wholes that this process owns by number.
+        self._entries: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+        self._wholes: dict[tuple[int, ...], dict[int, dict[str, Any]]] = {}
         self.sums: exchange.Sums | None = None
         for own in self.param_groups:
             own["params"] = []
