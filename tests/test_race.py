@@ -140,6 +140,10 @@ def test_a_trial_is_what_train_does_with_the_printed_line(
     assert re.search(r"SignStep with lr [\d.e-]+ ended at loss .* on 3 fresh seeds\.", answer.out)
     assert "With its default lr 0.001 it ended at loss" in answer.out
 
+    (folder / "mine.py").write_text(f"{MINE}\n# other")
+    answer = run(capsys, "tune", "--resume", "--out", "tuned")
+    assert_refused(answer, "optimizer mine.py sha256 changed since it began")
+
 
 def test_trainings_that_diverge_are_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = run(

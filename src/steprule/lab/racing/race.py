@@ -15,9 +15,11 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+import steprule
 from steprule.lab.bench_machine import facts as machine_facts
 from steprule.lab.devices import find_device
 from steprule.lab.errors import LabError, Stopped, did_you_mean
+from steprule.lab.optimizer_classes import optimizer_facts
 from steprule.lab.optimizers import SCHEDULES
 from steprule.lab.progress import clock
 from steprule.lab.racing.conduct import Conductor
@@ -181,10 +183,19 @@ def _plan(
         tuning_seed=asked.seed,
         seeds=seeds,
         stop_at=STOP_AT,
-        facts={**facts_of(training), **_where_and_when(training.device)},
+        facts={
+            **facts_of(training),
+            **_facts_of_files([one.optimizer for one in contestants]),
+            **_where_and_when(training.device),
+        },
         contestants=contestants,
         trials=trials_of(contestants, size, asked.seed, seeds, default_too=asked.kind == "tune"),
     )
+
+
+def _facts_of_files(optimizers: Sequence[str]) -> dict[str, str]:
+    """The hashes of the users' own files with optimizers."""
+    return {name: fact for one in optimizers for name, fact in optimizer_facts(one).items()}
 
 
 def _where_and_when(device: torch.device) -> dict[str, str]:
@@ -226,10 +237,16 @@ def go_on(kind: str, out: Path | None, worker_count: int | None) -> None:
         raise LabError(f"'{folder.path}' holds a {plan.kind}. Resume it with steprule {plan.kind} --resume.")
     console = open_console()
     task = load_task(plan.task)
-    changed = [name for name, fact in task.facts.items() if plan.facts.get(name) != str(fact)]
+    now = {
+        **task.facts,
+        **_facts_of_files([one.optimizer for one in plan.contestants]),
+        "torch": torch.__version__,
+        "steprule": steprule.__version__,
+    }
+    changed = [name for name, fact in now.items() if plan.facts.get(name) != str(fact)]
     if changed:
         raise LabError(
-            f"{', '.join(changed)} changed since the {plan.kind} began; its trainings cannot be compared with "
+            f"{', '.join(changed)} changed since it began; its trainings cannot be compared with "
             "new ones. Start another one."
         )
     count = worker_count or min(2, os.cpu_count() or 1)
