@@ -25,3 +25,19 @@ def in_strides() -> ValueError:
         "A parameter is sharded so that a process has pieces of it that do not follow each other along a "
         "dimension. Shard it with fully_shard, parallelize_module or distribute_tensor in stretches."
     )
+
+
+def not_in_backward(who: str, reason: str) -> ValueError:
+    """A rule, a modifier or an option that needs the gradients of other parameters, too."""
+    return ValueError(
+        f"step_in_backward: {who} cannot step during the backward pass: {reason}. "
+        "Call optimizer.step() after it, or choose rules and modifiers that step each parameter on its own."
+    )
+
+
+def no_model_and_optimizer(model: str, optimizer: str) -> TypeError:
+    """Not a model and one of our optimizers."""
+    return TypeError(
+        f"step_in_backward: given {model} and {optimizer}, must be a model and an optimizer of steprule, as in "
+        "step_in_backward(model, steprule.AdamW(model))."
+    )

@@ -1,0 +1,157 @@
+"""Steps during the backward pass: each parameter as soon as its gradient is complete, which is then freed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from steprule import process_errors as errors
+from steprule.engine import plans, views
+from steprule.engine.rule import RuleOptimizer
+from steprule.engine.sharding import here, parts
+
+
+class StepInBackward:
+    """What `step_in_backward` returns: it ends the steps in backward passes, or suspends them.
+
+    model: whose parameters are stepped, if the optimizer has them.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: RuleOptimizer):
+        self._waits = False
+        self._handles: list[Any] = []
+        wanted = set(map(id, model.parameters()))
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                if param.requires_grad and id(param) in wanted:
+                    one = _kind_of(type(optimizer).__name__)(optimizer)
+                    self._handles.append(param.register_post_accumulate_grad_hook(partial(self._step, one)))
+
+    def _step(self, one: OneParameter, param: Tensor) -> None:
+        if not self._waits:
+            one.take_step(param)
+            param.grad = None
+
+    @contextmanager
+    def accumulate(self) -> Generator[None]:
+        """In the `with` block, backward passes only add up gradients; the next one steps with the sum."""
+        before, self._waits = self._waits, True
+        try:
+            yield
+        finally:
+            self._waits = before
+
+    def remove(self) -> None:
+        """Step in `optimizer.step()` again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def step_in_backward(model: nn.Module, optimizer: Any) -> StepInBackward:
+    """Step each parameter during the backward pass, as soon as its gradient is complete, and free the gradient.
+
+    Use it where gradients do not fit into memory: only those of one layer or so exist at a time. The numbers
+    are those of `optimizer.step()`, which finds no gradients then and does nothing; schedulers, checkpoints and
+    groups stay as they are.
+
+        stepping = steprule.step_in_backward(model, optimizer)
+        for inputs, targets in data:
+            loss_of(model(inputs), targets).backward()  # steps
+            schedule.step()
+
+    With gradient accumulation, do all backward passes but the last in `with stepping.accumulate():`. A gradient
+    scaler does not go with it: gradients are used before it could unscale them.
+
+    model: whose parameters are stepped; those that the optimizer has besides are left to `optimizer.step()`.
+    optimizer: of any rule that steps each parameter on its own.
+
+    Raises: TypeError for anything but a model and an optimizer of steprule. ValueError for rules and modifiers
+    that need the gradients of all parameters at once, such as GlobalNormClip, for `nonfinite`, which decides
+    about all parameters together, and for sharded parameters that are stepped as a whole.
+    """
+    if not (isinstance(model, nn.Module) and isinstance(optimizer, RuleOptimizer)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise errors.no_model_and_optimizer(type(model).__name__, type(optimizer).__name__)
+    for group in optimizer.param_groups:
+        _check(optimizer, group)
+    return StepInBackward(model, optimizer)
+
+
+def _check(optimizer: RuleOptimizer, group: dict[str, Any]) -> None:
+    own, program = optimizer.composition(group), optimizer.program(group)
+    if program.shares or any(slot.shared and slot.exists(group) for slot in own.slots.values()):
+        raise errors.not_in_backward(own.name, "it needs the gradients of several parameters at once")
+    if group.get("nonfinite", "ignore") != "ignore":
+        raise errors.not_in_backward(own.name, f"nonfinite={group['nonfinite']!r} looks at all gradients first")
+    if own.at("climb"):
+        raise errors.not_in_backward(own.name, "it takes the gradients twice")
+    if any(parts.sharded(p) and here.needs_whole(program.of(p)) for p in group["params"]):
+        raise errors.not_in_backward(own.name, "sharded parameters are sent to the process that owns them")
+
+
+class OneParameter(RuleOptimizer):
+    """An optimizer as it is for one of its parameters: the same state, in a group of its own."""
+
+    # Both look at several parameters.
+    _watched_rounding = True
+    _looked_for_curvature = True
+
+    def __init__(self, whole: RuleOptimizer):
+        self.whole = whole
+        self._own: dict[str, Any] = {}
+
+    def take_step(self, param: Tensor) -> None:
+        """Take the parameter's step with the options that its group has now."""
+        whole, own = self.whole, self._own
+        with plans.of(whole).lock:
+            if whole._state_is_away:
+                whole.reload_state()
+            # A loaded checkpoint has replaced the state and the groups.
+            self.__dict__ |= whole.__dict__
+            self.param_groups = [own]
+            own.clear()
+            whole.place_of(param)
+            if id(param) in whole._places:
+                group, place, _ = whole._places[id(param)]
+                own.update(_alone(whole.param_groups[group], place))
+            try:
+                if own and self._may_step():
+                    self._step_groups(None)
+            finally:
+                own["params"] = []
+
+    def rule_of(self, group: Mapping[str, Any]) -> Any:
+        """The rule of a group."""
+        return self.whole.rule_of(group)
+
+    def place_of(self, param: Tensor) -> int:
+        """The parameter's position among all parameters."""
+        return self.whole.place_of(param)
+
+    def name_of(self, param: Tensor) -> str:
+        """How messages refer to a parameter."""
+        return self.whole.name_of(param)
+
+    def names_in(self, group: dict[str, Any]) -> list[str]:
+        """How messages refer to the parameters of a group."""
+        return [self.name_of(x) for x in group["params"]]
+
+    def gradients_of(self, params: Sequence[Tensor]) -> list[Tensor | None]:
+        """What a step of these parameters is taken with."""
+        return self.whole.gradients_of(params)
+
+
+def _alone(group: dict[str, Any], place: int) -> dict[str, Any]:
+    """A group of the parameter at this place alone."""
+    lists = [key for key in ("params", "param_names", views.KEY) if group.get(key) is not None]
+    return {**group, **{key: [group[key][place]] for key in lists}}
+
+
+@cache
+def _kind_of(name: str) -> type[OneParameter]:
+    """The class with the name of the optimizer, for messages."""
+    return type(name, (OneParameter,), {})
