@@ -17,7 +17,7 @@ from rules import Case, assert_same, flat, numbers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steprule.engine import storage
+from steprule.engine import blocks, storage
 from steprule.engine.runners.kernels import batch, counters, runner
 from steprule.engine.runners.kernels.gpu import counters as gpu_counters
 from steprule.engine.runners.kernels.gpu import launch as gpu_launch
@@ -116,7 +116,8 @@ class Kernels:
         dtypes = {name: column[0].dtype for name, column in self.columns.items()}
         shapes = [p.shape for p in self.params]
         self.facts = runner.facts_of(self.program, dtypes, shapes)
-        self.launch = gpu_launch.Launch(self.program, dtypes, shapes, DEVICE)
+        regions = [blocks.whole(x) for x in shapes]
+        self.launch = gpu_launch.Launch(self.program, dtypes, shapes, regions, DEVICE)
         arguments = (self.program, self.states, DEVICE, self.launch.dtype, self.facts)
         self.counters: Any = gpu_counters.DeviceCounters(*arguments) if counts == "device" else None
 

@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels import exact_roots
 from rules import numbers
+from test_blocks import grids, slices
 from torch import Tensor, nn
 
 import steprule
+from steprule.engine import blocks
+from steprule.engine.blocks import Region
 from steprule.engine.program import exact
 from steprule.engine.program.exact import Sum
 
@@ -35,14 +38,20 @@ def test_sums_of_whole_numbers_are_exact(count: int) -> None:
 
 def test_blocks_are_added_without_rounding() -> None:
     """In double, 1 + 1e-30 is 1, and what comes first would decide."""
-    x = torch.zeros(5 * 128)
-    x[0], x[200], x[300], x[639] = 1e18, 1e-30, -1e18, 1e-30
+    x = torch.zeros(1, 5 * 128)
+    x[0, 0], x[0, 200], x[0, 300], x[0, 639] = 1e18, 1e-30, -1e18, 1e-30
     (found,) = exact.of_tensors([x], squares=False)
-    assert found.rounded() == float(rational(x)) == 2 * float(x[200])
+    assert found.rounded() == float(rational(x)) == 2 * float(x[0, 200])
+
+
+def test_elements_of_vectors_are_added_without_rounding() -> None:
+    x = torch.tensor([1e18, 1e-30, -1e18, 1e-30])
+    (found,) = exact.of_tensors([x], squares=False)
+    assert found.rounded() == 2 * float(x[1])
 
 
 def test_the_order_in_a_block_is_that_of_16_lanes() -> None:
-    x = numbers((128,), torch.float32, 1).double()
+    x = numbers((1, 128), torch.float32, 1).double()
     lanes = x.reshape(8, 16)
     total = lanes[0].clone()
     for lane in lanes[1:]:
@@ -82,18 +91,34 @@ def test_large_tensors_are_added_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
         assert exact.of_tensors(tensors, squares=True) == wanted
 
 
-def test_elements_are_taken_as_they_lie_in_memory() -> None:
+def test_the_order_in_memory_does_not_matter() -> None:
     x = numbers((4, 3, 8, 8), torch.float32, 1)
     last = x.to(memory_format=torch.channels_last)
-    flat = torch.empty(0).set_(last.untyped_storage())
-    assert exact.of_tensors([last], squares=False) == exact.of_tensors([flat], squares=False)
+    assert exact.of_tensors([last], squares=False) == exact.of_tensors([x], squares=False)
+
+
+@given(grids(), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_parts_come_to_the_whole(grid: tuple[tuple[int, ...], list[Region]], squares: bool) -> None:
+    """Wherever the cuts are, if they cut no block."""
+    shape, regions = grid
+    x = numbers(shape, torch.float32, 1)
+    own = blocks.layout_of_sums(shape)
+    parts = exact.of_tensors([x[slices(r)] for r in regions], squares, regions)
+    total = Sum()
+    for part in parts:
+        total = total.plus(part)
+    if not any(blocks.cuts(own, r) for r in regions):
+        assert [total] == exact.of_tensors([x], squares)
+    elif not squares:
+        assert total.rounded() == pytest.approx(float(rational(x)), rel=1e-9, abs=1e-9)
 
 
 # In kernels
 
 
-def in_a_kernel(x: np.ndarray[Any, Any], squares: bool) -> tuple[Sum, float]:
-    """What the words of a CPU kernel make of these numbers."""
+def in_a_kernel(x: np.ndarray[Any, Any], squares: bool, begun: int = 0) -> tuple[Sum, float]:
+    """What the words of a CPU kernel make of these numbers, in blocks of 128, the first of which was begun."""
     pytest.importorskip("numba")
     from steprule.engine.runners.kernels import cache
     from steprule.engine.runners.kernels.cpu.cut import OF_DOUBLES
@@ -107,7 +132,7 @@ from steprule.engine.runners.kernels.cpu.sums import *
 def kernel(job):
     total = sum_of_chunk(job, 0)
     clear(total)
-    {word}(total, {kind}_values(job, 0), {kind}_values(job, 1), sums_of_sweep(job))
+    {word}(total, {kind}_values(job, 0), sums_of_sweep(job), 128, tensors_of_job(job))
     result = rounded_sums(job, 0)
     result[0] = rounded(total, sum_of_tensor(job, 0))
 """
@@ -115,7 +140,7 @@ def kernel(job):
     values = np.zeros(2 * room, dtype=x.dtype)
     values[: len(x)] = x
     kept, work, result = np.zeros(form.width, dtype=np.int64), np.zeros(form.width, dtype=np.int64), np.zeros(1)
-    job = Job(reductions=len(x), room=room)
+    job = Job(reductions=len(x), room=room, tensors=begun)
     for name, table in {"values": values, "partials": kept, "sums": work, "rounded": result}.items():
         setattr(job, name, table.ctypes.data)
     Kernel(cache.address_of("sums-test", text)).run(ctypes.addressof(job), 1)
@@ -127,29 +152,38 @@ def kernel(job):
 @pytest.mark.parametrize("count", [0, 1, 15, 128, 129, 1000])
 def test_a_kernel_adds_as_the_others_do(count: int, dtype: torch.dtype, squares: bool) -> None:
     for scale in (1.0, -1e-3, 1e-25, 1e18, 1e-45):
-        x = numbers((count,), torch.float32, count).to(dtype) * scale
+        x = numbers((1, count), torch.float32, count).to(dtype) * scale
         (wanted,) = exact.of_tensors([x], squares)
         assert wanted == exact.of_tensors([x.double()], squares)[0]
-        assert in_a_kernel(x.numpy(), squares) == (wanted, wanted.rounded())
+        assert in_a_kernel(x[0].numpy(), squares) == (wanted, wanted.rounded())
+
+
+@pytest.mark.parametrize("begun", [0, 1, 100, 127])
+@pytest.mark.parametrize("count", [5, 40, 300])
+def test_a_part_begins_within_a_block(count: int, begun: int) -> None:
+    x = numbers((1, count), torch.float32, count)
+    region = Region((1, 1000), (1, count), (0, 128 + begun))
+    (wanted,) = exact.of_tensors([x], squares=True, regions=[region])
+    assert in_a_kernel(x[0].numpy(), squares=True, begun=begun) == (wanted, wanted.rounded())
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 1e200, -1.7e308, 1e-310, -5e-324, -0.0])
 def test_a_kernel_meets_odd_numbers(bad: float) -> None:
-    x = torch.tensor([1.0, *[0.0] * 127, bad, -3.0], dtype=torch.float64)
+    x = torch.tensor([[1.0, *[0.0] * 127, bad, -3.0]], dtype=torch.float64)
     (wanted,) = exact.of_tensors([x], squares=False)
-    found, result = in_a_kernel(x.numpy(), squares=False)
+    found, result = in_a_kernel(x[0].numpy(), squares=False)
     assert found == wanted
     assert result == wanted.rounded() or (math.isnan(result) and math.isnan(wanted.rounded()))
 
 
 @pytest.mark.parametrize("scale", [3e38, 1e-38, 1.5e-45])
 def test_single_precision_needs_few_limbs(scale: float) -> None:
-    x = torch.full((700,), scale)
+    x = torch.full((1, 700), scale)
     for squares in (False, True):
         (wanted,) = exact.of_tensors([x.double()], squares)
         assert wanted.units
         assert exact.of_tensors([x], squares) == [wanted]
-        assert in_a_kernel(x.numpy(), squares) == (wanted, wanted.rounded())
+        assert in_a_kernel(x[0].numpy(), squares) == (wanted, wanted.rounded())
 
 
 @pytest.mark.parametrize("form", [exact.SINGLE, exact.DOUBLE], ids=["single", "double"])
@@ -185,7 +219,7 @@ MODIFIERS: dict[str, list[Any]] = {
     "measured": [steprule.Metrics, steprule.NormClip],
 }
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-SHAPES = ((), (7,), (0,), (130,), (64, 3, 3, 3), (300, 70))
+SHAPES = ((), (7,), (0,), (130,), (64, 3, 3, 3), (300, 70), (9, 300))
 
 
 def after_steps(rule: str, modifiers: str, dtype: torch.dtype, **options: Any) -> list[Tensor]:

@@ -30,6 +30,7 @@ from rules import LOOPS, Case, assert_same, each, flat, numbers, options_on
 from torch import Tensor, nn
 
 import steprule
+from steprule.engine import blocks
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.chunks import chunks
 from steprule.engine.runners.kernels.gpu import counters as gpu_counters
@@ -247,7 +248,7 @@ def test_no_kernel_takes_whole_numbers() -> None:
     optimizer = steprule.SGD(parameters(SHAPES, torch.float32))
     program = optimizer.program(optimizer.param_groups[0])
     with pytest.raises(NoKernel, match=r"'g' in torch\.int32"):
-        gpu_launch.Launch(program, {"p": torch.float32, "g": torch.int32}, [(1,)], DEVICE)
+        gpu_launch.Launch(program, {"p": torch.float32, "g": torch.int32}, [(1,)], [blocks.whole((1,))], DEVICE)
 
 
 def test_a_kernel_that_does_not_compile_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import steprule
 from steprule import Elementwise, hyper, slot
+from steprule.engine import blocks
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.gpu import launch as gpu_launch
 from steprule.words import clamp, exp, larger, lerp, log, sign, smaller, sqrt
@@ -241,7 +242,9 @@ def test_stores_round_to_nearest_even(dtype: torch.dtype, monkeypatch: pytest.Mo
     optimizer = steprule.SGD([nn.Parameter(torch.zeros(len(values), dtype=dtype, device=DEVICE))], lr=1.0)
     (param,), (group,) = flat(optimizer), optimizer.param_groups
     gradient, program = -values.to(DEVICE), optimizer.program(group)
-    launch = gpu_launch.Launch(program, {"p": dtype, "g": torch.float32}, [values.shape], DEVICE)
+    launch = gpu_launch.Launch(
+        program, {"p": dtype, "g": torch.float32}, [values.shape], [blocks.whole(values.shape)], DEVICE
+    )
     launch.place("p", [param.data_ptr()])
     launch.place("g", [gradient.data_ptr()])
     launch.run([program.scalars[0].function(group, math.nan, {})[0]], [0])

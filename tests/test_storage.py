@@ -14,7 +14,7 @@ from processes import python
 from rules import LOOPS, Case, can_store, each, estimate_curvature
 
 import steprule
-from steprule.engine import storage
+from steprule.engine import blocks, storage
 from steprule.engine.fields import Slot, parameter
 
 BIG = (70, 90)
@@ -76,7 +76,7 @@ def test_eight_bits_are_kept_for_large_tensors_only(case: Case) -> None:
             continue
         wanted = torch.uint8 if slot.never_negative else torch.int8
         assert large[f"{slot.key}_codes"].dtype == wanted
-        assert large[f"{slot.key}_scale"].shape == (-(-70 * 90 // storage.BLOCK),)
+        assert large[f"{slot.key}_scale"].shape == blocks.layout((70, 90)).scales
         assert small[slot.key].dtype == torch.float32
 
 
@@ -95,7 +95,7 @@ def test_codes_come_back_within_an_eighth(signed: bool, data: Any) -> None:
     state |= storage.create_for_parameter(param, {"state_dtype": "int8"}, state, 0)
     storage.store(state, "x", x)
     back = storage.load(state, "x")
-    scale = state["x_scale"].repeat_interleave(storage.BLOCK)[:size]
+    scale = storage.powers(state["x_scale"]).repeat_interleave(blocks.layout((size,)).block)[:size]
     smallest = scale * 2.0 ** (-18 if signed else -34)
     # Three bits of mantissa: a code is at most an eighth away, plus float32's own roundings.
     assert ((back - x).abs() <= x.abs() * 0.1251 + smallest * 1.001).all()
@@ -115,7 +115,7 @@ def codes(size: int, signed: bool, kind: str = "int8") -> dict[str, Any]:
 def test_random_rounding_of_codes_has_no_bias(signed: bool) -> None:
     state = codes(8192, signed)
     x = torch.rand(8192) * 0.5
-    x[:: storage.BLOCK] = 1.0
+    x[:: blocks.BLOCK] = 1.0
     total = torch.zeros(8192)
     for _ in range(400):
         storage.store(state, "x", x)
@@ -135,13 +135,13 @@ def test_a_number_that_does_not_change_keeps_its_code(signed: bool) -> None:
     torch.manual_seed(0)
     for _ in range(100):
         now = kept.clone()
-        now[:: storage.BLOCK] = 1.0 + 3 * torch.rand(32)
+        now[:: blocks.BLOCK] = 1.0 + 3 * torch.rand(64)
         storage.next_keys(state)
         storage.store(state, "x", now)
         back = storage.load(state, "x")
         # Only the offset of code 0 changes a little when the scale doubles.
         tiny = 2.0**-13 if signed else 2.0**-29
-        apart = ((back - now).abs() > tiny * 4).view(-1, storage.BLOCK)[:, 1:]
+        apart = ((back - now).abs() > tiny * 4).view(-1, blocks.BLOCK)[:, 1:]
         assert apart.float().mean() < 0.01
 
 
@@ -168,9 +168,9 @@ def test_what_is_not_finite_spoils_its_block_and_no_other() -> None:
         x = torch.ones(8192)
         x[700] = bad
         storage.store(state, "x", x)
-        lost = storage.load(state, "x").isnan().view(-1, storage.BLOCK)
-        assert lost[2].all()
-        assert lost.sum() == storage.BLOCK
+        lost = storage.load(state, "x").isnan().view(-1, blocks.BLOCK)
+        assert lost[700 // blocks.BLOCK].all()
+        assert lost.sum() == blocks.BLOCK
 
 
 @pytest.mark.parametrize("rule", [steprule.Adagrad, steprule.SparseAdam])

@@ -88,6 +88,56 @@ def test_the_older_form_of_codes_is_read(case: Case) -> None:
         assert torch.equal(p, q)
 
 
+def decoded(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """What codes with a float32 for each 256 neighbours stand for."""
+    small = 2.0**-15 if codes.dtype == torch.int8 else 2.0**-31
+    bias = 112 if codes.dtype == torch.int8 else 96
+    code = codes.reshape(-1).to(torch.int64)
+    size = code & 127 if codes.dtype == torch.int8 else code
+    value = (1 + (size % 8).double() / 8) * 2.0 ** ((size // 8).double() + bias - 127) - small
+    value = torch.where(code < 0, -value, value)
+    return (value * scale.double().repeat_interleave(256)[: len(value)]).reshape(codes.shape)
+
+
+def test_codes_with_wider_scales_are_converted() -> None:
+    p = nn.Parameter(numbers((30, 200), torch.float32, 0))
+    optimizer = steprule.AdamW([p], state_dtype="int8")
+    optimizer.init_state()
+    saved = optimizer.state_dict()
+    generator = torch.Generator().manual_seed(0)
+    state, wanted = saved["state"][0], {}
+    for key, low in (("exp_avg", -128), ("exp_avg_sq", 0)):
+        codes = torch.randint(low, low + 248, (30, 200), generator=generator).to(state[f"{key}_codes"].dtype)
+        scale = 2.0 ** torch.randint(-10, 10, (-(-6000 // 256),), generator=generator)
+        state |= {f"{key}_codes": codes, f"{key}_scale": scale.float()}
+        wanted[key] = decoded(codes, scale)
+    report = optimizer.load_state_dict(saved)
+    assert {change.what.partition(": ")[2] for change in report.converted} == {"exp_avg", "exp_avg_sq"}
+    assert "older 8-bit codes" in str(report)
+    loaded = optimizer.state_dict()["state"][0]
+    assert loaded["exp_avg_scale"].shape == (30, 2)
+    for key, value in wanted.items():
+        found = storage.load(optimizer.state[p], key).double()
+        largest = value.abs().max()
+        assert ((found - value).abs() <= value.abs() / 15 + largest * 2.0**-17).all()
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def test_the_lower_half_of_a_parameter_was_a_16_bit_number() -> None:
+    p = nn.Parameter(numbers((30, 20), torch.bfloat16, 0))
+    optimizer = steprule.AdamW([p], low_precision="master")
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    kept = optimizer.state[p]["low_bits"].clone()
+    assert (kept.dtype, tuple(kept.shape)) == (torch.uint8, (30, 20, 2))
+    saved["state"][0]["low_bits"] = kept.view(torch.int16).squeeze(-1)
+    report = optimizer.load_state_dict(saved)
+    assert torch.equal(optimizer.state[p]["low_bits"], kept)
+    assert "low_bits" in str(report)
+
+
 def test_codes_without_their_scales_are_refused() -> None:
     (case,) = (case for case in CODED if str(case) == "AdamW-loop")
     saved = trained(case, state_dtype="int8").state_dict()

@@ -66,12 +66,11 @@ def drawn(
 ) -> Tensor:
     """A random number for every element of a tensor.
 
-    draw: which of the step it is. key: the parameter's noise key. region: where these elements are in the whole
-    tensor, if they are a part.
+    draw: which of the step it is. key: the parameter's noise key. region: which part of a whole tensor it is.
     """
-    places = storage.places_in_rows(like).view(-1) if storage.sharded(like) else None
-    if region is not None:
-        places = blocks.positions(region, like.device).view(-1)
+    region = storage.region_of(like) if region is None else region
+    whole = region.shape == region.whole
+    places = None if whole else blocks.positions(region, like.device).reshape(-1)
     local = storage.local(like, like)
     numbers = torch.empty(local.shape, dtype=dtype, device=local.device)
     make = _gaussian if word == "gaussian" else _coin
@@ -132,4 +131,5 @@ class Draws:
         if owner not in self._seeded:
             raise rule_errors.drawn_without_seed(owner, word)
         self._count += 1
-        return drawn(word, self._count - 1, int(self._state[NOISE_KEY]), self._like, dtype, self._region)
+        key = int(self._state[NOISE_KEY])
+        return drawn(word, self._count - 1, key, self._like, dtype, self._region)

@@ -6,18 +6,20 @@ Every format can be recognized from the state alone, so a checkpoint says how to
 |----------------------|-------------------------------------------------------------------------------------|
 | a slot in bf16, fp16 | the value, rounded to nearest even                                                  |
 | `<key>_codes`, int8  | a small float with a sign, 4 bits of exponent and 3 of mantissa, times a power of   |
-|                      | two that a block of 256 neighbours shares (`<key>_scale`)                           |
+|                      | two that a block of neighbours shares: `<key>_scale`, uint8, has its exponent as    |
+|                      | float32 has it, 255 where the block is not finite                                   |
 | `<key>_codes`, uint8 | the same for slots that are never negative, with 5 bits of exponent; only 0 is 0    |
 | `slot_rounding_key`  | codes and bf16 are rounded up or down at random, by a hash of this and the position |
 | `compensation`       | what the parameter's 16 bits leave out, itself in 16 bits (Kahan)                   |
-| `low_bits`           | the lower half of the parameter in fp32; the parameter holds the upper half         |
+| `low_bits`           | the lower half of the parameter in fp32, as int16 in two bytes, which every backend |
+|                      | of torch.distributed can send; the parameter holds the upper half                   |
 | `rounding_key`       | the parameter is rounded up or down at random, by a hash of this and the position   |
 
 Codes are small floats because the small elements of a block matter as much as its largest. Rounding is random
 because a slow average moves by less than one code per step (0.999·v is v again in bf16), and because random
-rounding has no bias. Neighbours are neighbours in the tensor's own order of dimensions; positions are positions
-in memory. Codes have a key of their own, so that a torch optimizer that loads them fails instead of using them
-as the slot.
+rounding has no bias. Neighbours and positions are those in the lines and blocks of the whole tensor (see
+`blocks`), so that a shard has the scales and the noise of the whole. Codes have a key of their own, so that a
+torch optimizer that loads them fails instead of using them as the slot.
 
 The first rounding keys come only from the parameter's position among all parameters of the optimizer, not from
 torch.manual_seed or the process, so that replicas in several processes stay equal. After that they are part of
@@ -26,9 +28,8 @@ the state and of checkpoints.
 
 from __future__ import annotations
 
-import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -38,9 +39,9 @@ from steprule import errors
 from steprule.engine import blocks
 from steprule.engine.blocks import Region
 from steprule.engine.fields import HALF, Slot, parameter
+from steprule.engine.sharding import parts
 from steprule.engine.sharding.parts import region_in
 
-BLOCK = 256
 SMALLEST = 4096
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = (*DTYPES, "int8")
@@ -52,6 +53,10 @@ LOW_PRECISION = ("none", "stochastic", "kahan", "master")
 MANTISSA = 20
 CODES = {torch.int8: 128, torch.uint8: 256}
 CODE_0 = {torch.int8: 2.0**-15, torch.uint8: 2.0**-31}
+# The exponent bits of a float32, and what they are where it is not finite.
+EXPONENT, NOT_FINITE = 23, 255
+# How many neighbours in memory shared a scale, a float32, in older checkpoints.
+OLDER_BLOCK = 256
 # A block whose largest element is below this is stored as zeros.
 TINIEST = 2.0**-120
 # The scale of a block is the power of two below its largest element times this. All elements are then below
@@ -174,8 +179,9 @@ def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor
 def _codes(slot: Slot, value: Tensor) -> dict[str, Tensor]:
     """The entries of a slot in 8-bit codes, rounded to nearest."""
     codes = torch.empty_like(value, dtype=torch.uint8 if slot.never_negative else torch.int8)
-    scale = value.new_empty(-(-value.numel() // BLOCK), dtype=torch.float32)
-    _encode(value, value.new_full((), 1 << (MANTISSA - 1), dtype=torch.int32), codes, scale)
+    region = blocks.whole(value.shape)
+    scale = value.new_empty(blocks.layout(value.shape).scales, dtype=torch.uint8)
+    _encode(value, value.new_full((), 1 << (MANTISSA - 1), dtype=torch.int32), codes, scale, region)
     return {f"{slot.key}_codes": codes, f"{slot.key}_scale": scale}
 
 
@@ -220,7 +226,8 @@ def create_for_parameter(
     if beside == "rounding_key":
         return entries | {beside: torch.tensor(mix(key ^ GOLDEN), device="cpu")}
     dtype = param.dtype if beside == "compensation" else torch.int16
-    return entries | {beside: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
+    zeros = torch.zeros_like(local(param, param), dtype=dtype, memory_format=torch.preserve_format)
+    return entries | {beside: whole(zeros if beside == "compensation" else in_bytes(zeros), param)}
 
 
 def keeps_more(state: Mapping[str, Any]) -> bool:
@@ -250,6 +257,17 @@ def codes_apart(saved: Mapping[str, Any]) -> dict[str, Any]:
     return entries
 
 
+def is_older(state: Mapping[str, Any], key: str) -> bool:
+    """Whether a slot is in codes of an older form, with a float32 for each 256 neighbours in memory."""
+    scale: Any = state.get(f"{key}_scale")
+    return isinstance(scale, Tensor) and scale.dtype == torch.float32
+
+
+def older_scales(param: Tensor) -> tuple[int, ...]:
+    """The shape of the scales of a slot in that form."""
+    return (-(-param.numel() // OLDER_BLOCK),)
+
+
 def marks(state: Mapping[str, Any], slots: Iterable[Slot]) -> dict[str, int]:
     """Entries for the keys of slots in codes, so that torch does not take a missing slot for a first step.
 
@@ -268,23 +286,25 @@ def load(state: Mapping[str, Any], key: str) -> Tensor:
     stored: Tensor = state[entry_of(state, key)]
     if stored.dtype not in CODES:
         return stored
-    code, zero = _blocks(stored.reshape(-1).to(torch.int32)), CODE_0[stored.dtype]
+    zero, scale = CODE_0[stored.dtype], state[f"{key}_scale"]
+    older, region = is_older(state, key), region_in(state) or blocks.whole(stored.shape)
+    block, width = (OLDER_BLOCK, stored.numel()) if older else _block_and_width(region)
+    code = _in_blocks(stored.to(torch.int32), block, width)
     bits = ((code & (CODES[stored.dtype] - 1)) << MANTISSA) + bits_of(zero)
     size = bits.view(torch.float32) - zero
-    value = torch.where(code < 0, -size, size) * state[f"{key}_scale"][:, None]
-    return value.reshape(-1)[: stored.numel()].reshape(stored.shape)
+    value = torch.where(code < 0, -size, size) * (scale if older else powers(scale)).reshape(-1, 1)
+    return _out_of_blocks(value, width, stored.shape)
 
 
 def store(state: dict[str, Any], key: str, value: Tensor) -> None:
     """Store the elements of a slot, rounded once to its format."""
     stored: Tensor = state[entry_of(state, key)]
     if stored.dtype in CODES:
-        salt = salt_of(rounded_at_random(state).index(key))
-        noise = noise_for(int(state[SLOT_KEY]) ^ salt, stored, region_in(state))
-        _encode(value.float(), noise >> (32 - MANTISSA), stored, state[f"{key}_scale"])
+        region = region_in(state) or blocks.whole(stored.shape)
+        noise = noise_for(_key_of(state, key), stored, region)
+        _encode(value.float(), noise >> (32 - MANTISSA), stored, state[f"{key}_scale"], region)
     elif stored.dtype == torch.bfloat16 and SLOT_KEY in state:
-        salt = salt_of(rounded_at_random(state).index(key))
-        noise = noise_for(int(state[SLOT_KEY]) ^ salt, stored, region_in(state))
+        noise = noise_for(_key_of(state, key), stored, _region_of_slot(stored, region_in(state)))
         local(stored, stored).copy_(_to_bfloat16(local(value, stored).float(), noise >> 16))
     else:
         stored.copy_(value)
@@ -295,8 +315,22 @@ def rounded_at_random(state: dict[str, Any]) -> list[str]:
     if SLOT_KEY not in state:
         return []
     slots = {key: x for key, x in state.items() if isinstance(x, Tensor) and key not in EXTRA_KEYS}
-    rounded = (key for key, x in slots.items() if x.dtype in (torch.bfloat16, *CODES))
+    rounded = (key for key, x in slots.items() if x.dtype == torch.bfloat16 or key.endswith("_codes"))
     return sorted(key.removesuffix("_codes") for key in rounded)
+
+
+def _key_of(state: dict[str, Any], key: str) -> int:
+    """The rounding key of a slot."""
+    return int(state[SLOT_KEY]) ^ salt_of(rounded_at_random(state).index(key))
+
+
+def _region_of_slot(stored: Tensor, region: Region | None) -> Region | None:
+    """Which part of a whole slot this is; a slot per row or column is cut where the parameter is."""
+    if region is None or sharded(stored) or stored.shape == region.shape:
+        return region
+    cut = zip(stored.shape, *region, strict=True)
+    sizes = [(size, here, first) if own == here else (own, own, 0) for own, size, here, first in cut]
+    return Region(*zip(*sizes, strict=True))
 
 
 def salt_of(place: int) -> int:
@@ -307,31 +341,18 @@ def salt_of(place: int) -> int:
 def noise_for(key: int, like: Tensor, region: Region | None = None) -> Tensor:
     """32 bits for each element: equal steps of the golden ratio, from a random start in each block.
 
-    region: where these elements are in the whole tensor, if they are a part.
+    region: which part of a whole tensor it is; without it all, or what a DTensor has here.
     """
-    # In memory, as kernels count them.
-    places = _places(like, like.stride()) if region is None else blocks.positions(region, like.device)
-    return (mix((places // BLOCK) ^ key) + places % BLOCK * GOLDEN) & _UINT32
+    region = region_of(like) if region is None else region
+    block, place = blocks.places(blocks.layout(region.whole), region, like.device)
+    return (mix(block ^ key) + place * GOLDEN) & _UINT32
 
 
-def places_in_rows(like: Any) -> Tensor:
-    """The place of each element if the tensor is read row by row; for a shard, in the whole tensor."""
-    shape = tuple(like.shape)
-    return _places(like, [math.prod(shape[d + 1 :]) for d in range(len(shape))])
-
-
-def _places(like: Any, strides: Sequence[int]) -> Tensor:
-    """The position of each element, if neighbours are so far apart; for a shard, in the whole tensor."""
-    shape, first = tuple(like.shape), (0,) * like.dim()
-    if sharded(like):
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        shape, first = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
-    places = torch.zeros(shape, dtype=torch.int64, device=like.device)
-    for d, (size, start, stride) in enumerate(zip(shape, first, strides, strict=True)):
-        along = torch.arange(start, start + size, device=like.device) * stride
-        places += along.view([-1 if i == d else 1 for i in range(len(shape))])
-    return places
+def region_of(tensor: Any) -> Region:
+    """All of a tensor, or the part of a DTensor that this process has."""
+    if not sharded(tensor):
+        return blocks.whole(tensor.shape)
+    return parts.region_of(tensor)
 
 
 def sharded(tensor: Tensor) -> bool:
@@ -355,10 +376,12 @@ def local(tensor: Any, like: Any) -> Tensor:
 
 
 def whole(part: Tensor, like: Any) -> Tensor:
-    """The tensor of which this is a part, sharded as `like` is."""
+    """The tensor of which this is a part, sharded as `like` is. It may have a dimension more, of two bytes."""
     if not sharded(like):
         return part
-    layout = {"shape": like.shape, "stride": like.stride(), "run_check": False}
+    more = part.dim() - like.dim()
+    stride = (*(2 * x for x in like.stride()), 1) if more else like.stride()
+    layout = {"shape": (*like.shape, *[2] * more), "stride": stride, "run_check": False}
     dtensor = cast(Any, type(like))
     return dtensor.from_local(part, like.device_mesh, like.placements, **layout)
 
@@ -375,26 +398,34 @@ def next_key(name: str, key: Any) -> Any:
     return key + 1 if name == NOISE_KEY else mix(key + 1)
 
 
-def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor) -> None:
-    """Write the codes and scales of float32 elements."""
+def _encode(value: Tensor, noise: Tensor, codes: Tensor, scale: Tensor, region: Region) -> None:
+    """Write the codes and scales of float32 elements, which are this region of the parameter."""
     zero = CODE_0[codes.dtype]
-    blocks = _blocks(value.reshape(-1))
-    largest = blocks.abs().amax(dim=1)
+    block, width = _block_and_width(region)
+    found = _in_blocks(value, block, width)
+    largest = found.abs().amax(dim=1)
     exponent = (largest * HEADROOM).view(torch.int32) & INFINITE
     exponent = torch.where(largest < TINIEST, 0, exponent)
-    # The difference is 0, or NaN if an element is NaN or infinite: then the whole block becomes NaN.
-    scale.copy_(exponent.view(torch.float32) + (largest - largest))
+    # If an element is NaN or infinite, the whole block becomes NaN.
+    exponent = torch.where(largest.isfinite(), exponent, INFINITE)
+    scale.copy_((exponent >> EXPONENT).to(torch.uint8).reshape(scale.shape))
     inverse = torch.where(exponent > 0, 2 * ONE - exponent, 0).view(torch.float32)
-    size = blocks.abs() * inverse[:, None] + zero
-    up = _blocks(noise.to(torch.int32).expand(value.shape).reshape(-1))
+    size = found.abs() * inverse[:, None] + zero
+    up = _in_blocks(noise.to(torch.int32).expand(value.shape), block, width)
     code = (size.view(torch.int32) + up) >> MANTISSA
     if codes.dtype == torch.uint8:
         # If a second moment became 0 while its mean did not, the step would be infinite.
-        code = torch.where(blocks > 0, code.clamp(min=(bits_of(zero) >> MANTISSA) + 1), code)
+        code = torch.where(found > 0, code.clamp(min=(bits_of(zero) >> MANTISSA) + 1), code)
     code &= CODES[codes.dtype] - 1
     if codes.dtype == torch.int8:
-        code |= blocks.view(torch.int32) >> 31 << 7
-    codes.copy_(code.reshape(-1)[: value.numel()].reshape(codes.shape).to(codes.dtype))
+        code |= found.view(torch.int32) >> 31 << 7
+    codes.copy_(_out_of_blocks(code, width, codes.shape).to(codes.dtype))
+
+
+def powers(scale: Tensor) -> Tensor:
+    """The powers of two with these exponents; NaN where a block is not finite."""
+    found = (scale.to(torch.int32) << EXPONENT).view(torch.float32)
+    return torch.where(scale == NOT_FINITE, torch.nan, found)
 
 
 def bits_of(x: float) -> int:
@@ -403,10 +434,25 @@ def bits_of(x: float) -> int:
     return bits
 
 
-def _blocks(flat: Tensor) -> Tensor:
-    """Rows of 256 neighbours; the last row is padded with zeros."""
-    missing = -flat.numel() % BLOCK
-    return torch.nn.functional.pad(flat, (0, missing)).view(-1, BLOCK)
+def _block_and_width(region: Region) -> tuple[int, int]:
+    """How long the blocks of a region are, which cuts none, and how much of a line it has."""
+    own = blocks.layout(region.whole)
+    part = blocks.part_of(own, region)
+    if part is None or blocks.cuts(own, region):
+        raise AssertionError("8-bit codes are never in part of a block")
+    return own.block, part.width
+
+
+def _in_blocks(x: Tensor, block: int, width: int) -> Tensor:
+    """The blocks of lines of this width, each in a row; the last one of a line is padded with zeros."""
+    lines = x.reshape(-1, max(1, width))
+    return torch.nn.functional.pad(lines, (0, -width % block)).reshape(-1, block)
+
+
+def _out_of_blocks(rows: Tensor, width: int, shape: torch.Size) -> Tensor:
+    """What `_in_blocks` was given."""
+    per_line = -(-width // rows.shape[1]) * rows.shape[1]
+    return rows.reshape(-1, max(1, per_line))[:, :width].reshape(shape)
 
 
 # 16-bit parameters
@@ -421,7 +467,7 @@ def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
     if "compensation" in state:
         return wide + state["compensation"].to(wide.dtype)
     if "low_bits" in state:
-        upper, lower = local(wide, wide).float(), local(state["low_bits"], param)
+        upper, lower = local(wide, wide).float(), of_bytes(local(state["low_bits"], param))
         bits = upper.contiguous().view(torch.int32) + lower.to(torch.int32)
         return whole(bits.view(torch.float32), param.detach())
     return wide
@@ -437,6 +483,16 @@ def restore_parameter(param: Tensor, state: dict[str, Any], parts: dict[str, Any
             param.copy_(value)
 
 
+def in_bytes(x: Tensor) -> Tensor:
+    """The same memory of 16-bit numbers as bytes, in one dimension more."""
+    return x.unsqueeze(-1).view(torch.uint8)
+
+
+def of_bytes(x: Tensor) -> Tensor:
+    """The same memory of `in_bytes` as 16-bit numbers."""
+    return x.view(torch.int16).squeeze(-1)
+
+
 def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None:
     """Store the parameter in its 16 bits, and what they leave out in the state."""
     if "rounding_key" in state:
@@ -446,7 +502,7 @@ def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None
         bits = local(value, param).contiguous().view(torch.int32)
         # Round half up, not to even: the lower half must fit into 16 bits with a sign.
         upper = (bits + 0x8000) >> 16
-        local(state["low_bits"], param).copy_((bits - (upper << 16)).to(torch.int16))
+        of_bytes(local(state["low_bits"], param)).copy_((bits - (upper << 16)).to(torch.int16))
         local(param, param).copy_((upper << 16).view(torch.float32))
     else:
         param.copy_(value)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import storage
+from steprule.engine import blocks, storage
 from steprule.engine.fields import Slot
 
 SIZE = "delete optimizer.state[p] of a resized parameter"
@@ -43,10 +43,10 @@ def problem_of(slots: Iterable[Slot], param: Tensor, state: Any, group: Mapping[
         elif key == slot.key:
             problem = _problem(key, value, param, slot.shape_for(param, group), _kind_of(param))
         else:
-            scale, blocks = f"{slot.key}_scale", -(-param.numel() // storage.BLOCK)
+            scale, shape = f"{slot.key}_scale", blocks.layout(param.shape).scales
             problem = _problem(key, value, param, tuple(param.shape)) or _other_dtype(key, value, storage.CODES)
-            problem = problem or _problem(scale, entries.get(scale), param, (blocks,))
-            problem = problem or _other_dtype(scale, entries.get(scale), (torch.float32,))
+            problem = problem or _problem(scale, entries.get(scale), param, shape)
+            problem = problem or _other_dtype(scale, entries.get(scale), (torch.uint8,))
         if problem is not None:
             return problem
     return _problem_beside(param, entries)
@@ -60,10 +60,11 @@ def _problem_beside(param: Tensor, entries: Mapping[str, Any]) -> Problem | None
             fine = isinstance(value, Tensor) and value.dtype == torch.int64
             if problem := _problem_of_number(key, value, "a tensor of one number in torch.int64", fine):
                 return problem
-    for key, kind in (("compensation", "floating-point"), ("low_bits", None)):
-        if key in entries and (problem := _problem(key, entries[key], param, tuple(param.shape), kind)):
+    shape = tuple(param.shape)
+    for key, kind, own in (("compensation", "floating-point", shape), ("low_bits", None, (*shape, 2))):
+        if key in entries and (problem := _problem(key, entries[key], param, own, kind)):
             return problem
-    if "low_bits" in entries and (problem := _other_dtype("low_bits", entries["low_bits"], (torch.int16,))):
+    if "low_bits" in entries and (problem := _other_dtype("low_bits", entries["low_bits"], (torch.uint8,))):
         return problem
     for key in ("low_bits", "rounding_key"):
         if key in entries and param.dtype == torch.float16:

@@ -29,10 +29,11 @@ def convert(
     if not asked and stored.dtype not in storage.CODES:
         return None
     dtype = storage.dtype_for(slot, param, here)
-    if stored.dtype == dtype:
+    older = storage.is_older(state, slot.key)
+    if stored.dtype == dtype and not older:
         return None
     storage.recode(state, slot, dtype)
-    return _shown(stored.dtype), _shown(dtype)
+    return _shown(stored.dtype, older), _shown(dtype)
 
 
 def follow(
@@ -58,5 +59,7 @@ def follow(
     return {key: state.pop(key) for key in others}
 
 
-def _shown(dtype: torch.dtype) -> str:
-    return f"{dtype} (8-bit codes)" if dtype in storage.CODES else str(dtype)
+def _shown(dtype: torch.dtype, older: bool = False) -> str:
+    if dtype not in storage.CODES:
+        return str(dtype)
+    return f"{dtype} ({'older ' * older}8-bit codes)"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule import errors
-from steprule.engine import moving, storage
+from steprule.engine import blocks, moving, storage
 from steprule.engine.checkpoint import matching, origin, restored
 from steprule.engine.checkpoint.groups import Resumed, chooser
 from steprule.engine.checkpoint.report import Change, LoadReport
@@ -306,7 +306,7 @@ class _States:
         wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "compensation": (tuple(param.shape), param.dtype),
             ASIDE: (tuple(param.shape), param.dtype),
-            "low_bits": (tuple(param.shape), torch.int16),
+            "low_bits": ((*param.shape, 2), torch.uint8),
             "rounding_key": ((), torch.int64),
             storage.SLOT_KEY: ((), torch.int64),
             storage.NOISE_KEY: ((), torch.int64),
@@ -315,11 +315,17 @@ class _States:
             # torch.optim has loaded it and cast it to the parameter's dtype. Any key will do.
             self.converted.append(Change(f"{place.label}: {key}", value.dtype, torch.int64))
             return torch.tensor(int(value.nan_to_num().abs() % 2**32), device="cpu")
-        shape, dtype = wanted.get(key, ((-(-param.numel() // storage.BLOCK),), torch.float32))
+        if key == "low_bits" and isinstance(value, Tensor) and value.dtype == torch.int16:
+            self.converted.append(Change(f"{place.label}: {key}", value.dtype, torch.uint8))
+            value = storage.in_bytes(value)
+        older = isinstance(value, Tensor) and value.dtype == torch.float32
+        scales = (storage.older_scales(param), torch.float32), (blocks.layout(param.shape).scales, torch.uint8)
+        shape, dtype = wanted.get(key, scales[not older])
         if not isinstance(value, Tensor) or (tuple(value.shape), value.dtype) != (shape, dtype):
             problem = f"'{key}' of {place.shown} is {_described(value)}, must be {dtype} of shape {shape}"
             raise errors.checkpoint(self.who, problem)
-        self._check_finite(place, key, value)
+        of_bytes = key not in wanted and not older
+        self._check_finite(place, key, storage.powers(value) if of_bytes else value)
         return _copied(value, None if key in moving.ON_HOST else param.device)
 
     def _slot(self, place: matching.Place, slot: Slot, value: Any, coded: bool, group: Dict) -> Tensor:
@@ -397,7 +403,7 @@ class _States:
         """Refuse elements that became infinite in the dtype they are now stored in."""
         value: Tensor = state[storage.entry_of(state, key)]
         label = f"{place.label}: {key}"
-        if _is_finite(state.get(f"{key}_scale", value)) or label in self.nonfinite:
+        if _is_finite(storage.load(state, key) if value.dtype in CODES else value) or label in self.nonfinite:
             return
         if self.strict:
             problem = f"'{key}' of {place.shown} has elements that are too large for {value.dtype}"

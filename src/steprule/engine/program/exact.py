@@ -1,10 +1,10 @@
 """Sums that no order can change: elements are added in blocks, and blocks as whole numbers.
 
-A block is 128 neighbours in memory; the last one is filled up with zeros. Its sum is a function of its
-elements alone: 16 lanes add every sixteenth element in turn, in double, then lanes are added by halves. Blocks
-are added as multiples of 2⁻¹⁰⁷⁴, the smallest double, and whole numbers have the same sum in every order: how
-many threads, runners or processes share the work changes no bit. Squares are doubles, too: of numbers from
-1.4·10¹⁵⁴ on they are infinite, and of those below 1.5·10⁻¹⁶² they are 0, as in torch's norms.
+A block is up to 128 neighbours of the whole tensor (see `blocks`), filled up with zeros. Its sum is a function
+of its elements alone: 16 lanes add every sixteenth element in turn, in double, then lanes are added by halves.
+Blocks are added as multiples of 2⁻¹⁰⁷⁴, the smallest double, and whole numbers have the same sum in every
+order: how many threads, runners or processes share the work changes no bit. Squares are doubles, too: of
+numbers from 1.4·10¹⁵⁴ on they are infinite, and of those below 1.5·10⁻¹⁶² they are 0, as in torch's norms.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-BLOCK, LANES = 128, 16
+from steprule.engine import blocks
+from steprule.engine.blocks import BLOCK, Region
+
+LANES = 16
 # The exponent of the smallest double.
 SMALLEST = -1074
 
@@ -97,43 +100,71 @@ def of_number(x: float) -> Sum:
     return Sum((numerator << -SMALLEST) // denominator)
 
 
-def of_tensors(tensors: Sequence[Tensor], squares: bool) -> list[Sum]:
-    """The sum of all elements of each tensor, or of their squares."""
+def of_tensors(tensors: Sequence[Tensor], squares: bool, regions: Sequence[Region] | None = None) -> list[Sum]:
+    """The sum of all elements of each tensor, or of their squares.
+
+    regions: which part of a whole tensor each of them is; without them all are whole.
+    """
     found = [Sum() for _ in tensors]
-    for places in _pieces(tensors):
-        flat = [in_memory_order(tensors[place].detach())[first:last] for place, first, last in places]
-        blocks = [-(-x.numel() // BLOCK) for x in flat]
-        room = flat[0].new_zeros(BLOCK * sum(blocks), dtype=torch.float64)
+    regions = [blocks.whole(x.shape) for x in tensors] if regions is None else regions
+    for together in _pieces(tensors, regions):
+        wide = [(place, rows) for place, rows in together if rows.shape[1] > 1]
+        single = [(place, rows) for place, rows in together if rows.shape[1] == 1]
+        room = together[0][1].new_zeros(sum(len(rows) for _, rows in wide), BLOCK, dtype=torch.float64)
         first = 0
-        for x, count in zip(flat, blocks, strict=True):
-            room[first : first + x.numel()] = x
-            first += BLOCK * count
-        owner = torch.repeat_interleave(torch.tensor(blocks, device=room.device))
-        form = form_of(any(x.dtype == torch.float64 for x in flat))
-        added = _added(_block_sums(room, squares), owner, len(flat), form)
-        for (place, _, _), new in zip(places, added, strict=True):
+        for _, rows in wide:
+            room[first : first + len(rows), : rows.shape[1]] = rows
+            first += len(rows)
+        elements = [rows.reshape(-1).double() for _, rows in single]
+        added = [_block_sums(room, squares), *(x * x if squares else x for x in elements)]
+        places = [place for place, _ in (*wide, *single)]
+        counts = torch.tensor([len(rows) for _, rows in (*wide, *single)], device=room.device)
+        form = form_of(any(rows.dtype == torch.float64 for _, rows in together))
+        sums = _added(torch.cat(added), torch.repeat_interleave(counts), len(places), form)
+        for place, new in zip(places, sums, strict=True):
             found[place] = found[place].plus(new)
     return found
 
 
-def _pieces(tensors: Sequence[Tensor]) -> Iterator[list[tuple[int, int, int]]]:
-    """(tensor, first element, after the last one) of what is added at once, so that copies stay small."""
-    together: list[tuple[int, int, int]] = []
+def _pieces(tensors: Sequence[Tensor], regions: Sequence[Region]) -> Iterator[list[tuple[int, Tensor]]]:
+    """(tensor, some of its blocks) of what is added at once, so that copies stay small."""
+    together: list[tuple[int, Tensor]] = []
     size = 0
-    for place, x in enumerate(tensors):
-        for first in range(0, x.numel(), PIECE):
-            last = min(first + PIECE, x.numel())
-            if together and (size + last - first > PIECE or x.device != tensors[together[0][0]].device):
+    for place, (x, region) in enumerate(zip(tensors, regions, strict=True)):
+        for rows in _blocks_of(x.detach(), region):
+            more = len(rows) * (1 if rows.shape[1] == 1 else BLOCK)
+            if together and (size + more > PIECE or rows.device != together[0][1].device):
                 yield together
                 together, size = [], 0
-            together.append((place, first, last))
-            size += last - first
+            together.append((place, rows))
+            size += more
     if together:
         yield together
 
 
+def _blocks_of(x: Tensor, region: Region) -> Iterator[Tensor]:
+    """Matrices of the blocks of a tensor, each block in a row."""
+    own = blocks.layout_of_sums(region.whole)
+    part = blocks.part_of(own, region)
+    if not x.numel():
+        return
+    block, width = own.block, x.shape[-1] if part is None else part.width
+    # If a block was begun by another part, its end is a block of its own here.
+    begun = 0 if part is None else min(-part.place % block, width)
+    lines = x.reshape(-1, width)
+    if not begun and width % block == 0:
+        lines, width = lines.reshape(-1, block), block
+    whole = begun + (width - begun) // block * block
+    most = PIECE if block == 1 else PIECE // BLOCK
+    step = max(1, most * block // width)
+    for first in range(0, len(lines), step):
+        some = lines[first : first + step]
+        for rows in (some[:, :begun], some[:, begun:whole].reshape(-1, block), some[:, whole:]):
+            yield from (rows[i : i + most] for i in range(0, len(rows), most) if rows.numel())
+
+
 def _block_sums(room: Tensor, squares: bool) -> Tensor:
-    """The sum of each block of a vector."""
+    """The sum of each row."""
     lanes = (room * room if squares else room).reshape(-1, BLOCK // LANES, LANES).unbind(1)
     total = lanes[0]
     for lane in lanes[1:]:
@@ -162,9 +193,3 @@ def _added(sums: Tensor, owner: Tensor, owners: int, form: Form) -> list[Sum]:
         rows.index_add_(0, form.width * owner + form.limbs + further, (which & ~finite).to(torch.int64))
     found: list[list[int]] = cast(Any, rows.reshape(owners, form.width)).tolist()
     return [from_limbs(row) for row in found]
-
-
-def in_memory_order(x: Tensor) -> Tensor:
-    """The elements as a vector, in the order in which they lie in memory."""
-    order = sorted(range(x.dim()), key=lambda i: (-x.stride(i), i))
-    return x.permute(order).reshape(-1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steprule.engine import storage
+from steprule.engine.blocks import Region
 from steprule.engine.program import exact
 from steprule.engine.program.exact import Sum
 
@@ -25,19 +26,22 @@ class Partial(NamedTuple):
     elements: int
 
 
-def partials(word: str, tensors: Sequence[Tensor]) -> list[Partial]:
-    """The part of a reduction that is taken over each of these tensors."""
+def partials(word: str, tensors: Sequence[Tensor], regions: Sequence[Region] | None = None) -> list[Partial]:
+    """The part of a reduction that is taken over each of these tensors.
+
+    regions: which part of a whole tensor each of them is; without them all are whole.
+    """
     if word == "largest":
         return [Partial(_taken(word, x).item(), x.numel()) for x in tensors]
     plain = [x for x in tensors if not storage.sharded(x)]
-    added = iter(exact.of_tensors(plain, squares=word == "norm"))
+    added = iter(exact.of_tensors(plain, word == "norm", regions))
     values = [exact.of_number(_taken(word, x).item()) if storage.sharded(x) else next(added) for x in tensors]
     return [Partial(value, x.numel()) for value, x in zip(values, tensors, strict=True)]
 
 
-def partial(word: str, x: Tensor) -> Partial:
+def partial(word: str, x: Tensor, region: Region | None = None) -> Partial:
     """The part of a reduction that is taken over one tensor."""
-    return partials(word, [x])[0]
+    return partials(word, [x], None if region is None else [region])[0]
 
 
 def _taken(word: str, x: Tensor) -> Tensor:

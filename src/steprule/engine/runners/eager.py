@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steprule import matrix_errors, rule_errors
 from steprule.engine import lines
+from steprule.engine.blocks import Region
 from steprule.engine.draws import Draws
 from steprule.engine.fields import scalar_dtype
 from steprule.engine.program import sums
@@ -108,8 +109,8 @@ class Lined(NamedTuple):
 class SumsOverSeveral(Protocol):
     """What gives sums over several tensors."""
 
-    def of(self, owner: str, word: str, x: Tensor, over: str) -> Double:
-        """The next one."""
+    def of(self, owner: str, word: str, x: Tensor, over: str, region: Region | None) -> Double:
+        """The next one; x is this region of the parameter."""
         ...
 
 
@@ -118,12 +119,13 @@ class Eager:
 
     live: autograd records what is done. shared: what gives sums over several tensors. shape: the parameter's.
     parts: 2 for complex numbers. on_matrices: the rule works on whole matrices.
-    as_torch: the rule whose sums are taken as torch takes them. draws: what gives random numbers.
+    region: which part of the whole parameter this is. as_torch: the rule whose sums are taken as torch takes
+    them. draws: what gives random numbers.
     """
 
     __slots__ = (
-        *("as_torch", "draws", "dtype", "live", "on_matrices", "parts", "rule", "shape", "shared"),
-        *("stacked", "view"),
+        *("as_torch", "draws", "dtype", "live", "on_matrices", "parts", "region", "rule", "shape"),
+        *("shared", "stacked", "view"),
     )
 
     def __init__(
@@ -144,6 +146,7 @@ class Eager:
         self.stacked = False
         self.on_matrices = False
         self.view = AS_IT_IS
+        self.region: Region | None = None
         self.as_torch: str | None = None
         self.draws: Draws | None = None
 
@@ -212,13 +215,15 @@ class Eager:
         if over in ("row", "column", "matrix"):
             return self._along(word, operand, over)
         x = self.counted(operand)
+        if self.on_matrices and self.region is not None:
+            x = self.view.back(x, self.region.shape)
         if over != "tensor" and self.shared is not None:
-            return self.shared.of(self.rule, word, x, over)
+            return self.shared.of(self.rule, word, x, over, self.region)
         if self._as_torch and not self.live:
             return Double(sums.as_torch(word, x, None).item())
         if self.live:
             return Number(self, sums.on_tape(word, x))
-        return Double(sums.finished(word, [sums.partial(word, x)]))
+        return Double(sums.finished(word, [sums.partial(word, x, self.region)]))
 
     def _along(self, word: str, operand: Any, over: str) -> Any:
         """A reduction of each row or column; of one value for each of them, a plain number unless stacked."""

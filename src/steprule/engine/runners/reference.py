@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from steprule import rule_errors
-from steprule.engine import storage, views
+from steprule.engine import blocks, storage, views
+from steprule.engine.blocks import Region
 from steprule.engine.composition import Composition, Hyper, Slots, one_step, weights
 from steprule.engine.draws import Draws
 from steprule.engine.fields import Slot, make_step_counter
@@ -48,11 +49,11 @@ class Shared:
         self._keys = iter(keys)
         self._known = known
 
-    def of(self, owner: str, word: str, x: Tensor, over: str) -> Double:
+    def of(self, owner: str, word: str, x: Tensor, over: str, region: Region | None) -> Double:
         """The next one. Raises: Pending with the share of this parameter."""
         key = next(self._keys)
         if key not in self._known:
-            raise Pending(key, word, sums.partial(word, x))
+            raise Pending(key, word, sums.partial(word, x, region))
         return Double(self._known[key])
 
 
@@ -157,8 +158,10 @@ def compute(
     live = bool(group.get("differentiable"))
     view = views.of(group, param) if composition.rule.on_matrices else views.AS_IT_IS
     machine = _machine(composition, param, live, shared, view)
-    if (region := region_in(state)) is not None:
+    region = region_in(state)
+    if region is not None:
         machine.shape = region.whole
+    machine.region = _region_of_numbers(param, region)
     h, s, slots, common = _begin(machine, composition, group, param, state)
     # A differentiable step keeps old values on the tape, so the parameter must not alias them.
     p = _loaded(machine, param.clone() if live else storage.load_parameter(param, state))
@@ -214,6 +217,16 @@ def _machine(
     machine.on_matrices = rule.on_matrices
     machine.as_torch = rule.__name__ if rule.sums_as_torch else None
     return machine
+
+
+def _region_of_numbers(param: Tensor, region: Region | None) -> Region | None:
+    """The part of a whole tensor of real numbers; None for DTensors, which know it themselves."""
+    if storage.sharded(param):
+        return None
+    region = blocks.whole(param.shape) if region is None else region
+    if not param.is_complex():
+        return region
+    return Region((*region.whole, 2), (*region.shape, 2), (*region.first, 0))
 
 
 def _loaded(machine: Eager, tensor: Tensor, level: str = "element") -> Number:

@@ -69,9 +69,9 @@ class Batch:
         shapes: list[Sequence[int]] = [x.shape for x in params]
         if self.work is not None:
             shapes = [views.at(group, place).shape(x.shape) for place, x in zip(places, params, strict=True)]
-        regions = map(region_in, states)
-        wholes = [y if x is None else x.whole for x, y in zip(regions, shapes, strict=True)]
-        ready = kernels.ready(program, dtypes, states, shapes, wholes, params[0].device, there)
+        regions = [region_in(x) or storage.region_of(p) for x, p in zip(states, params, strict=True)]
+        wholes = shapes if self.work is not None else [x.whole for x in regions]
+        ready = kernels.ready(program, dtypes, states, shapes, wholes, regions, params[0].device, there)
         self.launch, self.counters, self.rounding = ready
         self.scalars: Any = None
         self.on_host = isinstance(self.counters, Counters)

@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import lines, storage
+from steprule.engine import blocks, lines, storage
+from steprule.engine.blocks import Region
 from steprule.engine.program.program import Program
 from steprule.engine.runners.kernels import printing
 from steprule.engine.runners.kernels.counters import KINDS, keys_of
@@ -17,13 +18,8 @@ from steprule.engine.sharding.parts import region_in
 _OWN_DISPATCH = cast(Any, Tensor).__torch_dispatch__
 
 
-def why_not(
-    program: Program, param: Tensor, gradient: Tensor, state: Mapping[str, Any], rows_share_codes: bool
-) -> str | None:
-    """Why the kernel of a program cannot step this parameter, or None.
-
-    rows_share_codes: whether the kernels can step rows that share a block of codes with their neighbours.
-    """
+def why_not(program: Program, param: Tensor, gradient: Tensor, state: Mapping[str, Any]) -> str | None:
+    """Why the kernel of a program cannot step this parameter, or None."""
     whole = program.matrices.slots.values() if program.matrices is not None else ()
     if missing := [slot.key for slot in whole if slot.key not in state]:
         return f"it has no state '{missing[0]}'"
@@ -31,10 +27,9 @@ def why_not(
     reason = _odd_tensors(program, param, gradient, slots)
     if reason is None and program.lined:
         reason = _odd_lines(program, param)
-        coded = any(x.dtype in printing.CODED for x in slots.values())
-        if reason is None and coded and not rows_share_codes:
-            reason = _shared_codes(param)
-    return reason or _no_count(keys_of(program, state), state) or _odd_storage(param, state)
+    if reason is None and not param.is_contiguous():
+        reason = _odd_order(program, slots, state)
+    return reason or _no_count(keys_of(program, state), state) or _odd_storage(program, param, state)
 
 
 def slots_of(program: Program, state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -66,8 +61,6 @@ def _odd_tensors(program: Program, param: Tensor, gradient: Tensor, slots: Mappi
         contiguous = tensor.is_contiguous() and param.is_contiguous()
         if not contiguous and tensor.stride() != param.stride():
             return f"{name} has another memory layout than the parameter"
-    if any(x.dtype in printing.CODED for x in slots.values()) and not param.is_contiguous():
-        return "the neighbours that share a scale are not neighbours in memory"
     if not _dense(param):
         return "the parameter's elements have gaps between them in memory"
     return printing.why_not({name: tensor.dtype for name, tensor in tensors.items()})
@@ -86,11 +79,24 @@ def _odd_lines(program: Program, param: Tensor) -> str | None:
     return None
 
 
-def _shared_codes(param: Tensor) -> str | None:
-    columns = lines.fact(param.shape, "columns", stacked=False)
-    if columns == param.numel() or columns % storage.BLOCK == 0:
-        return None
-    return f"its rows of {columns:,} elements share blocks of {storage.BLOCK} 8-bit codes"
+def _in_lines(program: Program, region: Region) -> bool:
+    """Whether a part of a tensor has one stretch of each line, and for rows, all lines in order."""
+    part = blocks.part_of(blocks.layout(region.whole), region)
+    return part is not None and (len(part.runs) < 2 or not program.lined)
+
+
+def _odd_order(program: Program, slots: Mapping[str, Tensor], state: Mapping[str, Any]) -> str | None:
+    """Why elements must lie in memory row by row, as the blocks of the parameter do, or None."""
+    if any(x.dtype in printing.CODED for x in slots.values()):
+        return "the neighbours that share a scale are not neighbours in memory"
+    if storage.NOISE_KEY in state:
+        return "its elements are not in memory in the order in which random numbers are drawn"
+    if storage.SLOT_KEY in state or "rounding_key" in state:
+        return "its elements are not in memory in the order in which they are rounded at random"
+    sums = (x for sweep in program.passes for x in sweep.reductions)
+    if any(x.word != "largest" and x.operand.level == "element" for x in sums):
+        return "its elements are not in memory in the order in which they are added up"
+    return None
 
 
 def _no_count(keys: Sequence[str], state: Mapping[str, Any]) -> str | None:
@@ -104,17 +110,17 @@ def _no_count(keys: Sequence[str], state: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _odd_storage(param: Tensor, state: Mapping[str, Any]) -> str | None:
+def _odd_storage(program: Program, param: Tensor, state: Mapping[str, Any]) -> str | None:
     """Why what is kept next to the slots cannot be used as it is, or None."""
-    if region_in(state) is not None and any(key in state for key in storage.KEYS):
-        return "its random numbers are those of the whole tensor, of which a part is here"
-    if storage.NOISE_KEY in state and not param.is_contiguous():
-        return "its elements are not in memory in the order in which random numbers are drawn"
+    region = region_in(state)
+    if region is not None and not _in_lines(program, region):
+        return "its part of the whole tensor is in pieces"
     for key, value in state.items():
         if key in storage.EXTRA_KEYS or key.endswith("_scale"):
             if _wrapped(value) or value.is_neg():
                 return f"its state '{key}' has no plain memory of its own"
-            if key in ("compensation", "low_bits") and (value.shape, value.stride()) != (
+            beside = storage.of_bytes(value) if key == "low_bits" else value
+            if key in ("compensation", "low_bits") and (beside.shape, beside.stride()) != (
                 param.shape,
                 param.stride(),
             ):

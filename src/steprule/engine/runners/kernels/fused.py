@@ -219,7 +219,6 @@ class Plan:
     ):
         params: list[Tensor] = group["params"]
         self.program = program
-        self._share = kernels.rows_share_codes
         self.options = _options(group)
         self.absent = [gradient is None for gradient in gradients]
         self.present = [place for place, gradient in enumerate(gradients) if gradient is not None]
@@ -265,7 +264,7 @@ class Plan:
     ) -> tuple[str | None, Any]:
         """Why the kernel cannot take a parameter, or None; and what those have in common that step together."""
         slots, keys = fits.slots_of(program, state), keys_of(program, state)
-        reason = fits.why_not(program, param, gradient, state, self._share)
+        reason = fits.why_not(program, param, gradient, state)
         if reason is not None:
             return reason, None
         where = param.device if counts_there(program, group) else torch.device("cpu")
@@ -353,7 +352,7 @@ class Plan:
         """Whether what was refused before could be taken now."""
         try:
             program = self._choose(group, param, state)
-            return fits.why_not(program, param, _resolved(gradient), state, self._share) is None  # type: ignore[arg-type]
+            return fits.why_not(program, param, _resolved(gradient), state) is None  # type: ignore[arg-type]
         except (AttributeError, KeyError):
             return True
 

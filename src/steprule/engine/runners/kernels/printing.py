@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from steprule.engine import storage
-from steprule.engine.program.program import Columns, Instruction, Pass, Program
+from steprule.engine.program.program import Columns, Instruction, Pass, Program, Reduction
+from steprule.engine.runners.kernels.places import Needs
 
 DTYPES = {
     torch.float64: "float64",
@@ -17,7 +18,7 @@ DTYPES = {
     torch.float16: "float16",
 }
 # The dtypes of codes, and of what is stored next to values.
-STORAGE = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int64: "int64"}
+STORAGE = {torch.int8: "int8", torch.uint8: "uint8", torch.int64: "int64"}
 CODED = (torch.int8, torch.uint8)
 
 
@@ -48,6 +49,38 @@ def noisy(
 def draws_in(instructions: Iterable[Instruction]) -> list[int]:
     """The random numbers among these: which draws of the step they are."""
     return [x.draw for x in instructions if x.draw is not None]
+
+
+def names_of(dtypes: Mapping[str, torch.dtype]) -> dict[str, str]:
+    """The names of these dtypes in kernels, which read the lower half of a parameter as 16-bit numbers."""
+    names = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
+    return names | {"low_bits": "int16"} if "low_bits" in names else names
+
+
+def coded(program: Program, dtypes: Mapping[str, torch.dtype]) -> list[str]:
+    """The slots that are kept in 8-bit codes."""
+    return [x for x in program.slots if dtypes[x] in CODED]
+
+
+def is_exact(reduction: Reduction) -> bool:
+    """Whether it is a sum of elements, which is exact between blocks."""
+    return reduction.word != "largest" and reduction.operand.level == "element"
+
+
+def needs_of(program: Program, dtypes: Mapping[str, torch.dtype]) -> Needs:
+    """What the kernels of a program do that depends on where elements are in the whole tensor."""
+    parts = [*program.passes, *(part for part in program.columns if part is not None)]
+    return Needs(
+        any(noisy(program, part, dtypes) for part in parts) or bool(coded(program, dtypes)),
+        any(is_exact(x) for sweep in program.passes for x in sweep.reductions),
+        bool(program.draws),
+    )
+
+
+def is_placed(program: Program, dtypes: Mapping[str, torch.dtype]) -> bool:
+    """Whether kernels have to know where in the whole tensors they round or draw."""
+    needs = needs_of(program, dtypes)
+    return needs.rounded or needs.drawn
 
 
 def why_not(dtypes: Mapping[str, torch.dtype]) -> str | None:

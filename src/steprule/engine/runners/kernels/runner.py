@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from steprule import errors
 from steprule.engine import lines, storage
+from steprule.engine.blocks import Region
 from steprule.engine.composition import Composition
 from steprule.engine.program.program import Program
 from steprule.engine.runners.runner import Prepared, Runner, installed, only_the_reference
@@ -34,8 +35,6 @@ class Kernels(Runner):
 
     switch = "fused"
     plans = True
-    # Whether rows that share a block of 8-bit codes with their neighbours can be stepped.
-    rows_share_codes: ClassVar[bool]
 
     def why_not(self, own: Composition, group: dict[str, Any]) -> str | None:
         """Why no kernel can run this in this group, or None."""
@@ -59,12 +58,13 @@ class Kernels(Runner):
         states: Sequence[dict[str, Any]],
         shapes: Sequence[Sequence[int]],
         wholes: Sequence[Sequence[int]],
+        regions: Sequence[Region],
         device: torch.device,
         counts_there: bool,
     ) -> Ready:
         """What steps parameters of these shapes, all with the same dtypes.
 
-        wholes: the shapes of the whole parameters, of which these may be parts.
+        wholes: the shapes of the whole parameters, of which these may be parts. regions: which parts they are.
         dtypes: of 'p', 'g' and every slot letter, and of what is stored with them. counts_there: whether what
         is kept once per tensor is on the device.
 
@@ -95,7 +95,6 @@ class CpuKernels(Kernels):
     """Kernels compiled by numba, on torch's own threads."""
 
     name = "cpu_kernel"
-    rows_share_codes = True
 
     def on(self, device: torch.device) -> bool:
         """Whether this is the CPU."""
@@ -112,6 +111,7 @@ class CpuKernels(Kernels):
         states: Sequence[dict[str, Any]],
         shapes: Sequence[Sequence[int]],
         wholes: Sequence[Sequence[int]],
+        regions: Sequence[Region],
         device: torch.device,
         counts_there: bool,
     ) -> Ready:
@@ -122,7 +122,7 @@ class CpuKernels(Kernels):
         counted = keys_of(program, states[0])
         keys = [key for key in storage.KEYS if key in states[0]]
         return Ready(
-            Launch(program, dtypes, shapes),
+            Launch(program, dtypes, shapes, regions),
             Counters(program, facts_of(program, dtypes, wholes), counted, columns(states, counted)),
             Keys(dict(zip(keys, columns(states, keys), strict=True))),
         )
@@ -132,7 +132,6 @@ class GpuKernels(Kernels):
     """Kernels compiled by Triton."""
 
     name = "gpu_kernel"
-    rows_share_codes = False
     unscales = True
 
     def on(self, device: torch.device) -> bool:
@@ -154,6 +153,7 @@ class GpuKernels(Kernels):
         states: Sequence[dict[str, Any]],
         shapes: Sequence[Sequence[int]],
         wholes: Sequence[Sequence[int]],
+        regions: Sequence[Region],
         device: torch.device,
         counts_there: bool,
     ) -> Ready:
@@ -163,7 +163,7 @@ class GpuKernels(Kernels):
         from steprule.engine.runners.kernels.gpu.launch import Launch
 
         counted = keys_of(program, states[0])
-        launch = Launch(program, dtypes, shapes, device)
+        launch = Launch(program, dtypes, shapes, regions, device)
         facts = facts_of(program, dtypes, wholes)
         given = program, facts, counted, columns(states, counted)
         if counts_there:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import llvmlite.binding as llvm
 
-from steprule.engine import draws, storage
+from steprule.engine import blocks, draws, storage
 from steprule.engine.program import exact
 from steprule.engine.runners.kernels.cpu.threads import Job
 
@@ -36,8 +36,11 @@ def machine() -> Any:
 def surroundings() -> str:
     """Everything besides its text that a kernel's machine code depends on."""
     here = Path(__file__)
-    words = map(here.with_name, ("words.py", "line_words.py", "draw_words.py", "sums.py", "sums_of_doubles.py"))
-    files = (here, *words, storage.__file__, draws.__file__, exact.__file__)
+    words = map(
+        here.with_name,
+        ("words.py", "line_words.py", "storage_words.py", "draw_words.py", "sums.py", "sums_of_doubles.py"),
+    )
+    files = (here, *words, blocks.__file__, storage.__file__, draws.__file__, exact.__file__)
     texts = b"".join(Path(file).read_bytes() for file in files)
     parts = (
         *Job.__annotations__,

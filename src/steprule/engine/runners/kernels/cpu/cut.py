@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from steprule.engine import storage
+from steprule.engine.blocks import BLOCK
 from steprule.engine.program.exact import form_of
 from steprule.engine.program.program import Reduction
 from steprule.engine.runners.kernels import cache
-from steprule.engine.runners.kernels.chunks import chunks, first_chunks
+from steprule.engine.runners.kernels.chunks import first_chunks
 from steprule.engine.runners.kernels.cpu import threads
-from steprule.engine.runners.kernels.cpu.printer import STRIP, is_exact
+from steprule.engine.runners.kernels.places import STRIP, Laid, of_chunks
+from steprule.engine.runners.kernels.printing import is_exact
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # slow to import
@@ -60,21 +60,23 @@ OF_DOUBLES = "from steprule.engine.runners.kernels.cpu.sums_of_doubles import *\
 class Cut:
     """Chunks of the elements of tensors, or of their columns, and the job of a kernel that goes over them.
 
-    lengths: how many elements, or columns, each tensor has. pieces: how many of them a chunk has. widest: the
-    most reductions of a kernel. codes: how many arrays are written as 8-bit codes. added: the dtype of what is
-    added up exactly, if anything is.
+    lengths: how many elements, or columns, each tensor has. cut: (tensor, first element, number of elements) of
+    each chunk. widest: the most reductions of a kernel. laid: how the kernel goes through each tensor, if that
+    matters. codes: how many arrays are written as 8-bit codes. added: the dtype of what is added up exactly, if
+    anything is.
     """
 
     def __init__(
         self,
         lengths: NDArray[np.int64],
-        pieces: NDArray[np.int64] | int,
+        cut: NDArray[np.int64],
         widest: int,
+        laid: Sequence[Laid] = (),
         codes: int = 0,
         added: Any = None,
     ):
         self.lengths = lengths
-        self.chunks = chunks(lengths, pieces)
+        self.chunks = np.ascontiguousarray(cut)
         self.job = threads.Job(tensors=len(lengths))
         self._address = ctypes.addressof(self.job)
         self._codes = codes
@@ -88,7 +90,9 @@ class Cut:
         self._bounds: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._scratch = np.zeros(0, dtype=np.float32)
         self.first_chunks = first_chunks(self.chunks, len(lengths))
-        self.point(chunks=self.chunks, partials=self._partials)
+        self._layouts = np.array([x.table for x in laid], dtype=np.int64)
+        self._places = of_chunks(laid, self.chunks) if laid else self._layouts
+        self.point(chunks=self.chunks, partials=self._partials, layouts=self._layouts, places=self._places)
         if added is not None:
             text = COMBINE.format(more=OF_DOUBLES if added is np.float64 else "")
             self._add = threads.Kernel(cache.address_of("sums", text))
@@ -136,7 +140,7 @@ class Cut:
         self._bounds = np.array(np.searchsorted(work, ends), dtype=np.int64)
         parts = zip(self._bounds[:-1], self._bounds[1:], strict=True)
         self._order = np.concatenate([np.sort(order[first:last]) for first, last in parts])
-        self._scratch = _aligned(number * self._codes * storage.BLOCK)
+        self._scratch = _aligned(number * self._codes * BLOCK)
         self.point(order=self._order, bounds=self._bounds, scratch=self._scratch)
         self.job.shares = number
         if self._added is not None:
@@ -156,17 +160,13 @@ class Cut:
         return result
 
 
-def rows_together(rows: int, columns: int, with_columns: bool, block: int) -> int:
+def rows_together(rows: int, columns: int, with_columns: bool) -> int:
     """How many rows a chunk has.
 
-    with_columns: sums of columns are kept for each chunk, so there must not be too many. block: a chunk has
-    whole blocks of so many elements.
+    with_columns: sums of columns are kept for each chunk, so there must not be too many.
     """
     count = max(1, CHUNK // columns)
-    if with_columns:
-        count = max(count, ROWS, -(-rows // CHUNKS))
-    unit = block // math.gcd(columns, block)
-    return -(-count // unit) * unit
+    return max(count, ROWS, -(-rows // CHUNKS)) if with_columns else count
 
 
 def _aligned(count: int) -> NDArray[np.float32]:

@@ -9,16 +9,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from steprule.engine import draws, storage
-from steprule.engine.runners.kernels.cpu.words import (
-    INT32,
-    INT64,
-    _bits_of,
-    _constant,
-    _float_of,
-    _mixed,
-    _single,
-    llvm,
-)
+from steprule.engine.runners.kernels.cpu.storage_words import _bits_of, _constant, _float_of, _mixed, _single
+from steprule.engine.runners.kernels.cpu.words import INT32, INT64, llvm
 
 
 def _upper(builder, x):
@@ -38,16 +30,14 @@ def stream_of(context, array, salt):
 
 
 @intrinsic
-def turn_of(context, array, stream, start):
-    """What a stream is shifted by in this step; `start` is where the chunk begins in the tensor."""
+def turn_of(context, array, stream):
+    """What a stream is shifted by in this step."""
 
     def generate(context, builder, signature, values):
-        array, stream, start = values
-        turn = _mixed(builder, builder.add(builder.trunc(builder.load(array), INT32), stream))
-        # A chunk never goes beyond a multiple of 2³².
-        return builder.add(turn, builder.mul(_upper(builder, start), _constant(storage.GOLDEN)))
+        array, stream = values
+        return _mixed(builder, builder.add(builder.trunc(builder.load(array), INT32), stream))
 
-    return types.int32(array, stream, start), generate
+    return types.int32(array, stream), generate
 
 
 @intrinsic
@@ -57,7 +47,8 @@ def bits_at(context, stream, turn, place):
     def generate(context, builder, signature, values):
         stream, turn, place = values
         own = _mixed(builder, builder.xor(builder.trunc(place, INT32), stream))
-        return _mixed(builder, builder.add(own, turn))
+        far = builder.mul(_upper(builder, place), _constant(storage.GOLDEN))
+        return _mixed(builder, builder.add(builder.add(own, turn), far))
 
     return types.int32(stream, turn, place), generate
 

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from steprule.engine import lines, storage
+from steprule.engine import blocks, lines
+from steprule.engine.blocks import Region
 from steprule.engine.program import exact, sums
 from steprule.engine.program.program import Program, Reduction
 from steprule.engine.program.sums import Partial
 from steprule.engine.runners.kernels import cache as kernel_cache
+from steprule.engine.runners.kernels.chunks import chunks
 from steprule.engine.runners.kernels.cpu import kernel as cpu_kernel
 from steprule.engine.runners.kernels.cpu import threads as cpu_threads
 from steprule.engine.runners.kernels.cpu.cut import CHUNK, Cut, Exact, rows_together
-from steprule.engine.runners.kernels.cpu.printer import is_exact
-from steprule.engine.runners.kernels.printing import CODED, Source, arrays_of, noisy
-from steprule.engine.runners.kernels.turns import in_blocks, kept_rows
+from steprule.engine.runners.kernels.places import Needs, laid, pieces
+from steprule.engine.runners.kernels.printing import Source, arrays_of, coded, needs_of
+from steprule.engine.runners.kernels.turns import kept_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # slow to import
@@ -35,9 +37,16 @@ class Launch:
     """One program over tensors of these shapes and dtypes, ready to run.
 
     dtypes: of 'p', 'g' and every slot letter, and of what is stored with them (see `cpu.kernel.sources`).
+    shapes: those that rows and columns are taken of. regions: which parts of whole tensors they are.
     """
 
-    def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], shapes: Sequence[Sequence[int]]):
+    def __init__(
+        self,
+        program: Program,
+        dtypes: Mapping[str, torch.dtype],
+        shapes: Sequence[Sequence[int]],
+        regions: Sequence[Region],
+    ):
         self._inputs = arrays_of(program, dtypes)
         self._texts = cpu_kernel.sources(program, dtypes)
         texts = iter(self._texts)
@@ -49,13 +58,17 @@ class Launch:
         self._rows = np.zeros(len(shapes), dtype=np.int64)
         self._given_rows: Sequence[int] = ()
         self._scalars = np.zeros((0, program.scalar_count))
-        self._lines = _Lines(program, dtypes, shapes, self._lengths) if program.lined else None
-        pieces = CHUNK if self._lines is None else self._lines.pieces
-        codes = sum(dtype in CODED for dtype in dtypes.values())
+        self._lines = _Lines(program, dtypes, shapes) if program.lined else None
+        codes, needs = len(coded(program, dtypes)), needs_of(program, dtypes)
         number = np.float64 if torch.float64 in dtypes.values() else np.float32
-        summed = any(is_exact(x) for sweep in self._reductions for x in sweep)
+        columns = [0] * len(shapes) if self._lines is None else self._lines.columns.tolist()
+        tensors = [laid(x, needs, own) for x, own in zip(regions, columns, strict=True)] if any(needs) else []
+        if self._lines is not None:
+            cut = chunks(self._lengths, self._lines.pieces)
+        else:
+            cut = pieces(tensors, CHUNK) if tensors else chunks(self._lengths, CHUNK)
         widest = max(map(len, self._reductions))
-        self._cut = Cut(self._lengths, pieces, widest, codes, number if summed else None)
+        self._cut = Cut(self._lengths, cut, widest, tensors, codes, number if needs.summed else None)
         self._cuts = [self._cut]
         self._pointers = np.zeros((len(self._inputs), len(shapes)), dtype=np.int64)
         if self._lines is not None:
@@ -137,22 +150,12 @@ class _Lines:
     pieces: how many elements a chunk has.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        dtypes: Mapping[str, torch.dtype],
-        shapes: Sequence[Sequence[int]],
-        lengths: NDArray[np.int64],
-    ):
+    def __init__(self, program: Program, dtypes: Mapping[str, torch.dtype], shapes: Sequence[Sequence[int]]):
         # Stacks are not for kernels, so this holds for all rules.
         self.rows = np.array([lines.fact(x, "rows", stacked=False) for x in shapes], dtype=np.int64)
         self.columns = np.array([lines.fact(x, "columns", stacked=False) for x in shapes], dtype=np.int64)
-        rounded = any(in_blocks(program, noisy(program, sweep, dtypes)) for sweep in program.passes)
-        summed = any(is_exact(x) for sweep in program.passes for x in sweep.reductions)
-        block = exact.BLOCK if summed else 1
-        block = storage.BLOCK if rounded or any(dtype in CODED for dtype in dtypes.values()) else block
         together = [
-            rows_together(r, c, bool(program.column_sums), block)
+            rows_together(r, c, bool(program.column_sums))
             for r, c in zip(self.rows.tolist(), self.columns.tolist(), strict=True)
         ]
         self.pieces = np.array(together, dtype=np.int64) * self.columns
@@ -162,7 +165,11 @@ class _Lines:
         self.texts: list[Source] = [text for text in texts if text is not None]
         self._kernels = [None if text is None else _compiled(text) for text in texts]
         self._reductions = [() if part is None else part.reductions for part in program.columns]
-        self.cut = Cut(self.columns, COLUMNS, max([0, *map(len, self._reductions)]))
+        # Slots per column are rounded at random in the blocks that they have as tensors.
+        slots = [lines.shape_per(x, "column", stacked=False) for x in shapes]
+        tensors = [laid(blocks.whole(x), Needs(rounded=True)) for x in slots]
+        widest = max([0, *map(len, self._reductions)])
+        self.cut = Cut(self.columns, chunks(self.columns, COLUMNS), widest, tensors)
         self._memory: list[NDArray[Any]] = []
 
     def make(self, cut: Cut) -> NDArray[np.int64]:

@@ -12,7 +12,6 @@ from itertools import chain
 
 import torch
 
-from steprule.engine import storage
 from steprule.engine.program.program import (
     Columns,
     Instruction,
@@ -30,7 +29,6 @@ IMPORTS = (
     "from steprule.engine.runners.kernels.cpu.line_words import *",
     "from steprule.engine.runners.kernels.cpu.words import *",
 )
-SIZE = storage.BLOCK
 
 
 class _Doubles(Printer):
@@ -71,14 +69,12 @@ class _Doubles(Printer):
     def _stored_line(self, name: str, place: str, position: str, x: Register) -> str:
         """The line that stores an element of a slot per row or column.
 
-        place: in the chunk. position: in the slot, which decides the noise.
+        place: in the chunk. position: its block and its place there, which decide the noise.
         """
         value = f"number({x})" if not x.mask else f"where({x}, number(1.0), number(0.0))"
         if name not in self.noisy:
             return f"store(at_{name}, {place}, {value})"
-        inside = f"({position}) % {SIZE}"
-        noise = f"hash_of(key_{name}, ({position}) // {SIZE})"
-        return f"store_randomly(offset(at_{name}, {place} - {inside}), {inside}, {value}, {noise})"
+        return f"store_randomly(offset(at_{name}, {place}), 0, {value}, noise_from(key_{name}, {position}))"
 
     def _start(self, reduction: Reduction) -> str:
         start = super()._start(reduction)
@@ -96,16 +92,16 @@ class LinePrinter(_Doubles):
     def __init__(self, program: Program, sweep: Pass, dtypes: Mapping[str, torch.dtype]):
         super().__init__(program, sweep, dtypes)
         self.lines = sweep
-        self.in_blocks = bool(self.coded or self.summed) or in_blocks(program, self.noisy)
+        self.in_blocks = bool(self.coded or self.summed or self.draws) or in_blocks(program, self.noisy)
         self.turns = turns_of(sweep)
         self.loops = [x for x in self.turns if x.loops]
-        self.written = [x for x in self.coded if x in sweep.outputs]
 
     def _body(self) -> list[str]:
         lines = ["chunk = chunk_at(job, place)"]
         lines += ["tensor, start = tensor_of(job, chunk), start_of(job, chunk)"]
         lines += ["columns = columns_of(job, tensor)", "top = start // columns"]
         lines += self._before()
+        lines += [*self._in_lines(), "lines = columns // width"] if self.in_blocks else []
         row = chain.from_iterable(self._turn(turn) for turn in self.turns)
         body = ["first = line * columns", *self._rows(), *row, *self._end()]
         lines += ["for line in range(length_of(job, chunk) // columns):", *("    " + x for x in body)]
@@ -127,7 +123,9 @@ class LinePrinter(_Doubles):
             lines += ["for i in range(columns):", f"    store(sums{x.index}, i, {start})"]
         count = len(self.written)
         lines += [f"buffer_{x} = scratch(job, part * {count} + {i})" for i, x in enumerate(self.written)]
-        return lines + [f"top_{x} = size_of_zero()" for x in self.written]
+        if any(x in self.program.slots and self.program.slots[x].per == "row" for x in self.noisy):
+            lines += ["first_row = row_at(job, chunk)"]
+        return lines
 
     def _scalars(self) -> list[str]:
         steps = self.sweep.instructions
@@ -164,21 +162,14 @@ class LinePrinter(_Doubles):
         if not self.in_blocks:
             lines = [f"{into} = offset({array}, first)" for into, array in arrays]
             return [*lines, "for i in range(columns):", *("    " + x for x in inside)]
-        body = [f"begin = max(first - block * {SIZE}, 0)"]
-        body += [f"end = min(first + columns - block * {SIZE}, {SIZE})"]
-        body += [f"scale_{x} = load(at_{x}_scale, block)" for x in self.coded if x in names]
-        body += [f"{into} = offset({array}, block * {SIZE})" for into, array in arrays]
-        body += [f"of_{x} = offset({x}, block * {SIZE} - first)" for x in lined]
-        noisy = [x for x in self.noisy if x in turn.outputs]
-        body += [f"noise_{x} = hash_of(key_{x}, start // {SIZE} + block)" for x in noisy]
-        body += ["for i in range(begin, end):", *("    " + x for x in inside)]
-        ended = self._sums(turn) + (self._codes() if turn.outputs else [])
-        if ended:
-            # Once all rows that share the block have been there.
-            body += [f"if end == {SIZE} or block * {SIZE} + end == length_of(job, chunk):"]
-            body += ["    " + x for x in ended]
-        blocks = f"range(first // {SIZE}, (first + columns + {SIZE - 1}) // {SIZE})"
-        return [f"for block in {blocks}:", *("    " + x for x in body)]
+        strip = ["before = max(block * strip - begun, 0)", "start_of_strip = stretch * width + before"]
+        strip += ["count = min((block + 1) * strip - begun, width) - before"]
+        strip += [f"of_{x} = offset({x}, start_of_strip)" for x in lined]
+        summed = [place for place, _ in turn.reductions if place in self.summed]
+        strip += self._strip(inside, "(line * lines + stretch)", "first + start_of_strip", summed)
+        lines = ["for stretch in range(lines):"]
+        lines += ["    for block in range((begun + width + strip - 1) // strip):"]
+        return [*lines, *("        " + x for x in strip)]
 
     def _inside_turn(self, turn: Turn, of: str) -> list[str]:
         """What is done for each element."""
@@ -200,29 +191,12 @@ class LinePrinter(_Doubles):
             lines += self._stored(name, self._number(register))
         return lines
 
-    def _place(self) -> str:
-        return f"block * {SIZE} + i" if self.in_blocks else "first + i"
-
     def _added(self, x: Reduction, array: str) -> str:
         """The text of a column's sum with one more element."""
         value, before = f"float64({self._number(x.operand)})", f"load({array}, i)"
         if x.word == "largest":
             return f"larger({before}, {value})"
         return f"{before} + {value} * {value}" if x.word == "norm" else f"{before} + {value}"
-
-    def _sums(self, turn: Turn) -> list[str]:
-        """The lines that add up a block."""
-        return [self._block_added(place, "end") for place, _ in turn.reductions if place in self.summed]
-
-    def _codes(self) -> list[str]:
-        """The lines that store a block of codes from its buffer."""
-        lines: list[str] = []
-        for x in self.written:
-            lines += [f"scale_{x} = scale_of(top_{x})", f"store(at_{x}_scale, block, scale_{x})"]
-            lines += [f"inverse_{x} = inverse_of(scale_{x})", "for i in range(end):"]
-            lines += [f"    store_code(in_{x}, i, load(buffer_{x}, i), inverse_{x}, noise_{x})"]
-            lines += [f"top_{x} = size_of_zero()"]
-        return lines
 
     def _end(self) -> list[str]:
         """What is stored and added up of a row."""
@@ -231,7 +205,7 @@ class LinePrinter(_Doubles):
             if x.operand.level == "row":
                 lines.append(_added(place, x))
         slots = [(name, r) for name, r in self.sweep.outputs.items() if r.level == "row"]
-        return lines + [self._stored_line(name, "line", "top + line", r) for name, r in slots]
+        return lines + [self._stored_line(name, "line", "first_row + line, 0", r) for name, r in slots]
 
 
 class ColumnPrinter(_Doubles):
@@ -256,6 +230,9 @@ class ColumnPrinter(_Doubles):
     def _before(self) -> list[str]:
         lines = super()._before()
         lines += [self._kept(f"sums{x.index}", "float64", "start") for x in self.columns.sums]
+        if self.noisy:
+            lines += ["width, strip = width_of(job, tensor), strip_of(job, tensor)"]
+            lines += ["blocks = numbers_of(job, tensor)"]
         return lines + [self._kept(f"values{x.index}", self.number, "start") for x in self.columns.values]
 
     def _scalars(self) -> list[str]:
@@ -280,7 +257,8 @@ class ColumnPrinter(_Doubles):
         for place, x in enumerate(self.columns.reductions):
             lines.append(_added(place, x))
         slots = self.columns.outputs.items()
-        return lines + [self._stored_line(name, "i", "start + i", r) for name, r in slots]
+        position = "(start + i) // width * blocks + (start + i) % width // strip, (start + i) % width % strip"
+        return lines + [self._stored_line(name, "i", position, r) for name, r in slots]
 
 
 def _added(place: int, x: Reduction) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from steprule.engine import storage
 from steprule.engine.program.program import Columns, Instruction, Operand, Pass, Program, Reduction, Register
-from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, arrays_of, draws_in, noisy
+from steprule.engine.runners.kernels.printing import arrays_of, coded, draws_in, is_exact, names_of, noisy
 
 # What each word becomes; the operands' texts are filled in. The roundings are those of torch's CPU operations.
 WORDS = {
@@ -62,9 +62,8 @@ POWERS = {
     -2.0: "number(1.0) / ({0} * {0})",
 }
 
-# How the values of a block are added, and how many elements are in one.
+# How the values of a strip are added.
 SUMS = {"total": "add_values", "mean": "add_values", "norm": "add_squares"}
-STRIP = 1024
 
 # How a reduction over rows or columns starts, and how it takes in one value.
 REDUCTIONS = {
@@ -75,11 +74,6 @@ REDUCTIONS = {
 }
 
 
-def is_exact(reduction: Reduction) -> bool:
-    """Whether it is a sum of elements, which is exact between blocks."""
-    return reduction.word in SUMS and reduction.operand.level == "element"
-
-
 class Printer:
     """Prints a pass in which every element is on its own."""
 
@@ -88,15 +82,16 @@ class Printer:
     def __init__(self, program: Program, sweep: Pass | Columns, dtypes: Mapping[str, torch.dtype]):
         self.program = program
         self.sweep = sweep
-        self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
+        self.dtypes = names_of(dtypes)
         self.arrays = arrays_of(program, dtypes)
         touched = sweep.inputs.keys() | sweep.outputs.keys()
-        self.coded = [x for x in program.slots if dtypes[x] in CODED and x in touched]
+        self.coded = [x for x in coded(program, dtypes) if x in touched]
+        self.written = [x for x in self.coded if x in sweep.outputs]
         self.noisy = noisy(program, sweep, dtypes)
         self.draws = draws_in(sweep.instructions)
         # Which reductions are sums that are exact between blocks.
         self.summed = [place for place, x in enumerate(sweep.reductions) if is_exact(x)]
-        self.in_blocks = bool(self.coded or self.noisy or self.summed)
+        self.in_blocks = bool(self.coded or self.noisy or self.summed or self.draws)
         # How the pointers are called that the loop over elements uses.
         self.prefix = "in" if self.in_blocks else "at"
         self.number = "float64" if "float64" in self.dtypes.values() else "float32"
@@ -105,7 +100,9 @@ class Printer:
         """The whole source."""
         head = [f'"""{title}; written by steprule.', "", str(self.program), '"""', ""]
         head += ["from numpy import float64, inf", f"from numpy import {self.number} as number", ""]
-        more = ["draw_words"] if self.draws else []
+        beside = {"low_bits", "compensation"} & set(self.arrays)
+        more = ["storage_words"] if self.coded or self.noisy or beside else []
+        more += ["draw_words"] if self.draws else []
         more += ["sums"] if self.summed else []
         more += ["sums_of_doubles"] if self.summed and self.number == "float64" else []
         head += [f"from steprule.engine.runners.kernels.cpu.{name} import *" for name in more]
@@ -138,14 +135,15 @@ class Printer:
         lines += [f"key_{name} = key_of(at_{key}, {salt})" for name, (key, salt) in self.noisy.items()]
         for draw in self.draws:
             lines.append(f"stream_{draw} = stream_of(at_{storage.NOISE_KEY}, {storage.salt_of(draw)})")
-            lines.append(f"turn_{draw} = turn_of(at_{storage.NOISE_KEY}, stream_{draw}, start)")
+            lines.append(f"turn_{draw} = turn_of(at_{storage.NOISE_KEY}, stream_{draw})")
         lines.append("row = scalars_of(job, tensor)")
         lines += self._scalars()
         count = len(self.sweep.reductions)
         for place, reduction in enumerate(self.sweep.reductions):
             if place in self.summed:
                 values, total = self._names(place)
-                lines.append(f"{values} = {self.number}_values(job, part * {count} + {place})")
+                if self._in_memory(place) is None:
+                    lines.append(f"{values} = {self.number}_values(job, part * {count} + {place})")
                 lines.append(f"{total} = sum_of_chunk(job, chunk * {count} + {place})")
                 lines.append(f"clear({total})")
             else:
@@ -163,7 +161,7 @@ class Printer:
     def _first(self, name: str) -> str:
         """The place in an array where the chunk begins."""
         if name.endswith("_scale"):
-            return f"start // {storage.BLOCK}"
+            return "scale_at(job, chunk)"
         return "0" if name.endswith("_key") else "start"
 
     def _scalars(self) -> list[str]:
@@ -180,33 +178,54 @@ class Printer:
         return ["for i in range(length_of(job, chunk)):", *("    " + x for x in inside)]
 
     def _blocks(self, inside: list[str]) -> list[str]:
-        """The same, block by block.
+        """The same, strip by strip of each line.
 
-        Noise restarts in each, codes need its largest element first, and what is going to be added is in the
-        nearest cache.
+        Noise restarts in each block, codes need its largest element first, and what is going to be added is in
+        the nearest cache.
         """
-        written = [name for name in self.coded if name in self.sweep.outputs]
-        size = storage.BLOCK if self.coded or self.noisy else STRIP
-        lines = [f"buffer_{name} = scratch(job, part * {len(written)} + {i})" for i, name in enumerate(written)]
-        lines += [f"for block in range((length_of(job, chunk) + {size - 1}) // {size}):"]
-        body = [f"first = block * {size}", f"count = min({size}, length_of(job, chunk) - first)"]
-        body += [f"scale_{name} = load(at_{name}_scale, block)" for name in self.coded]
-        arrays = [x for x in self.arrays if any(f"in_{x}," in line for line in inside) or x in self.coded]
-        body += [f"in_{name} = offset(at_{name}, first)" for name in arrays]
-        body += [f"noise_{name} = hash_of(key_{name}, start // {size} + block)" for name in self.noisy]
-        body += [f"top_{name} = size_of_zero()" for name in written]
-        body += ["for i in range(count):", *("    " + x for x in inside)]
-        body += [self._block_added(place) for place in self.summed]
+        count = len(self.written)
+        lines = [*self._in_lines()]
+        lines += [f"buffer_{name} = scratch(job, part * {count} + {i})" for i, name in enumerate(self.written)]
+        lines += ["for line in range((length_of(job, chunk) + width - 1) // width):"]
+        body = ["here = min(width, length_of(job, chunk) - line * width)"]
+        body += ["for block in range((begun + here + strip - 1) // strip):"]
+        strip = ["before = max(block * strip - begun, 0)", "first = line * width + before"]
+        strip += ["count = min((block + 1) * strip - begun, here) - before"]
+        strip += self._strip(inside, "line", "first", self.summed)
+        return [*lines, *("    " + x for x in body), *("        " + x for x in strip)]
+
+    def _in_lines(self) -> list[str]:
+        """How a chunk goes along lines."""
+        lines = ["width, strip, begun = width_of(job, tensor), strip_of(job, tensor), begun_at(job, chunk)"]
+        lines += ["first_block, blocks = number_at(job, chunk), numbers_of(job, tensor)"] if self.noisy else []
+        lines += ["scales = scales_of(job, tensor)"] if self.coded else []
+        lines += ["element, span = element_at(job, chunk), span_of(job, tensor)"] if self.draws else []
+        return lines + (["size = block_of(job, tensor)"] if self.summed else [])
+
+    def _strip(self, inside: list[str], line: str, first: str, summed: Iterable[int]) -> list[str]:
+        """What is done for a strip. line, first: which line and element of the chunk it begins at."""
+        text = "\n".join(inside)
+        written = [x for x in self.written if f"buffer_{x}," in text]
+        arrays = [x for x in self.arrays if f"in_{x}," in text or x in written]
+        lines = [f"in_{name} = offset(at_{name}, {first})" for name in arrays]
+        lines += ["inside = max(begun - block * strip, 0)"] if self.noisy or self.summed else []
+        read = [x for x in self.coded if f"scale_{x})" in text]
+        lines += [f"scale_{x} = load_scale(at_{x}_scale, {line} * scales + block)" for x in read]
+        noisy = [x for x in self.noisy if x in written or f"noise_{x})" in text]
+        block = f"first_block + {line} * blocks + block"
+        lines += [f"noise_{x} = noise_from(key_{x}, {block}, inside)" for x in noisy]
+        lines += [f"drawn = element + {line} * span + before"] if self.draws else []
+        lines += [f"top_{x} = size_of_zero()" for x in written]
+        lines += ["for i in range(count):", *("    " + text for text in inside)]
+        lines += [self._block_added(place) for place in summed]
         # Memory would be idle while codes are computed, so fetch what comes next meanwhile.
-        body += [f"fetch(in_{name}, {2 * size})" for name in arrays if written]
-        for name in written:
-            body += [f"scale_{name} = scale_of(top_{name})", f"store(at_{name}_scale, block, scale_{name})"]
-            body += [f"inverse_{name} = inverse_of(scale_{name})"]
-        body += ["for i in range(count):"] if written else []
-        for name in written:
-            value = f"load(buffer_{name}, i), inverse_{name}, noise_{name}"
-            body += [f"    store_code(in_{name}, i, {value})"]
-        return lines + ["    " + x for x in body]
+        lines += [f"fetch(in_{name}, 2 * strip)" for name in arrays if written]
+        for x in written:
+            lines += [f"inverse_{x} = store_scale(at_{x}_scale, {line} * scales + block, top_{x})"]
+        lines += ["for i in range(count):"] if written else []
+        for x in written:
+            lines += [f"    store_code(in_{x}, i, load(buffer_{x}, i), inverse_{x}, noise_{x})"]
+        return lines
 
     def _loaded(self, name: str) -> str:
         """The text that loads an element of an array."""
@@ -265,11 +284,11 @@ class Printer:
                 return name
         return None
 
-    def _block_added(self, place: int, count: str = "count") -> str:
-        """The line that adds the values of a block to a sum."""
+    def _block_added(self, place: int) -> str:
+        """The line that adds the values of a strip to a sum."""
         word, name = SUMS[self.sweep.reductions[place].word], self._in_memory(place)
         values, total = self._names(place)
-        return f"{word}({total}, {values if name is None else f'in_{name}'}, {values}, {count})"
+        return f"{word}({total}, {values if name is None else f'in_{name}'}, count, size, inside)"
 
     def _line(self, step: Instruction) -> str:
         return f"{step.out} = {self._expression(step)}"
@@ -278,7 +297,7 @@ class Printer:
         if step.word == "where":
             return self._where(step)
         if step.draw is not None:
-            bits = f"bits_at(stream_{step.draw}, turn_{step.draw}, start + {self._place()})"
+            bits = f"bits_at(stream_{step.draw}, turn_{step.draw}, drawn + i)"
             return f"number({step.word}({bits}))"
         texts = [self._number(operand) for operand in step.operands]
         form = WORDS[step.word]
@@ -287,10 +306,6 @@ class Printer:
         if step.word == "power" and isinstance(step.operands[1], float):
             form = POWERS.get(step.operands[1], form)
         return form.format(*texts)
-
-    def _place(self) -> str:
-        """Where in the chunk an element is."""
-        return "first + i" if self.in_blocks else "i"
 
     def _where(self, step: Instruction) -> str:
         condition, a, b = step.operands

@@ -12,37 +12,46 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-from steprule.engine.program.exact import BLOCK, LANES, SINGLE
+from steprule.engine.blocks import BLOCK
+from steprule.engine.program.exact import LANES, SINGLE
 from steprule.engine.runners.kernels.cpu.words import field_of, unary
 
 INT32, INT64 = ir.IntType(32), ir.IntType(64)
 
 
-def _block(square):
-    """The word that adds one block of an array: (array, block), or the squares of its elements."""
+def _block(square, whole):
+    """The word that adds a block of an array or the squares of its elements: (array, first element, count).
+
+    whole: the count is that of all blocks but shorter ones.
+    """
 
     @intrinsic
-    def word(context, array, block):
+    def word(context, array, first, count):
         kind = ir.FloatType() if array.dtype == types.float32 else ir.DoubleType()
-        return types.float64(array, block), _adding(kind, square)
+        return types.float64(array, first, count), _adding(kind, square, whole)
 
     return word
 
 
-def _adding(kind, square):
-    wide, lanes = ir.VectorType(ir.DoubleType(), LANES), ir.VectorType(kind, LANES)
+def _adding(kind, square, whole):
+    lanes = ir.VectorType(kind, LANES)
 
     def generate(context, builder, signature, values):
-        array, block = values
-        start = builder.gep(array, [builder.mul(block, ir.Constant(INT64, BLOCK))])
-        start = builder.bitcast(start, lanes.as_pointer())
-        total = None
-        for part in range(BLOCK // LANES):
-            place = builder.gep(start, [ir.Constant(INT64, part)])
-            x = builder.load(place, align=kind.get_abi_size(context.target_data))
-            x = x if kind == ir.DoubleType() else builder.fpext(x, wide)
-            x = builder.fmul(x, x) if square else x
-            total = x if total is None else builder.fadd(total, x)
+        array, first, count = values
+        align = kind.get_abi_size(context.target_data)
+        start = builder.bitcast(builder.gep(array, [first]), lanes.as_pointer())
+
+        def taken(x):
+            x = x if kind == ir.DoubleType() else builder.fpext(x, ir.VectorType(ir.DoubleType(), LANES))
+            return builder.fmul(x, x) if square else x
+
+        if whole:
+            places = [builder.gep(start, [ir.Constant(INT64, part)]) for part in range(BLOCK // LANES)]
+            total, *others = (taken(builder.load(place, align=align)) for place in places)
+            for x in others:
+                total = builder.fadd(total, x)
+        else:
+            total = _short(builder, start, count, lanes, align, taken)
         width = LANES
         while width > 1:
             width //= 2
@@ -60,8 +69,45 @@ def _adding(kind, square):
     return generate
 
 
-sum_of_block = _block(square=False)
-squares_of_block = _block(square=True)
+def _short(builder, start, count, lanes, align, taken):
+    """What the lanes of a shorter block come to; those beyond its end are 0."""
+    sums = ir.VectorType(ir.DoubleType(), LANES)
+    number = ir.VectorType(INT64, LANES)
+    places = ir.Constant(number, list(range(LANES)))
+    mask = ir.VectorType(ir.IntType(1), LANES)
+    shape = ir.FunctionType(lanes, [lanes.as_pointer(), INT32, mask, lanes])
+    size = 64 if lanes.element == ir.DoubleType() else 32
+    masked = builder.module.declare_intrinsic(f"llvm.masked.load.v{LANES}f{size}.p0", (), shape)
+    before, loop, end = builder.block, builder.append_basic_block("lanes"), builder.append_basic_block("added")
+    some = builder.icmp_signed(">", count, ir.Constant(INT64, 0))
+    builder.cbranch(some, loop, end)
+    builder.position_at_end(loop)
+    part, total = builder.phi(INT64), builder.phi(sums)
+    done = builder.mul(part, ir.Constant(INT64, LANES))
+    left = builder.insert_element(ir.Constant(number, ir.Undefined), builder.sub(count, done), INT32(0))
+    left = builder.shuffle_vector(left, left, ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES))
+    inside = builder.icmp_signed("<", places, left)
+    x = builder.call(
+        masked, [builder.gep(start, [part]), INT32(align), inside, ir.Constant(lanes, [0.0] * LANES)]
+    )
+    added = builder.fadd(total, taken(x))
+    following = builder.add(part, ir.Constant(INT64, 1))
+    zeros = ir.Constant(sums, [0.0] * LANES)
+    part.add_incoming(ir.Constant(INT64, 0), before)
+    part.add_incoming(following, builder.block)
+    total.add_incoming(zeros, before)
+    total.add_incoming(added, builder.block)
+    more = builder.icmp_signed("<", builder.mul(following, ir.Constant(INT64, LANES)), count)
+    builder.cbranch(more, loop, end)
+    builder.position_at_end(end)
+    result = builder.phi(sums)
+    result.add_incoming(zeros, before)
+    result.add_incoming(added, loop)
+    return result
+
+
+sum_of_block, squares_of_block = (_block(square, whole=True) for square in (False, True))
+sum_of_short_block, squares_of_short_block = (_block(square, whole=False) for square in (False, True))
 
 
 @intrinsic
@@ -72,16 +118,6 @@ def bits_of_double(context, x):
         return builder.bitcast(values[0], INT64)
 
     return types.int64(x), generate
-
-
-@register_jitable
-def tail_of(array, values, count):
-    """Copy what is after the last whole block to `values`, and fill it up with zeros."""
-    whole = count - count % BLOCK
-    for i in range(count - whole):
-        values[i] = array[whole + i]
-    for i in range(count - whole, BLOCK):
-        values[i] = 0.0
 
 
 # What all chunks of a tensor come to
@@ -189,22 +225,36 @@ def sums_in(form):
             limbs[place] = 0
 
     @register_jitable
-    def add_values(limbs, array, values, count):
-        """Add `count` elements of an array to a sum. values: room for a block, which may be in the array."""
-        for block in range(count // BLOCK):
-            add_exactly(limbs, sum_of_block(array, block))
-        if count % BLOCK:
-            tail_of(array, values, count)
-            add_exactly(limbs, sum_of_block(values, 0))
+    def add_values(limbs, array, count, block, begun):
+        """Add `count` elements of an array to a sum, in blocks. begun: how much of the first is elsewhere."""
+        first = 0
+        if block == 1:
+            for i in range(count):
+                add_exactly(limbs, np.float64(array[i]))
+            return
+        end = min(block - begun, count)
+        while first < count:
+            if end - first == BLOCK:
+                add_exactly(limbs, sum_of_block(array, first, BLOCK))
+            else:
+                add_exactly(limbs, sum_of_short_block(array, first, end - first))
+            first, end = end, min(end + block, count)
 
     @register_jitable
-    def add_squares(limbs, array, values, count):
+    def add_squares(limbs, array, count, block, begun):
         """Add the squares of `count` elements."""
-        for block in range(count // BLOCK):
-            add_exactly(limbs, squares_of_block(array, block))
-        if count % BLOCK:
-            tail_of(array, values, count)
-            add_exactly(limbs, squares_of_block(values, 0))
+        first = 0
+        if block == 1:
+            for i in range(count):
+                add_exactly(limbs, np.float64(array[i]) * np.float64(array[i]))
+            return
+        end = min(block - begun, count)
+        while first < count:
+            if end - first == BLOCK:
+                add_exactly(limbs, squares_of_block(array, first, BLOCK))
+            else:
+                add_exactly(limbs, squares_of_short_block(array, first, end - first))
+            first, end = end, min(end + block, count)
 
     @register_jitable
     def magnitude(limbs, work):

@@ -42,6 +42,8 @@ class Job(ctypes.Structure):
     sums: int  # address of a sum in limbs per reduction and tensor, and one more
     rounded: int  # address of the same sums as doubles
     scratch: int  # address of one block of floats per share and array of 8-bit codes
+    layouts: int  # address of six numbers per tensor (see `places.Laid`)
+    places: int  # address of five numbers per chunk: where it is in the whole tensor (see `places.of_chunks`)
     lines: int  # address of the number of rows per tensor
     columns: int  # address of the number of columns per tensor
     first_chunks: int  # address of the first chunk per tensor, and of the end of them all

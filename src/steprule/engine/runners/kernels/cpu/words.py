@@ -12,20 +12,16 @@ from __future__ import annotations
 import math
 from functools import partial, reduce
 
-import numpy as np
-import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from steprule.engine import storage
 from steprule.engine.runners.kernels.cpu.threads import Job
 
 INT16, INT32, INT64 = (ir.IntType(bits) for bits in (16, 32, 64))
 
 # numba has no 16-bit floats on the CPU: a pointer to one of these integers represents a pointer to one.
 BFLOAT16, FLOAT16 = types.uint16, types.int16
-KINDS = {types.int8: torch.int8, types.uint8: torch.uint8}
 
 
 # Arithmetic
@@ -220,10 +216,12 @@ def _row_of(table):
     return build
 
 
-def _chunk(part):
-    def build(builder, job, chunk):
-        index = builder.add(builder.mul(chunk, ir.Constant(INT64, 3)), ir.Constant(INT64, part))
-        return builder.load(_entry(builder, field_of(builder, job, "chunks"), index))
+def _of_row(table, length, part):
+    """A number of a row of a table with rows of this length."""
+
+    def build(builder, job, row):
+        index = builder.add(builder.mul(row, ir.Constant(INT64, length)), ir.Constant(INT64, part))
+        return builder.load(_entry(builder, field_of(builder, job, table), index))
 
     return build
 
@@ -233,9 +231,12 @@ thread_count = unary(_ask_openmp("thread_count", 1))
 shares = unary(lambda builder, job: field_of(builder, job, "shares"))
 first_place = binary(_row_of("bounds"))
 chunk_at = binary(_row_of("order"))
-tensor_of = binary(_chunk(0))
-start_of = binary(_chunk(1))
-length_of = binary(_chunk(2))
+tensor_of, start_of, length_of = (binary(_of_row("chunks", 3, part)) for part in range(3))
+# Of a tensor, and where a chunk begins: see `places`.
+width_of, strip_of, block_of, numbers_of, scales_of, span_of = (
+    binary(_of_row("layouts", 6, part)) for part in range(6)
+)
+number_at, begun_at, scale_at, element_at, row_at = (binary(_of_row("places", 5, part)) for part in range(5))
 scalars_of = binary(_row_of("rows"))
 
 
@@ -340,44 +341,6 @@ def store(context, array, index, x):
     return types.void(array, index, x), generate
 
 
-# Storage: small floats that share a scale, and 16-bit parameters with more bits elsewhere (see storage.py)
-
-
-def _constant(value, kind=INT32):
-    return ir.Constant(kind, value)
-
-
-def _float_of(builder, bits):
-    return builder.bitcast(bits, ir.FloatType())
-
-
-def _bits_of(builder, x):
-    return builder.bitcast(x, INT32)
-
-
-def _mixed(builder, x):
-    """storage.mix."""
-    x = builder.mul(builder.xor(x, builder.lshr(x, _constant(16))), _constant(0x7FEB352D))
-    x = builder.mul(builder.xor(x, builder.lshr(x, _constant(15))), _constant(0x846CA68B))
-    return builder.xor(x, builder.lshr(x, _constant(16)))
-
-
-@intrinsic
-def hash_of(context, key, place):
-    """32 random bits for a position."""
-
-    def generate(context, builder, signature, values):
-        return _mixed(builder, builder.xor(builder.trunc(values[1], INT32), values[0]))
-
-    return types.int32(key, place), generate
-
-
-def _noise(builder, start, index, bits):
-    """Random bits for an element of a block, as in `storage.noise_for`; `start` is those of the block."""
-    steps = builder.mul(builder.trunc(index, INT32), _constant(storage.GOLDEN))
-    return builder.lshr(builder.add(start, steps), _constant(32 - bits))
-
-
 @intrinsic
 def offset(context, array, entries):
     """The same array, from a later element on."""
@@ -386,210 +349,3 @@ def offset(context, array, entries):
         return builder.gep(values[0], [values[1]])
 
     return array(array, entries), generate
-
-
-@intrinsic
-def fetch(context, array, first):
-    """Prefetch the block that begins there, whether or not there is one."""
-
-    def generate(context, builder, signature, values):
-        size = context.get_abi_sizeof(context.get_value_type(array.dtype))
-        start = builder.bitcast(builder.gep(values[0], [values[1]]), ir.IntType(8).as_pointer())
-        shape = ir.FunctionType(ir.VoidType(), [start.type, INT32, INT32, INT32])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [start.type], shape)
-        read, near, data = _constant(0), _constant(3), _constant(1)
-        for place in range(0, storage.BLOCK * size, 64):
-            builder.call(prefetch, [builder.gep(start, [_constant(place, INT64)]), read, near, data])
-        return context.get_dummy_value()
-
-    return types.void(array, first), generate
-
-
-@intrinsic
-def scratch(context, job, place):
-    """A buffer for one block, used by this thread only."""
-    pointer = types.CPointer(types.float32)
-
-    def generate(context, builder, signature, values):
-        index = builder.mul(values[1], _constant(storage.BLOCK, INT64))
-        return _entry(builder, field_of(builder, values[0], "scratch"), index, ir.FloatType())
-
-    return pointer(job, place), generate
-
-
-@intrinsic
-def key_of(context, array, salt):
-    """A tensor's key for random rounding, made unique by a salt."""
-
-    def generate(context, builder, signature, values):
-        key = builder.trunc(builder.load(values[0]), INT32)
-        return builder.xor(key, builder.trunc(values[1], INT32))
-
-    return types.int32(array, salt), generate
-
-
-@intrinsic
-def size_of_zero(context):
-    """The bits of 0."""
-    return types.int32(), lambda context, builder, signature, values: _constant(0)
-
-
-@intrinsic
-def larger_size(context, top, x):
-    """The larger of a size's bits and those of |x|; positive floats have the same order as their bits."""
-
-    def generate(context, builder, signature, values):
-        size = builder.and_(_bits_of(builder, values[1]), _constant(0x7FFFFFFF))
-        return builder.select(builder.icmp_signed(">", size, values[0]), size, values[0])
-
-    return types.int32(top, x), generate
-
-
-@intrinsic
-def scale_of(context, top):
-    """The scale of a block, from the bits of its largest element."""
-
-    def generate(context, builder, signature, values):
-        largest = _float_of(builder, values[0])
-        bits = _bits_of(builder, builder.fmul(largest, _single(storage.HEADROOM)))
-        exponent = builder.and_(bits, _constant(storage.INFINITE))
-        vanishes = builder.fcmp_ordered("<", largest, _single(storage.TINIEST))
-        scale = _float_of(builder, builder.select(vanishes, _constant(0), exponent))
-        return builder.fadd(scale, builder.fsub(largest, largest))
-
-    return types.float32(top), generate
-
-
-@intrinsic
-def inverse_of(context, scale):
-    """1 over a power of two, and 0 for 0."""
-
-    def generate(context, builder, signature, values):
-        exponent = _bits_of(builder, values[0])
-        positive = builder.icmp_signed(">", exponent, _constant(0))
-        inverse = builder.sub(_constant(2 * storage.ONE), exponent)
-        return _float_of(builder, builder.select(positive, inverse, _constant(0)))
-
-    return types.float32(scale), generate
-
-
-def _single(value):
-    return ir.Constant(ir.FloatType(), float(np.float32(value)))
-
-
-_ZERO = {kind: storage.CODE_0[dtype] for kind, dtype in KINDS.items()}
-_FIRST = {kind: int(np.float32(zero).view(np.int32)) for kind, zero in _ZERO.items()}
-
-
-@intrinsic
-def load_code(context, array, index, scale):
-    """A value from its code and the scale of its block."""
-    kind = array.dtype
-
-    def generate(context, builder, signature, values):
-        array, index, scale = values
-        code = builder.zext(builder.load(builder.gep(array, [index])), INT32)
-        size = builder.and_(code, _constant(0x7F)) if kind == types.int8 else code
-        bits = builder.or_(builder.shl(size, _constant(storage.MANTISSA)), _constant(_FIRST[kind]))
-        size = builder.fsub(_float_of(builder, bits), _single(_ZERO[kind]))
-        if kind == types.int8:
-            sign = builder.and_(builder.shl(code, _constant(24)), _constant(1 << 31))
-            size = _float_of(builder, builder.or_(_bits_of(builder, size), sign))
-        return builder.fmul(size, scale)
-
-    return types.float32(array, index, scale), generate
-
-
-@intrinsic
-def store_code(context, array, index, x, inverse, start):
-    """Store a value as a code, rounded up or down by noise."""
-    kind = array.dtype
-
-    def generate(context, builder, signature, values):
-        array, index, x, inverse, start = values
-        noise = _noise(builder, start, index, storage.MANTISSA)
-        size = builder.fmul(llvm("fabs")(builder, x), inverse)
-        bits = _bits_of(builder, builder.fadd(size, _single(_ZERO[kind])))
-        code = builder.ashr(builder.add(bits, noise), _constant(storage.MANTISSA))
-        if kind == types.uint8:
-            least = _constant((_FIRST[kind] >> storage.MANTISSA) + 1)
-            larger = builder.select(builder.icmp_signed(">", code, least), code, least)
-            code = builder.select(builder.fcmp_ordered(">", x, _single(0.0)), larger, code)
-        else:
-            sign = builder.and_(builder.lshr(_bits_of(builder, x), _constant(24)), _constant(0x80))
-            code = builder.or_(builder.and_(code, _constant(0x7F)), sign)
-        builder.store(builder.trunc(code, ir.IntType(8)), builder.gep(array, [index]))
-        return context.get_dummy_value()
-
-    return types.void(array, index, x, inverse, start), generate
-
-
-def _int16_at(builder, array, index):
-    return builder.gep(builder.bitcast(array, INT16.as_pointer()), [index])
-
-
-@intrinsic
-def load_master(context, array, low, index):
-    """A float32 from the parameter's 16 bits and the lower half next to them."""
-
-    def generate(context, builder, signature, values):
-        array, low, index = values
-        upper = builder.shl(builder.sext(builder.load(builder.gep(array, [index])), INT32), _constant(16))
-        lower = builder.sext(builder.load(_int16_at(builder, low, index)), INT32)
-        return _float_of(builder, builder.add(upper, lower))
-
-    return types.float32(array, low, index), generate
-
-
-@intrinsic
-def store_master(context, array, low, index, x):
-    """Store a float32 as the parameter's 16 bits, rounded half up, and the signed rest next to them."""
-
-    def generate(context, builder, signature, values):
-        array, low, index, x = values
-        bits = _bits_of(builder, x)
-        upper = builder.ashr(builder.add(bits, _constant(0x8000)), _constant(16))
-        rest = builder.sub(bits, builder.shl(upper, _constant(16)))
-        builder.store(builder.trunc(upper, INT16), builder.gep(array, [index]))
-        builder.store(builder.trunc(rest, INT16), _int16_at(builder, low, index))
-        return context.get_dummy_value()
-
-    return types.void(array, low, index, x), generate
-
-
-@intrinsic
-def store_compensated(context, array, rest, index, x):
-    """Store a value rounded to 16 bits, and what that leaves out, in 16 bits too."""
-    kind = array.dtype
-
-    def generate(context, builder, signature, values):
-        array, rest, index, x = values
-        kept = _narrow(builder, kind, x)
-        left_out = builder.fsub(x, _widen(builder, kind, kept))
-        zero = ir.Constant(x.type, 0.0)
-        size = builder.and_(_bits_of(builder, left_out), _constant(0x7FFFFFFF))
-        finite = builder.icmp_signed("<", size, _constant(0x7F800000))
-        builder.store(kept, builder.gep(array, [index]))
-        left_out = _narrow(builder, kind, builder.select(finite, left_out, zero))
-        builder.store(left_out, builder.gep(rest, [index]))
-        return context.get_dummy_value()
-
-    return types.void(array, rest, index, x), generate
-
-
-@intrinsic
-def store_randomly(context, array, index, x, start):
-    """Store a value as bfloat16, rounded up or down by noise."""
-
-    def generate(context, builder, signature, values):
-        array, index, x, start = values
-        bits = _bits_of(builder, x)
-        rounded = builder.add(bits, _noise(builder, start, index, 16))
-        rounded = builder.trunc(builder.lshr(rounded, _constant(16)), INT16)
-        size = builder.and_(bits, _constant(0x7FFFFFFF))
-        finite = builder.icmp_signed("<", size, _constant(0x7F800000))
-        kept = builder.select(finite, rounded, _narrow(builder, BFLOAT16, x))
-        builder.store(kept, builder.gep(array, [index]))
-        return context.get_dummy_value()
-
-    return types.void(array, index, x, start), generate

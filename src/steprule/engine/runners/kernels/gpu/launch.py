@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from steprule import errors
+from steprule.engine import lines
+from steprule.engine.blocks import Region
 from steprule.engine.program import exact, sums
 from steprule.engine.program.program import Program, Reduction
 from steprule.engine.program.sums import Partial
@@ -27,7 +29,8 @@ from steprule.engine.runners.kernels.chunks import chunks, first_chunks
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
 from steprule.engine.runners.kernels.gpu.functions import Functions, file_of
 from steprule.engine.runners.kernels.gpu.line_memory import Lines, pieces_of
-from steprule.engine.runners.kernels.printing import arrays_of
+from steprule.engine.runners.kernels.places import laid, of_chunks, pieces
+from steprule.engine.runners.kernels.printing import arrays_of, needs_of
 
 # How many elements one program of the launch processes, and how many it holds in registers at a time.
 CHUNK = 1 << 13
@@ -38,6 +41,7 @@ class Launch:
     """One program over tensors of these shapes and dtypes on one device, ready to run.
 
     dtypes: of 'p', 'g' and every slot letter, and of what is stored with them (see `cpu.kernel.sources`).
+    shapes: those that rows and columns are taken of. regions: which parts of whole tensors they are.
 
     Raises: NoKernel if it cannot be compiled here.
     """
@@ -47,6 +51,7 @@ class Launch:
         program: Program,
         dtypes: Mapping[str, torch.dtype],
         shapes: Sequence[Sequence[int]],
+        regions: Sequence[Region],
         device: torch.device,
     ):
         reason = missing(device) or gpu_kernel.why_not(program, dtypes)
@@ -66,7 +71,17 @@ class Launch:
         texts = iter(self._texts)
         self._kernels = [None if sweep.idle else Functions(*next(texts)) for sweep in program.passes]
         sizes = np.array(list(map(math.prod, shapes)), dtype=np.int64)
-        cut = chunks(sizes, pieces_of(program, shapes, CHUNK) if program.lined else CHUNK)
+        needs = needs_of(program, dtypes)._replace(summed=False)
+        columns = [0] * len(shapes)
+        if program.lined:
+            columns = [lines.fact(shape, "columns", stacked=False) for shape in shapes]
+        tensors = [laid(x, needs, own) for x, own in zip(regions, columns, strict=True)] if any(needs) else []
+        if program.lined:
+            cut = chunks(sizes, pieces_of(program, shapes, CHUNK))
+        else:
+            cut = pieces(tensors, CHUNK) if tensors else chunks(sizes, CHUNK)
+        layouts = np.array([x.table for x in tensors], dtype=np.int64)
+        self._placed = [self._send(layouts), self._send(of_chunks(tensors, cut))] if tensors else []
         self._programs = len(cut)
         self._chunks = self._send(cut)
         self._bounds = self._send(first_chunks(cut, len(sizes)))
@@ -142,7 +157,7 @@ class Launch:
         if self._rows is None or self._rows[0] != rows:
             self._rows = list(rows), self._send(np.array(rows, dtype=np.int64))
         tables = [self._pointer_table(), self._chunks, self._rows[1], scalars.to(self.dtype)]
-        return [*tables, self._unscaled if scaling is None else scaling]
+        return [*tables, self._unscaled if scaling is None else scaling, *self._placed]
 
     def _more(self) -> list[Tensor]:
         """What kernels on rows and columns are also given: how many there are, and whose chunks are which."""
@@ -183,7 +198,7 @@ class Launch:
         integers, numbers = self._chunks, self._lengths.to(self.dtype)
         try:
             with _on(self.device):
-                tables = [integers, integers, integers, numbers, self._unscaled]
+                tables = [integers, integers, integers, numbers, self._unscaled, *self._placed]
                 for sweep in range(len(self._kernels)):
                     self._launch(sweep, tables, aligned=True, only_compile=True)
                 if self._lines is not None:

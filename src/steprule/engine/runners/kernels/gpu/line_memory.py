@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steprule.engine import lines
+from steprule.engine import blocks, lines
 from steprule.engine.program.program import Program
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.chunks import chunks, first_chunks
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
 from steprule.engine.runners.kernels.gpu.functions import Functions
 from steprule.engine.runners.kernels.gpu.lines import COLUMNS
+from steprule.engine.runners.kernels.places import Needs, laid, of_chunks
+from steprule.engine.runners.kernels.printing import is_placed
 from steprule.engine.runners.kernels.turns import kept_rows
 
 if TYPE_CHECKING:
@@ -76,6 +78,13 @@ class Lines:
         own = chunks(columns, COLUMNS)
         self._programs = len(own)
         self._chunks, self._bounds = send(own), send(first_chunks(own, len(shapes)))
+        self._placed: list[Tensor] = []
+        if is_placed(program, dtypes):
+            # Slots per column are rounded at random in the blocks that they have as tensors.
+            slots = [lines.shape_per(shape, "column", stacked=False) for shape in shapes]
+            tensors = [laid(blocks.whole(shape), Needs(rounded=True)) for shape in slots]
+            layouts = np.array([x.table for x in tensors], dtype=np.int64)
+            self._placed = [send(layouts), send(of_chunks(tensors, own))]
         self._partials = send(np.zeros(len(own) * max([0, *self._reductions])))
         self._memory: list[Tensor] = []
         double = torch.float64 in dtypes.values()
@@ -97,8 +106,9 @@ class Lines:
         """One part of the program's columns. tables: those of a sweep, whose chunks are others."""
         kernel = self._kernels[stage]
         assert kernel is not None
-        pointers, _, *rest = tables
-        given = [pointers, self._chunks, *rest]
+        pointers, _, rows, scalars, scaling, *rest = tables
+        rest = rest[len(self._placed) :]
+        given = [pointers, self._chunks, rows, scalars, scaling, *self._placed, *rest]
         count = self._reductions[stage]
         return kernel.run(given, self._programs, self._bounds, self._partials, count, options)
 

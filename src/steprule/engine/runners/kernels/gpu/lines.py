@@ -29,6 +29,8 @@ from steprule.engine.runners.kernels.turns import Turn, line_arrays, turns_of
 
 # How many columns, and how many chunks of each, are worked on at a time between passes.
 COLUMNS = 32
+# The block of a slot per column that an element is in, and its place there.
+COLUMN = "(start + i) // width * blocks + (start + i) % width // strip, (start + i) % width % strip"
 
 
 class _Doubles(Printer):
@@ -80,7 +82,7 @@ class _Doubles(Printer):
         return f"{self._wide(name, f'tl.load(at_{name} + {place}{inside})')}.to(tl.float64)"
 
     def _stored_line(self, name: str, place: str, position: str, x: Register, inside: str) -> str:
-        """The line that stores it. position: in the slot, which decides the noise."""
+        """The line that stores it. position: its block and its place there, which decide the noise."""
         value = f"tl.where({x}, 1.0, 0.0).to(number)" if x.mask else f"{x}.to(number)"
         if name in self.noisy:
             kept = f"to_bfloat16_at_random({value}, noise_at(key_{name}, {position}))"
@@ -93,7 +95,9 @@ class _Doubles(Printer):
         return [index for index in self.scalars if f"c{index}" in used]
 
     def _head(self) -> list[str]:
-        given = ["pointers", "chunks", "rows", "scalars", "scaling", "heights", "widths", "bounds"]
+        given = ["pointers", "chunks", "rows", "scalars", "scaling"]
+        given += ["layouts", "places"] if self.placed else []
+        given += ["heights", "widths", "bounds"]
         given += ["partials"] if self.totals else []
         flags = ["ALIGNED: tl.constexpr", "BLOCK: tl.constexpr"]
         return ["@triton.jit", f"def kernel({', '.join([*given, *flags])}):"]
@@ -135,18 +139,19 @@ class LinePrinter(_Doubles):
     # One block of the elements of a row
 
     def _turn(self, number: int, turn: Turn) -> list[str]:
-        given = [*self._given_to(turn), *self._sums(turn), "base", "column", "lanes", "inside"]
-        given += ["BLOCK: tl.constexpr"] if self._has_codes(turn) else []
-        lines = [
-            "@triton.jit",
-            f"def turn{number}({', '.join(given)}):",
-            "    first = base + column",
-            "    i = first + lanes",
-        ]
+        is_coded = self._has_codes(turn)
+        given = [*self._given_to(turn), *self._sums(turn), "base", "column"]
+        given += ["first", "inside", "BLOCK: tl.constexpr"] if is_coded else ["lanes", "inside"]
+        lines = ["@triton.jit", f"def turn{number}({', '.join(given)}):"]
+        lines += [] if is_coded else ["    first = base + column"]
+        lines += [f"    i = {'base + column' if is_coded else 'first + lanes'}"]
+        is_noisy = any(x in self.noisy for x in turn.outputs)
+        lines += self._position(is_coded, is_noisy, bool(draws_in(turn.instructions)))
+        along = "column" if is_coded else "column + lanes"
         for name, register in turn.inputs.items():
             lines.append(f"    {register} = {self._load(name)}")
         for x in turn.columns:
-            loaded = f"tl.load(values{x.index} + column + lanes, inside)"
+            loaded = f"tl.load(values{x.index} + {along}, inside)"
             lines.append(f"    {x} = {loaded} != 0.0" if x.mask else f"    {x} = {loaded}")
         for step in turn.instructions:
             lines += [f"    {step.out} = {x}" for x in self._expressions(step)]
@@ -158,7 +163,7 @@ class LinePrinter(_Doubles):
             lines += ["    if inside is not None:", f"        value = tl.where(inside, value, {start})"]
             lines += [f"    {total} = {form.format(total, 'value')}"]
         for x in turn.column_sums:
-            at = f"sums{x.index} + column + lanes"
+            at = f"sums{x.index} + {along}"
             value = f"tl.broadcast_to({self._number(x.operand)}.to(tl.float64), i.shape)"
             lines += [f"    value = {value}"]
             added = REDUCTIONS[x.word][1].format(f"tl.load({at}, inside)", "value")
@@ -176,7 +181,7 @@ class LinePrinter(_Doubles):
         ]
 
     def _has_codes(self, turn: Turn) -> bool:
-        return any(x in self.coded for x in turn.outputs)
+        return any(x in self.coded for x in (*turn.inputs, *turn.outputs))
 
     def _given_to(self, turn: Turn) -> list[str]:
         """What a turn is handed because it is the same for all elements of a row."""
@@ -212,7 +217,7 @@ class LinePrinter(_Doubles):
         slots = [(name, r) for name, r in self.sweep.outputs.items() if r.level == "row"]
         # Every thread reads the old value.
         body += ["tl.debug_barrier()"] if slots and self._row_inputs() else []
-        body += [self._stored_line(name, "line", "top + line", r, "") for name, r in slots]
+        body += [self._stored_line(name, "line", "first_row + line, first_row * 0", r, "") for name, r in slots]
         # Another thread may have added what comes next to the sums.
         body += ["tl.debug_barrier()"] if self.lines.column_sums else []
         return [*lines, *(f"        {line}" for line in body), *(f"    {line}" for line in self._partials())]
@@ -225,8 +230,11 @@ class LinePrinter(_Doubles):
         yield "top = start // columns"
         if "g" in self.sweep.inputs:
             yield "unscale = tl.load(scaling).to(number)"
+        yield from self._placing()
+        if self.noisy:
+            yield "first_row = tl.load(places + 4)"
         for name in self.walked:
-            yield self._pointer(name, "start // SHARING" if name.endswith("_scale") else "start")
+            yield self._pointer(name, "tl.load(places + 2)" if name.endswith("_scale") else "start")
         for name in self.by_row:
             yield self._pointer(name, "top")
         yield from self._keys()
@@ -242,6 +250,9 @@ class LinePrinter(_Doubles):
         for x in self.lines.columns:
             yield self._kept_at(f"values{x.index}", self.number, "0")
         yield "lanes = tl.arange(0, BLOCK)"
+        if self.coded:
+            yield "end = columns // width * scales * SHARING"
+            yield "filled = tl.where((strip == SHARING) & (width == columns), columns // BLOCK * BLOCK, 0)"
         yield "full = columns // BLOCK * BLOCK"
         yield from self._starts()
 
@@ -267,16 +278,24 @@ class LinePrinter(_Doubles):
         kept = self._sums(turn)
         call = f"turn{number}({', '.join([*self._given_to(turn), *kept])}, base"
         into = f"{', '.join(kept)} = " if kept else ""
-        block = ", BLOCK" if self._has_codes(turn) else ""
         lines = [
             f"sum{x.index} = tl.full((BLOCK,), {REDUCTIONS[x.word][0]}, tl.float64)" for x in turn.row_sums
         ]
-        lines += [
-            "for first in range(0, full, BLOCK):",
-            f"    {into}{call}, first, lanes, None{block})",
-            "if full < columns:",
-            f"    {into}{call}, full, lanes, full + lanes < columns{block})",
-        ]
+        if self._has_codes(turn):
+            lines += [
+                "for first in range(0, filled, BLOCK):",
+                f"    {into}{call}, first + lanes, line * end + first, None, BLOCK)",
+                "for first in range(filled, end, BLOCK):",
+                "    i, inside = within(first + lanes, width, strip, scales, columns)",
+                f"    {into}{call}, i, line * end + first, inside, BLOCK)",
+            ]
+        else:
+            lines += [
+                "for first in range(0, full, BLOCK):",
+                f"    {into}{call}, first, lanes, None)",
+                "if full < columns:",
+                f"    {into}{call}, full, lanes, full + lanes < columns)",
+            ]
         for x in turn.row_sums:
             folded = FOLDS[x.word].format(f"sum{x.index}")
             finished = {"mean": f"{folded} / columns.to(tl.float64)", "norm": f"tl.sqrt({folded})"}
@@ -309,11 +328,12 @@ class ColumnPrinter(_Doubles):
             lines.append(f"    value = tl.where(inside, {value}, {start})")
             lines.append(f"    {total} = {form.format(f'tl.full(i.shape, {start}, tl.float64)', 'value')}")
         for name, r in self.columns.outputs.items():
-            lines.append(f"    {self._stored_line(name, 'i', 'start + i', r, ', inside')}")
+            lines.append(f"    {self._stored_line(name, 'i', COLUMN, r, ', inside')}")
         return [[*lines, *(f"    {line}" for line in self._partials())]]
 
     def _before_columns(self) -> Iterator[str]:
         yield from self._places()
+        yield from self._placing()
         yield "chunks_of_rows = (tl.load(bounds + tensor + 1) - tl.load(bounds + tensor)).to(tl.int32)"
         for name in self.touched:
             yield self._pointer(name, "start")

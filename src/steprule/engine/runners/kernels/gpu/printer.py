@@ -13,7 +13,14 @@ import torch
 
 from steprule.engine import storage
 from steprule.engine.program.program import Columns, Instruction, Operand, Pass, Program, Register
-from steprule.engine.runners.kernels.printing import CODED, DTYPES, STORAGE, arrays_of, draws_in, noisy
+from steprule.engine.runners.kernels.printing import (
+    arrays_of,
+    coded,
+    draws_in,
+    is_placed,
+    names_of,
+    noisy,
+)
 
 # What each word becomes; the operands' texts are filled in. `-x` would be `0 - x` in Triton and lose the sign
 # of zero.
@@ -83,17 +90,23 @@ REDUCTIONS = {
 FOLDS = {"total": "tl.sum({0})", "mean": "tl.sum({0})", "norm": "tl.sum({0})", "largest": "largest({0})"}
 
 
+# What is handed on of where a chunk is in the whole tensor.
+PLACES = ("width", "strip", "begun", "first_block", "blocks", "element", "span")
+
+
 class Printer:
     """Prints a pass in which every element is on its own."""
 
     def __init__(self, program: Program, sweep: Pass | Columns, dtypes: Mapping[str, torch.dtype]):
         self.program = program
         self.sweep = sweep
-        self.dtypes = {name: (DTYPES | STORAGE)[dtype] for name, dtype in dtypes.items()}
+        self.dtypes = names_of(dtypes)
         self.arrays = arrays_of(program, dtypes)
         self.number = "tl.float64" if "float64" in self.dtypes.values() else "tl.float32"
         self.touched = [name for name in self.arrays if name in sweep.inputs or name in sweep.outputs]
-        self.coded = [x for x in self.touched if dtypes[x] in CODED]
+        self.coded = [x for x in coded(program, dtypes) if x in self.touched]
+        # Whether kernels are told where the chunks are in the whole tensors.
+        self.placed = is_placed(program, dtypes)
         beside = [f"{name}_scale" for name in self.coded]
         beside += [x for x in ("compensation", "low_bits") if x in dtypes and "p" in self.touched]
         self.walked = [*self.touched, *beside]
@@ -120,9 +133,11 @@ class Printer:
 
     def _entries(self) -> list[str]:
         """The function that loads, computes and stores."""
-        given = [*self._given(), *self.totals, "first", "lanes", "inside"]
+        given = [*self._given(), *self.totals, "first", "i" if self.coded else "lanes", "inside"]
         given += ["BLOCK: tl.constexpr"] if self.coded else []
-        lines = ["@triton.jit", f"def entries({', '.join(given)}):", "    i = first + lanes"]
+        lines = ["@triton.jit", f"def entries({', '.join(given)}):"]
+        lines += [] if self.coded else ["    i = first + lanes"]
+        lines += self._position(bool(self.coded), bool(self.noisy), bool(self.draws))
         for name, register in self.sweep.inputs.items():
             lines.append(f"    {register} = {self._load(name)}")
         for step in self.sweep.instructions:
@@ -149,14 +164,23 @@ class Printer:
         """What random roundings and draws are made of, and where the chunk begins."""
         keys = [f"key_{name}" for name in noisy]
         keys += [f"{what}_{draw}" for draw in draws for what in ("stream", "turn")]
-        return [*keys, "start"] if keys else []
+        return [*keys, *PLACES] if keys else []
+
+    def _position(self, is_coded: bool, is_noisy: bool, is_drawn: bool) -> list[str]:
+        """The lines that say where elements are in their blocks."""
+        lines = ["    shared = (first + tl.arange(0, BLOCK)) // SHARING"] if is_coded else []
+        lines += ["    line = i // width"] if is_noisy or is_drawn else []
+        if is_noisy:
+            lines += ["    place = i - line * width + begun"]
+            lines += ["    block, place = first_block + line * blocks + place // strip, place % strip"]
+        return lines + (["    drawn = element + line * (span - width) + i"] if is_drawn else [])
 
     def _load(self, name: str) -> str:
         """The text that loads elements of an array and decodes them."""
         if name in self.coded:
             codes, scales = (
                 f"tl.load(at_{name} + i, inside)",
-                f"tl.load(at_{name}_scale + i // SHARING, inside)",
+                f"tl.load(at_{name}_scale + shared, inside)",
             )
             return f"from_code({codes}, {scales}, {self._kind(name)})"
         if name == "p" and "low_bits" in self.walked:
@@ -169,7 +193,7 @@ class Printer:
     def _store(self, name: str, value: str) -> list[str]:
         """Lines that store."""
         if name in self.coded:
-            given = f"first, lanes, inside, {value}, noise_at(key_{name}, start + i), {self._kind(name)}, BLOCK"
+            given = f"first, i, inside, {value}, noise_at(key_{name}, block, place), {self._kind(name)}, BLOCK"
             return [f"store_codes(at_{name}, at_{name}_scale, {given})"]
         if name == "p" and "low_bits" in self.walked:
             return [
@@ -186,7 +210,7 @@ class Printer:
                 f"tl.store(at_compensation + i, {rest}, inside)",
             ]
         if name in self.noisy:
-            rounded = f"to_bfloat16_at_random({value}, noise_at(key_{name}, start + i))"
+            rounded = f"to_bfloat16_at_random({value}, noise_at(key_{name}, block, place))"
             return [f"tl.store(at_{name} + i, {rounded}, inside)"]
         return [f"tl.store(at_{name} + i, {self._narrow(name, value)}, inside)"]
 
@@ -210,26 +234,43 @@ class Printer:
     def _kernel(self) -> list[str]:
         """The function that every program of the launch runs, on a chunk of its own."""
         given = ["pointers", "chunks", "rows", "scalars", "scaling"]
+        given += ["layouts", "places"] if self.placed else []
         given += ["partials"] if self.totals else []
         flags = ["ALIGNED: tl.constexpr", "BLOCK: tl.constexpr"]
         lines = ["@triton.jit", f"def kernel({', '.join([*given, *flags])}):"]
         lines += [f"    {line}" for line in self._before()]
         call = f"entries({', '.join([*self._given(), *self.totals])}"
-        block = ", BLOCK" if self.coded else ""
         kept = f"{', '.join(self.totals)} = " if self.totals else ""
-        lines += [
-            "    lanes = tl.arange(0, BLOCK)",
-            "    full = length // BLOCK * BLOCK",
-            "    for first in range(0, full, BLOCK):",
-            f"        {kept}{call}, first, lanes, None{block})",
-            "    if full < length:",
-            f"        {kept}{call}, full, lanes, full + lanes < length{block})",
-        ]
+        lines += [f"    {line}" for line in self._loops(f"{kept}{call}")]
         for place, (total, step) in enumerate(zip(self.totals, self.sweep.reductions, strict=True)):
             folded = FOLDS[step.word].format(total)
             cell = f"{len(self.totals)} * tl.program_id(0).to(tl.int64) + {place}"
             lines.append(f"    tl.store(partials + {cell}, {folded})")
         return lines
+
+    def _loops(self, call: str) -> list[str]:
+        """The loops over the elements of a chunk, block by block."""
+        if not self.coded:
+            return [
+                "lanes = tl.arange(0, BLOCK)",
+                "full = length // BLOCK * BLOCK",
+                "for first in range(0, full, BLOCK):",
+                f"    {call}, first, lanes, None)",
+                "if full < length:",
+                f"    {call}, full, lanes, full + lanes < length)",
+            ]
+        return [
+            "lanes = tl.arange(0, BLOCK)",
+            "across = tl.minimum(scales, (length + strip - 1) // strip)",
+            "end = (length + width - 1) // width * across * SHARING",
+            # Where blocks fill their lanes.
+            "full = tl.where((strip == SHARING) & (length <= width), length // BLOCK * BLOCK, 0)",
+            "for first in range(0, full, BLOCK):",
+            f"    {call}, first, first + lanes, None, BLOCK)",
+            "for first in range(full, end, BLOCK):",
+            "    i, inside = within(first + lanes, width, strip, across, length)",
+            f"    {call}, first, i, inside, BLOCK)",
+        ]
 
     def _before(self) -> Iterator[str]:
         """Where the chunk is, and what is the same for all its elements; a skipped step has none."""
@@ -238,9 +279,10 @@ class Printer:
         yield "length = tl.where(tl.load(scaling + 1) == 0.0, tl.load(chunk + 2), 0).to(tl.int32)"
         if "g" in self.sweep.inputs:
             yield "unscale = tl.load(scaling).to(number)"
+        yield from self._placing()
         for name in self.walked:
             kind = "uint16" if self.dtypes[name] == "bfloat16" else self.dtypes[name]
-            first = "start // SHARING" if name.endswith("_scale") else "start"
+            first = "tl.load(places + 2)" if name.endswith("_scale") else "start"
             yield f"at_{name} = {self._address(name)}.to(tl.pointer_type(tl.{kind})) + {first}"
         for name in self.walked:
             if not name.endswith("_scale"):
@@ -253,6 +295,18 @@ class Printer:
         for total, step in zip(self.totals, self.sweep.reductions, strict=True):
             yield f"{total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)"
 
+    def _placing(self) -> Iterator[str]:
+        """Where the chunk is in the whole tensor, and how it goes along lines."""
+        if not (self.coded or self.noisy or self.draws):
+            return
+        yield "layouts, places = layouts + 6 * tensor, places + 5 * tl.program_id(0).to(tl.int64)"
+        yield "width = tl.minimum(tl.load(layouts), 2147483647).to(tl.int32)"
+        yield "strip, begun = tl.load(layouts + 1).to(tl.int32), tl.load(places + 1).to(tl.int32)"
+        yield "first_block, blocks = tl.load(places), tl.load(layouts + 3)"
+        yield "element, span = tl.load(places + 3), tl.load(layouts + 5)"
+        if self.coded:
+            yield "scales = tl.load(layouts + 4).to(tl.int32)"
+
     def _keys(self) -> Iterator[str]:
         """What random roundings and draws of a tensor are made of."""
         for name, (key, salt) in self.noisy.items():
@@ -262,7 +316,7 @@ class Printer:
             yield f"noise = tl.load({self._address(storage.NOISE_KEY)}.to(tl.pointer_type(tl.int64)))"
         for draw in self.draws:
             yield f"stream_{draw} = stream_of(noise, {storage.salt_of(draw)})"
-            yield f"turn_{draw} = turn_of(noise, stream_{draw}, start)"
+            yield f"turn_{draw} = turn_of(noise, stream_{draw})"
 
     def _address(self, name: str) -> str:
         return f"tl.load(pointers + {len(self.arrays)} * tensor + {self.arrays.index(name)})"
@@ -299,7 +353,7 @@ class Printer:
         if step.word == "where":
             return [self._where(step)]
         if step.draw is not None:
-            bits = f"bits_at(stream_{step.draw}, turn_{step.draw}, start + i)"
+            bits = f"bits_at(stream_{step.draw}, turn_{step.draw}, drawn)"
             return [f"{step.word}({bits}).to(number)"]
         if step.word == "clamp":
             x, low, high = map(self._number, step.operands)

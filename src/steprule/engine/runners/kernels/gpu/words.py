@@ -11,10 +11,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from steprule.engine import draws, storage
+from steprule.engine import blocks, draws, storage
 
 # Module-level numbers must be constants for Triton.
-SHARING = tl.constexpr(storage.BLOCK)
+SHARING = tl.constexpr(blocks.BLOCK)
+EXPONENT, NOT_FINITE = tl.constexpr(storage.EXPONENT), tl.constexpr(storage.NOT_FINITE)
 MANTISSA = tl.constexpr(storage.MANTISSA)
 STEP = tl.constexpr(storage.GOLDEN)
 HEADROOM = tl.constexpr(storage.HEADROOM)
@@ -157,9 +158,23 @@ def mixed(x):
 
 
 @triton.jit
-def noise_at(key, place):
-    """32 random bits for an element's position, as in `storage.noise_for`."""
-    return mixed(key ^ (place // SHARING).to(tl.uint32)) + (place % SHARING).to(tl.uint32) * STEP
+def noise_at(key, block, place):
+    """32 random bits for an element of a block, as in `storage.noise_for`."""
+    return mixed(key ^ block.to(tl.uint32)) + place.to(tl.uint32) * STEP
+
+
+@triton.jit
+def within(q, width, strip, across, length):
+    """Which element of a chunk each lane is, and whether it is one, if each block has 128 lanes.
+
+    q: the lane. width: the elements of a line. strip: of a block. across: the blocks of a line.
+    """
+    block = q // SHARING
+    line = block // across
+    lane = q % SHARING
+    along = (block - line * across) * strip + lane
+    i = line * width + along
+    return i, (lane < strip) & (along < width) & (i < length)
 
 
 # Random numbers, as in `draws`.
@@ -172,15 +187,15 @@ def stream_of(key, salt):
 
 
 @triton.jit
-def turn_of(key, stream, start):
-    """What a stream is shifted by in this step; `start` is where the chunk begins in the tensor."""
-    return mixed(key.to(tl.uint32) + stream) + (start >> 32).to(tl.uint32) * STEP
+def turn_of(key, stream):
+    """What a stream is shifted by in this step."""
+    return mixed(key.to(tl.uint32) + stream)
 
 
 @triton.jit
 def bits_at(stream, turn, place):
     """32 random bits for an element's place."""
-    return mixed(mixed(place.to(tl.uint32) ^ stream) + turn)
+    return mixed(mixed(place.to(tl.uint32) ^ stream) + turn + (place >> 32).to(tl.uint32) * STEP)
 
 
 @triton.jit
@@ -212,13 +227,14 @@ def signed(size, bits):
 def from_code(code, scale, KIND: tl.constexpr):
     """Decode values from their codes and the scales of their blocks."""
     zero: tl.constexpr = KIND[0]
+    scale = tl.where(scale == NOT_FINITE, float("nan"), float_of(scale.to(tl.int32) << EXPONENT))
     bits = ((code.to(tl.int32) & KIND[2]) << MANTISSA) + KIND[1]
     size = float_of(bits) - zero
     return tl.where(code < 0, size * -1.0, size) * scale
 
 
 @triton.jit
-def store_codes(codes, scales, first, lanes, inside, x, noise, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def store_codes(codes, scales, first, i, inside, x, noise, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """Encode values as codes, rounded up or down by noise, with the scales of their blocks."""
     zero: tl.constexpr = KIND[0]
     rows: tl.constexpr = BLOCK // SHARING
@@ -226,6 +242,7 @@ def store_codes(codes, scales, first, lanes, inside, x, noise, KIND: tl.constexp
         x = tl.where(inside, x, 0.0)
     top = float_of(tl.max(tl.reshape(bits_of(tl.abs(x)), (rows, SHARING)), 1))
     exponent = tl.where(top < TINIEST, 0, bits_of(top * HEADROOM) & INFINITE)
+    exponent = tl.where(bits_of(top) >= INFINITE, INFINITE, exponent)
     inverse = float_of(tl.where(exponent > 0, 2 * ONE - exponent, 0))
     inverse = tl.reshape(tl.broadcast_to(inverse[:, None], (rows, SHARING)), (BLOCK,))
     code = (bits_of(tl.abs(x) * inverse + zero) + (noise >> (32 - MANTISSA)).to(tl.int32)) >> MANTISSA
@@ -238,5 +255,5 @@ def store_codes(codes, scales, first, lanes, inside, x, noise, KIND: tl.constexp
     if inside is not None:
         there = tl.max(tl.reshape(inside.to(tl.int32), (rows, SHARING)), 1) != 0
     blocks = first // SHARING + tl.arange(0, rows)
-    tl.store(scales + blocks, float_of(exponent) + (top - top), there)
-    tl.store(codes + first + lanes, code.to(codes.dtype.element_ty), inside)
+    tl.store(scales + blocks, (exponent >> EXPONENT).to(tl.uint8), there)
+    tl.store(codes + i, code.to(codes.dtype.element_ty), inside)
