@@ -152,6 +152,8 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "sums": lambda patch: _another_text(patch, "sums.py"),
     "exact": lambda patch: _another_text(patch, "exact.py"),
     "storage": lambda patch: _another_text(patch, "storage.py"),
+    "words of storage": lambda patch: _another_text(patch, "storage_words.py"),
+    "blocks": lambda patch: _another_text(patch, "blocks.py"),
     "compiler": lambda patch: _another_text(patch, "compiler.py"),
     "what a kernel is handed": lambda patch: patch.setitem(kernel_compiler.Job.__annotations__, "another", int),
 }
@@ -181,8 +183,15 @@ def test_a_kernel_made_elsewhere_is_not_found(change: str, monkeypatch: pytest.M
 
 def test_every_module_that_a_kernel_imports_is_in_its_name() -> None:
     """What the words take from modules of ours is compiled into the kernel."""
-    known = {"steprule.engine", "program.exact", "cpu.threads", "cpu.words"}
-    for name in ("words.py", "sums.py"):
+    known = {
+        "steprule.engine",
+        "engine.blocks",
+        "program.exact",
+        "cpu.threads",
+        "cpu.words",
+        "cpu.storage_words",
+    }
+    for name in ("words.py", "storage_words.py", "draw_words.py", "sums.py"):
         text = (Path(kernel_compiler.__file__).parent / name).read_text(encoding="utf-8")
         imported = re.findall(r"^(?:from|import) (steprule\S*)", text, re.MULTILINE)
         unknown = [x for x in imported if x not in known and ".".join(x.split(".")[-2:]) not in known]

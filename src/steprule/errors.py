@@ -524,7 +524,7 @@ def sparse_with_reduction(who: str, name: str):
 
 
 def sparse_with_codes(who: str, name: str):
-    """A sparse gradient's rows cannot be stepped alone if 256 neighbours share a scale."""
+    """A sparse gradient's rows cannot be stepped alone if neighbours share a scale."""
     return RuntimeError(
         f"{who}: state_dtype='int8' does not go with the sparse gradient of {name}: "
         "neighbours share a scale and would change too. Use bf16 for that group, or Embedding(sparse=False)."
