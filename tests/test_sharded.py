@@ -26,12 +26,7 @@ pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no distributed package"
 )
 SHARDED = [case for case in LOOPS if not (case.closure or case.sparse_only)]
-PAIRS = [
-    (case, name)
-    for case in SHARDED
-    for name, (_, options) in STORAGES.items()
-    if can_keep(case, name) and options.get("state_dtype") != "int8"
-]
+PAIRS = [(case, name) for case in SHARDED for name in STORAGES if can_keep(case, name)]
 
 
 def same(case: Case, storage: str, put: Any, what: str, steps: int = 3) -> None:

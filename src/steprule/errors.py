@@ -539,14 +539,6 @@ def rounding_has_no_tape(who: str, given: str, group: int | None):
     )
 
 
-def codes_in_parts(who: str, name: str, group: int | None):
-    """A DTensor, whose shards need not begin where a block of codes does."""
-    return ValueError(
-        f"{who}: state_dtype='int8' does not go with {name}{in_group(group)}, which is sharded (a DTensor): "
-        "neighbours share a scale, and sharding may separate them. Use bf16."
-    )
-
-
 def matrix_in_parts(who: str, name: str, group: int | None):
     """A DTensor that is split over processes, for a rule whose step needs all of it."""
     error = RuntimeError if group is None else ValueError

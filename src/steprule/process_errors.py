@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steprule.errors import in_group
+
 
 def other_processes(who: str, some: Sequence[int], others: Sequence[int]) -> ValueError:
     """A sum over parameters that are sharded over different processes."""
@@ -40,4 +42,13 @@ def no_model_and_optimizer(model: str, optimizer: str) -> TypeError:
     return TypeError(
         f"step_in_backward: given {model} and {optimizer}, must be a model and an optimizer of steprule, as in "
         "step_in_backward(model, steprule.AdamW(model))."
+    )
+
+
+def codes_in_parts(who: str, name: str, cut: tuple[int, int], group: int | None) -> ValueError:
+    """A parameter whose shards separate neighbours that share a scale. cut: which process, and a block's length."""
+    process, block = cut
+    return ValueError(
+        f"{who}: state_dtype='int8' cannot keep {name}{in_group(group)} as it is sharded: process {process} has a "
+        f"part of a block of {block} neighbours that share a scale. Shard its rows, or use bf16."
     )

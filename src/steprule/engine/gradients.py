@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steprule import errors, group_errors
+from steprule import errors, group_errors, process_errors
 from steprule.engine import storage, usable, views
 from steprule.engine.runners.kernels.forms import has_elements
 
@@ -38,8 +38,9 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
         raise errors.rounding_has_no_tape(
             who, f"the storage of {optimizer.name_of(param)}'s loaded state", None
         )
-    if storage.sharded(param) and _in_codes(optimizer, param, group):
-        raise errors.codes_in_parts(who, optimizer.name_of(param), None)
+    cut = storage.cut_block(param) if _in_codes(optimizer, param, group) else None
+    if cut is not None:
+        raise process_errors.codes_in_parts(who, optimizer.name_of(param), cut, None)
     if group.get("differentiable") and program.lined and storage.split(param):
         raise errors.matrix_in_parts(own.name, optimizer.name_of(param), None)
     if not gradient.is_sparse and rule.gradients == "rows only":

@@ -30,12 +30,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
+from functools import cache
+from itertools import product
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from steprule import errors
+from steprule import errors, process_errors
 from steprule.engine import blocks
 from steprule.engine.blocks import Region
 from steprule.engine.fields import HALF, Slot, parameter
@@ -135,13 +137,41 @@ def check(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int | 
 def check_parameters(who: str, slots: dict[str, Slot], group: dict[str, Any], index: int) -> None:
     """Refuse parameters that cannot be stored in this way."""
     if any(kind_of(slot, group) == "int8" for slot in slots.values()):
+        names: list[str] = group.get("param_names") or []
         for place, param in enumerate(group["params"]):
-            if sharded(param):
-                raise errors.codes_in_parts(who, f"parameter {place}", index)
+            if (cut := cut_block(param)) is not None:
+                name = f"'{names[place]}'" if names else f"parameter {place}"
+                raise process_errors.codes_in_parts(who, name, cut, index)
     if group.get("low_precision") in ("stochastic", "master"):
         for place, param in enumerate(group["params"]):
             if param.dtype == torch.float16:
                 raise errors.only_bfloat16(who, group["low_precision"], f"parameter {place}", index)
+
+
+def cut_block(param: Any) -> tuple[int, int] | None:
+    """Whether processes share a block of codes of a parameter: which one has a part of it, and the block's length.
+
+    All processes come to the same.
+    """
+    if not parts.sharded(param) or param.numel() < SMALLEST:
+        return None
+    at, mesh = (
+        _cut_at(tuple(param.shape), tuple(param.placements), tuple(param.device_mesh.shape)),
+        param.device_mesh,
+    )
+    return None if at is None else (int(mesh.mesh[at]), blocks.layout(param.shape).block)
+
+
+@cache
+def _cut_at(
+    shape: tuple[int, ...], placements: tuple[Any, ...], mesh: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Where in a mesh a process has a part of a block."""
+    own = blocks.layout(shape)
+    everywhere = product(*map(range, mesh))
+    return next(
+        (at for at in everywhere if blocks.cuts(own, parts.region_at(shape, placements, mesh, at))), None
+    )
 
 
 def kind_of(slot: Slot, group: dict[str, Any]) -> str | None:
@@ -179,10 +209,10 @@ def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor
 def _codes(slot: Slot, value: Tensor) -> dict[str, Tensor]:
     """The entries of a slot in 8-bit codes, rounded to nearest."""
     codes = torch.empty_like(value, dtype=torch.uint8 if slot.never_negative else torch.int8)
-    region = blocks.whole(value.shape)
-    scale = value.new_empty(blocks.layout(value.shape).scales, dtype=torch.uint8)
-    _encode(value, value.new_full((), 1 << (MANTISSA - 1), dtype=torch.int32), codes, scale, region)
-    return {f"{slot.key}_codes": codes, f"{slot.key}_scale": scale}
+    own, region, here = blocks.layout(value.shape), region_of(value), parts.local(value)
+    scale = here.new_empty(blocks.scales_of(own, region).shape, dtype=torch.uint8)
+    _encode(here, here.new_full((), 1 << (MANTISSA - 1), dtype=torch.int32), parts.local(codes), scale, region)
+    return {f"{slot.key}_codes": codes, f"{slot.key}_scale": parts.like(value, scale, own.scales)}
 
 
 def recode(state: dict[str, Any], slot: Slot, dtype: torch.dtype) -> None:

@@ -47,13 +47,20 @@ def local(tensor: Any) -> Any:
 def region_of(tensor: Any, coordinate: Sequence[int] | None = None) -> Region:
     """Which elements of a DTensor are here, or in the process at another coordinate of its mesh."""
     mesh = tensor.device_mesh
-    at = tuple(mesh.get_coordinate() if coordinate is None else coordinate)
-    held: list[Any] = [range(size) for size in tensor.shape]
-    for placement, here, processes in zip(tensor.placements, at, mesh.shape, strict=True):
+    at = mesh.get_coordinate() if coordinate is None else coordinate
+    return region_at(tuple(tensor.shape), tensor.placements, tuple(mesh.shape), tuple(at))
+
+
+def region_at(
+    shape: Sequence[int], placements: Sequence[Any], mesh: Sequence[int], at: Sequence[int]
+) -> Region:
+    """Which elements of a tensor are in the process at this coordinate of a mesh of this shape."""
+    held: list[Any] = [range(size) for size in shape]
+    for placement, here, processes in zip(placements, at, mesh, strict=True):
         if placement.is_shard() or hasattr(placement, "split_factor"):
             held[placement.dim] = _share(held[placement.dim], placement, here, processes)
     ranges = list(map(_as_range, held))
-    return Region(tuple(tensor.shape), tuple(map(len, ranges)), tuple(x.start for x in ranges))
+    return Region(tuple(shape), tuple(map(len, ranges)), tuple(x.start for x in ranges))
 
 
 def _share(held: Any, placement: Any, here: int, processes: int) -> Any:
@@ -106,6 +113,17 @@ def shape_of(param: Tensor, state: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape of the whole parameter."""
     region = region_in(state)
     return tuple(param.shape) if region is None else region.whole
+
+
+def like(tensor: Any, part: Tensor, shape: Sequence[int]) -> Tensor:
+    """The tensor of this shape of which this is the part here, if it is sharded as another one is."""
+    if not sharded(tensor):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    stride = tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
+    layout = {"shape": torch.Size(shape), "stride": stride, "run_check": False}
+    return cast(Any, DTensor).from_local(part, tensor.device_mesh, tensor.placements, **layout)
 
 
 def full(like: Any, shape: Sequence[int], dtype: torch.dtype, whole: Tensor | None = None) -> Tensor:
