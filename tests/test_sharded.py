@@ -307,7 +307,7 @@ def checkpoints(rank: int) -> None:
 
     def build(make: Any) -> tuple[Any, Any]:
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 33), nn.ReLU(), nn.Linear(33, 5))
+        model = nn.Sequential(nn.Linear(6, 900), nn.ReLU(), nn.Linear(900, 5))
         fully_shard(model)
         return model, make(model)
 
@@ -321,6 +321,7 @@ def checkpoints(rank: int) -> None:
     for make in (
         lambda model: steprule.AdamW(model, modifiers=clip),
         lambda model: steprule.AdamW(model, state_dtype="bf16"),
+        lambda model: steprule.AdamW(model, state_dtype="int8"),
         steprule.SOAP,
         steprule.Adafactor,
         steprule.Prodigy,
@@ -377,6 +378,19 @@ def four(rank: int) -> None:
     meshes_in_each_other(rank)
 
 
+def eight_bits(rank: int) -> None:
+    """State in 8 bits, with elements enough for codes; a block that is cut is refused."""
+    codes = {"state_dtype": "int8"}
+    shapes = ((130, 256), (4608,), (64, 1024), (9, 70, 3, 3))
+    for name, put in layouts().items():
+        fitting = shapes[: 3 if name == "columns" else 4]
+        twins(lambda p: steprule.AdamW(p, **codes), put, fitting)
+        twins(lambda p: steprule.LAMB(p, **codes), put, fitting[:1])
+    cut = nn.Parameter(layouts()["columns"](torch.ones(101, 150)))
+    with pytest.raises(ValueError, match=r"cannot keep parameter 0 .*a part of a block of 128 neighbours"):
+        steprule.AdamW([cut], **codes)
+
+
 def small_checks(rank: int) -> None:
     """All that takes little time, so that processes are started once."""
     for check in (
@@ -388,6 +402,7 @@ def small_checks(rank: int) -> None:
         lbfgs_refuses,
         explains,
         checkpoints,
+        eight_bits,
     ):
         check(rank)
 

@@ -46,9 +46,9 @@ def no_model_and_optimizer(model: str, optimizer: str) -> TypeError:
 
 
 def codes_in_parts(who: str, name: str, cut: tuple[int, int], group: int | None) -> ValueError:
-    """A parameter whose shards separate neighbours that share a scale. cut: which process, and a block's length."""
+    """Shards that separate neighbours with one scale. cut: which process has a part, and a block's length."""
     process, block = cut
     return ValueError(
-        f"{who}: state_dtype='int8' cannot keep {name}{in_group(group)} as it is sharded: process {process} has a "
-        f"part of a block of {block} neighbours that share a scale. Shard its rows, or use bf16."
+        f"{who}: state_dtype='int8' cannot keep {name}{in_group(group)} as it is sharded: process {process} "
+        f"has a part of a block of {block} neighbours that share a scale. Shard its rows, or use bf16."
     )

@@ -149,17 +149,15 @@ def check_parameters(who: str, slots: dict[str, Slot], group: dict[str, Any], in
 
 
 def cut_block(param: Any) -> tuple[int, int] | None:
-    """Whether processes share a block of codes of a parameter: which one has a part of it, and the block's length.
+    """Whether processes share a block of codes: which one has a part of it, and how long the block is.
 
     All processes come to the same.
     """
     if not parts.sharded(param) or param.numel() < SMALLEST:
         return None
-    at, mesh = (
-        _cut_at(tuple(param.shape), tuple(param.placements), tuple(param.device_mesh.shape)),
-        param.device_mesh,
-    )
-    return None if at is None else (int(mesh.mesh[at]), blocks.layout(param.shape).block)
+    shape, mesh = tuple(param.shape), param.device_mesh
+    at = _cut_at(shape, tuple(param.placements), tuple(mesh.shape))
+    return None if at is None else (int(mesh.mesh[at]), blocks.layout(shape).block)
 
 
 @cache
@@ -168,10 +166,10 @@ def _cut_at(
 ) -> tuple[int, ...] | None:
     """Where in a mesh a process has a part of a block."""
     own = blocks.layout(shape)
-    everywhere = product(*map(range, mesh))
-    return next(
-        (at for at in everywhere if blocks.cuts(own, parts.region_at(shape, placements, mesh, at))), None
-    )
+    for at in product(*map(range, mesh)):
+        if blocks.cuts(own, parts.region_at(shape, placements, mesh, at)):
+            return at
+    return None
 
 
 def kind_of(slot: Slot, group: dict[str, Any]) -> str | None:
