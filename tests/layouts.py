@@ -41,7 +41,7 @@ def joined(rank: int, count: int, folder: str) -> Iterator[None]:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    store, patience = f"file://{folder}/store", timedelta(seconds=60)
+    store, patience = f"file://{folder}/store", timedelta(seconds=180)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count, timeout=patience)
     yield
     dist.destroy_process_group()

@@ -213,6 +213,7 @@ class Here:
                 part = param._local_tensor
             else:
                 part = param
+                self._plain.append((states[param], state))
             self.state[part] = state
             self._gradients[id(part)] = gradient if type(gradient) is Tensor else parts.local(gradient)
             found.append(_Taken(place, part, counts))
@@ -344,6 +345,8 @@ class Here:
                 made = self.state[whole["p"]]
                 whole |= {f"state.{key}": x for key, x in made.items() if isinstance(x, Tensor)}
             self._routes[ranks].give_back(self._wholes[ranks], own)
+        for entries, made in self._plain:
+            entries.update(made)  # a count may be a plain number
         torch.autograd.graph.increment_version(self._moved)
 
     def _clear(self) -> None:
@@ -352,6 +355,7 @@ class Here:
         self.state: dict[Tensor, PartState] = {}
         self._gradients: dict[int, Tensor] = {}
         self._moved: list[Tensor] = []
+        self._plain: list[tuple[dict[str, Any], PartState]] = []
         # By the ranks that hold them: tensors by key, and the wholes that this process owns by number.
         self._entries: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         self._wholes: dict[tuple[int, ...], dict[int, dict[str, Any]]] = {}
