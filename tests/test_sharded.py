@@ -236,6 +236,7 @@ def what_is_sent(rank: int) -> None:
         for make, expected in (
             (steprule.AdamW, []),
             (lambda p: steprule.AdamW(p, modifiers=[steprule.GlobalNormClip(1.0)]), ["all_reduce"]),
+            (steprule.LAMB, ["all_reduce"]),
             (steprule.Muon, ["all_to_all_single", "all_reduce", "all_to_all_single"]),
         ):
             params = [nn.Parameter(put(torch.ones(8, 8))) for _ in range(2 * world)]

@@ -52,3 +52,11 @@ def codes_in_parts(who: str, name: str, cut: tuple[int, int], group: int | None)
         f"{who}: state_dtype='int8' cannot keep {name}{in_group(group)} as it is sharded: process {process} "
         f"has a part of a block of {block} neighbours that share a scale. Shard its rows, or use bf16."
     )
+
+
+def not_as_part(who: str, name: str, reason: str) -> RuntimeError:
+    """A part whose share in a sum over the whole parameter no kernel can take."""
+    return RuntimeError(
+        f"{who}: {name} is sharded, and its step takes a sum over all of it, but the part here cannot be "
+        f"stepped as one: {reason}. Pass foreach=False, so that one process steps the whole."
+    )

@@ -21,6 +21,8 @@ Stages = tuple[frozenset[Any], ...]
 BEFORE_STORING = "before storing"
 # The key of a group under which it names the one that it is a part of.
 PART_OF = "part of"
+# And that of the places in it that its parameters have.
+PLACES = "places"
 NOTHING_RAISES: Asked = {BEFORE_STORING: ("", Partial(0.0, 0))}
 
 
@@ -165,10 +167,30 @@ def key_in(group: dict[str, Any], reduction: Reduction) -> Any:
     return (id(whole), *reduction.key) if reduction.over == "group" else reduction.key
 
 
-def stages_of(program: Program, group: dict[str, Any]) -> Stages:
-    """The keys of the sums over several tensors in a program, in the order in which kernels and lists ask."""
+def keys_of(group: dict[str, Any], reduction: Reduction, places: Sequence[int]) -> list[Any]:
+    """The keys of a reduction: one if it goes over several tensors, otherwise one for each of these.
+
+    places: of parameters of which this process has a part, in the group that it is a part of.
+    """
+    if reduction.shared:
+        return [key_in(group, reduction)]
+    whole = id(group.get(PART_OF, group))
+    return [(whole, place, reduction.index) for place in places]
+
+
+def stages_of(program: Program, group: dict[str, Any], places: Sequence[int] = ()) -> Stages:
+    """The keys of the sums that a program waits for, in the order in which kernels and lists ask.
+
+    places: as in `keys_of`.
+    """
     stages = [
-        frozenset(key_in(group, x) for part in parts if part is not None for x in part.reductions if x.shared)
+        frozenset(
+            key
+            for part in parts
+            if part is not None
+            for x in part.reductions
+            for key in keys_of(group, x, places)
+        )
         for parts in zip_longest(program.columns, program.passes)
     ]
     if program.may_raise:

@@ -1,8 +1,8 @@
 """A step of sharded parameters, as one process sees it: local parts, and the wholes that it owns.
 
-Rules of elements step the local parts. Rules that need rows, columns, whole matrices or a sum over one
-parameter step the whole of it, in the process that owns it. Sums over several parameters are taken over all
-processes. What runs either are the runners of plain tensors.
+Rules of elements step the local parts; sums are taken over all processes. Rules that need rows, columns or
+whole matrices step the whole of a parameter, in the process that owns it. What runs either are the runners of
+plain tensors. Only kernels on the CPU can take part in sums over one parameter: others step the whole, too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from steprule.engine.program import phases
 from steprule.engine.program.phases import BEFORE_STORING, Part
 from steprule.engine.program.program import Program
 from steprule.engine.runners import choice, one_by_one
+from steprule.engine.runners.kernels.runner import CpuKernels
 from steprule.engine.runners.reference import Work
 from steprule.engine.settled import Settled
 from steprule.engine.sharding import exchange, parts
@@ -29,10 +30,15 @@ from steprule.engine.sharding.owners import Wholes
 from steprule.engine.sharding.parts import PartState
 
 
-def needs_whole(program: Program) -> bool:
-    """Whether a step of a parameter with this program needs all of it in one process."""
-    alone = any(not x.shared for own in program.kinds for x in own.reductions)
-    return alone or any(own.lined or own.needs_matrices for own in program.kinds)
+def needs_whole(program: Program, param: Any, runner: Any) -> bool:
+    """Whether a step of a parameter with this program needs all of it in one process.
+
+    Kernels on the CPU can take part in sums over one parameter, as far as they step it.
+    """
+    takes_part = isinstance(runner, CpuKernels) and param.is_contiguous()
+    return (_adds_up(program) and not takes_part) or any(
+        own.lined or own.needs_matrices for own in program.kinds
+    )
 
 
 def explain(optimizer: Any, group: dict[str, Any], runner: Any) -> list[str]:
@@ -40,7 +46,7 @@ def explain(optimizer: Any, group: dict[str, Any], runner: Any) -> list[str]:
     here: Here | None = plans.of(optimizer).here
     split = [p for p in group["params"] if not _everywhere(p)]
     program = optimizer.program(group)
-    whole = sum(needs_whole(program.of(p)) for p in split)
+    whole = sum(needs_whole(program.of(p), p, runner) for p in split)
     meshes = [p.device_mesh.mesh.numel() for p in group["params"] if parts.sharded(p)]
     said = [f"{errors.counted(len(split) - whole, 'parameter')} stepped as parts"] if len(split) > whole else []
     said += [f"{errors.counted(whole, 'parameter')} as a whole, by the process that owns it"] if whole else []
@@ -155,6 +161,7 @@ class Here:
                     optimizer.check_gradient(param, gradient, group)
         for group, given in new:
             names, program = optimizer.names_in(group), optimizer.program(group)
+            runner = optimizer._settle(group).runner
             found = _Checked([], [], [], [], [], [])
             for place, (param, gradient) in enumerate(zip(group["params"], given, strict=True)):
                 if gradient is not None:
@@ -162,7 +169,8 @@ class Here:
                     region = None if _everywhere(param) else parts.region_of(param)
                     found.places.append(place)
                     found.regions.append(region)
-                    found.whole.append(region is not None and needs_whole(program.of(param)))
+                    whole = region is not None and needs_whole(program.of(param), param, runner)
+                    found.whole.append(whole)
                     found.counts.append(self._counts(param))
                     found.names.append(names[place])
             found.seen.extend(self._seen(group, given))
@@ -255,6 +263,7 @@ class Here:
         own.clear()
         own.update(group)
         own[phases.PART_OF] = group
+        own[phases.PLACES] = [x.place for x in taken]
         own["params"] = [x.tensor for x in taken]
         for key in ("param_names", views.KEY):
             if group.get(key) is not None:
@@ -294,6 +303,13 @@ class Here:
     def _prepare(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
         settled = self._settle(group)
         made, left = settled.runner.prepare(self, group, settled.program, after)
+        for param in left:
+            if self.state[param].region is not None and _adds_up(self.program(group).of(param)):
+                name = self.name_of(param)
+                from steprule.engine.runners.kernels import fused  # which needs numpy
+
+                reason = fused.reasons(self, group).get(name, "no kernel can step it")
+                raise process_errors.not_as_part(self._optimizer.who(group), name, reason)
         return [*made, one_by_one.prepare_some(self, left, group, after)] if left else made
 
     def _settle(self, group: dict[str, Any]) -> Settled:
@@ -318,6 +334,12 @@ class Here:
                 for program in self.program(group).kinds:
                     words |= {phases.key_in(group, x): x.word for x in program.reductions if x.shared}
                     words |= {BEFORE_STORING: ""} if program.may_raise else {}
+                known, whole = self._checked[id(group)], self.program(group)
+                for place, stepped_whole, region in zip(known.places, known.whole, known.regions, strict=True):
+                    if region is not None and not stepped_whole:
+                        for program in whole.of(group["params"][place]).kinds:
+                            alone = [x for x in program.reductions if not x.shared]
+                            words |= {phases.keys_of(group, x, [place])[0]: x.word for x in alone}
         if not (words or self._entries):
             return None
         who = type(self._optimizer).__name__
@@ -410,6 +432,11 @@ class Here:
                 if other is param:
                     return self._names[id(group)][place]
         raise AssertionError("only what is stepped here has a name")
+
+
+def _adds_up(program: Program) -> bool:
+    """Whether a step takes sums over one parameter."""
+    return any(not x.shared for own in program.kinds for x in own.reductions)
 
 
 def _everywhere(param: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steprule.engine import storage, views
 from steprule.engine.fields import counts_on_device
+from steprule.engine.program.phases import PLACES
 from steprule.engine.program.program import Program, Reduction
 from steprule.engine.runners import reference
 from steprule.engine.runners.kernels.addresses import Addresses
@@ -51,6 +52,7 @@ class Batch:
     ):
         self.program = program
         self.places = places
+        self._split = region_in(states[0]) is not None
         params: list[Tensor] = [group["params"][i] for i in places]
         own = cast(list[Tensor], [gradients[i] for i in places])
         slots = program.slots.items()
@@ -97,6 +99,10 @@ class Batch:
         for key in self.counted:
             columns[f"count {key}"] = list(map(itemgetter(key), states))
         return columns
+
+    def split_places(self, group: dict[str, Any]) -> list[int]:
+        """The places in the whole group of these parameters, if other processes have their other parts."""
+        return [group[PLACES][place] for place in self.places] if self._split else []
 
     def _wholes(self, states: Sequence[dict[str, Any]]) -> list[Tensor]:
         """The slots that no sweep reads; not all of them are read by every step."""

@@ -34,6 +34,7 @@ from steprule.engine.runners.kernels.runner import Kernels
 from steprule.engine.runners.matrices import MatrixWork
 from steprule.engine.runners.reference import next_step
 from steprule.engine.runners.runner import Prepared
+from steprule.engine.sharding.parts import region_in
 
 # Options of a group that no program knows and no state shows, yet a plan depends on.
 OPTIONS = ("state_dtype", "low_precision", "capturable", "fused", "views")
@@ -92,7 +93,7 @@ def prepare(
         step = partial(_sweeps, batch, written, scaler, group, gradients, states, after)
         if batch.work is not None:
             step = partial(_naming, partial(_freeing, batch.work, step), optimizer, group, batch.places)
-        stages = phases.stages_of(batch.program, group)
+        stages = phases.stages_of(batch.program, group, batch.split_places(group))
         parts.append(Part(step if stages else partial(_to_the_end, step), stages, batch.program.may_raise))
     return parts, left
 
@@ -134,7 +135,7 @@ def _sweeps(
     gradients: held until the step is over, since other batches of the group may still read theirs. states: of
     the batch, if it works on whole matrices.
     """
-    program = batch.program
+    program, places = batch.program, batch.split_places(group)
     scaling, storing = batch.scaling(scaler), batch.first_stored
     reduced: dict[int, Any] = {}
     lengths = map(len, (program.passes, program.scalars, program.columns, program.stages))
@@ -150,11 +151,14 @@ def _sweeps(
             batch.note(written)
         found = batch.run(number, scaling)
         for reduction, shares in found:
+            word = reduction.word
             if reduction.shared:
-                asked[phases.key_in(group, reduction)] = (
-                    reduction.word,
-                    batch.launch.together(reduction.word, shares),
+                asked[phases.key_in(group, reduction)] = word, batch.launch.together(word, shares)
+            elif places:
+                own = zip(
+                    phases.keys_of(group, reduction, places), batch.launch.partials(word, shares), strict=True
                 )
+                asked |= {key: (word, share) for key, share in own}
             else:
                 reduced[reduction.index] = batch.launch.finished(reduction, shares)
         if asked:
@@ -162,6 +166,8 @@ def _sweeps(
             for x, _ in found:
                 if x.shared:
                     reduced[x.index] = known[phases.key_in(group, x)]
+                elif places:
+                    reduced[x.index] = batch.launch.column([known[y] for y in phases.keys_of(group, x, places)])
     batch.end(scaling)
     if batch.work is not None:
         batch.work.store(states)
@@ -277,6 +283,7 @@ class Plan:
             param.device,
             tuple(beside(program, state)),
             tuple(keys),
+            region_in(state) is None,
             *dtypes,
         )
 

@@ -128,6 +128,19 @@ class Launch:
             return shares / np.maximum(self._counts(reduction.operand.level), 1)
         return np.sqrt(shares) if reduction.word == "norm" else shares
 
+    def partials(self, word: str, shares: Any) -> list[Partial]:
+        """What a reduction comes to over each tensor, before it is finished."""
+        lengths: list[int] = self._lengths.tolist()
+        if isinstance(shares, Exact):
+            values: list[Any] = [exact.from_limbs(row) for row in shares.limbs.tolist()]
+        else:
+            values = [x if word == "largest" else exact.of_number(x) for x in shares.tolist()]
+        return [Partial(value, length) for value, length in zip(values, lengths, strict=True)]
+
+    def column(self, values: list[float]) -> NDArray[np.float64]:
+        """What finished reductions of each tensor are, as `finished` gives them."""
+        return np.array(values, dtype=np.float64)
+
     def together(self, word: str, shares: Any) -> Partial:
         """What a reduction comes to over all tensors, before it is finished."""
         elements = int(self._lengths.sum())
