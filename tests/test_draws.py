@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from layouts import in_processes
 from papers import draws as meant
 from rules import assert_same, flat, numbers
 from scipy import special
-from test_sharded import in_two_processes
 from torch import nn
 
 import steprule
@@ -184,13 +184,11 @@ def test_rules_on_matrices_draw_too() -> None:
     assert_same(param.detach(), torch.from_numpy(meant.gaussian((4, 5), 0, 1, seed=3)).float())
 
 
-def on_shards(rank: int, folder: str) -> None:
+def on_shards(rank: int) -> None:
     """Draw on the parts of tensors that two processes hold, each seeded in its own way."""
-    import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     torch.manual_seed(rank)
     shapes, ways = ((101, 64), (7,), (1, 5), (6, 9)), (Shard(0), Shard(0), Shard(0), Shard(1))
@@ -203,13 +201,11 @@ def on_shards(rank: int, folder: str) -> None:
         whole = torch.from_numpy(meant.gaussian(tuple(param.shape), place, 1)).float()
         parts = [*whole.chunk(2, way.dim), whole[:0]]
         assert_same(optimizer.state[param]["first"].to_local(), parts[rank])
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_the_parts_of_a_tensor_have_what_the_whole_would_have(tmp_path: Path) -> None:
-    in_two_processes("on_shards", tmp_path, __name__)
+    in_processes(2, "on_shards", tmp_path, __name__)
 
 
 # State
