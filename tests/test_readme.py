@@ -1,58 +1,21 @@
-"""The documentation is right: its Python runs, its commands parse, its links have targets."""
+"""The README and its like are right: their Python runs, their commands parse, their links have targets."""
 
 from __future__ import annotations
 
 import re
-import shlex
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from lab import run
+from pages import ROOT, Block, blocks_of, carry_out, commands_of
 
 import steprule
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("benchmarks/**/*.md"))]
-PAGES += sorted(ROOT.glob("docs/**/*.md"))
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 each_page = pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
-
-
-class Block(NamedTuple):
-    """A fenced block: its language, its text, the line of the page where it begins, and what introduces it."""
-
-    language: str
-    text: str
-    line: int
-    before: str
-
-
-def blocks_of(page: str, *languages: str) -> list[Block]:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    found: list[Block] = []
-    for match in BLOCK.finditer(text):
-        introduction = text[: match.start()].rstrip().rsplit("\n\n", 1)[-1]
-        line = text.count("\n", 0, match.start(2)) + 1
-        found.append(Block(match[1], match[2], line, introduction))
-    return [block for block in found if block.language in languages]
-
-
-def carry_out(page: str, folder: Path, blocks: list[Block]) -> dict[str, Any]:
-    """The names that these blocks define, run one after the other as a reader would.
-
-    A block that the text asks to save as a file is put into the folder as well.
-    """
-    names: dict[str, Any] = {"__name__": "__main__"}
-    for block in blocks:
-        for file in re.findall(r"[Ss]ave (?:this|it) as `(\w+\.py)`", block.before):
-            (folder / file).write_text(block.text, encoding="utf-8")
-        # So that a traceback shows the line of the page.
-        lines = "\n" * (block.line - 1) + block.text
-        exec(compile(lines, str(ROOT / page), "exec", dont_inherit=True), names)
-    return names
 
 
 def block_with(words: str) -> Block:
@@ -103,14 +66,6 @@ def test_every_modifier_is_named() -> None:
 
 
 # Commands
-
-
-def commands_of(page: str, program: str) -> list[list[str]]:
-    """The words of every line that runs this program; shell variables are replaced by a word."""
-    lines = [line for block in blocks_of(page, "bash", "sh", "console") for line in block.text.splitlines()]
-    commands = [part.strip() for line in lines for part in re.split(r"&&|;", line.partition(" #")[0])]
-    words = [shlex.split(re.sub(r"^\$ ", "", command)) for command in commands]
-    return [found[1:] for found in words if found[:1] == [program]]
 
 
 def test_the_readme_shows_the_commands() -> None:
