@@ -1,0 +1,71 @@
+"""The measurements in benchmarks/results, read for pages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from steprule.lab.racing.folder import RaceFolder
+from steprule.lab.reporting.race_figures import race_figures
+from steprule.lab.reporting.races import Race, read_race
+from steprule.lab.reporting.words import words_of
+
+__all__ = ["RESULTS", "Bench", "benches", "facts_of", "learning_rate_chart", "ms", "races"]
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A file of `steprule bench`, and its rules by name."""
+
+    path: Path
+    facts: dict[str, Any]
+    rules: dict[str, dict[str, Any]]
+
+
+@cache
+def benches() -> list[Bench]:
+    """Every file of `steprule bench`; the models in the order of their sizes."""
+    found: list[Bench] = []
+    for path in sorted(RESULTS.glob("**/*.json")):
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and {"model", "rules", "commit"} <= content.keys():
+            found.append(Bench(path, content, {rule["rule"]: rule for rule in content["rules"]}))
+    return sorted(found, key=lambda bench: -bench.facts["numbers"])
+
+
+@cache
+def races() -> list[tuple[Path, Race]]:
+    """Every race."""
+    paths = sorted(path.parent for path in RESULTS.glob("**/verdict.json"))
+    return [(path, read_race(RaceFolder(path), words_of("en"))) for path in paths]
+
+
+def learning_rate_chart(race: Race) -> str:
+    """Final loss against learning rate, of every trial of a race, as a picture within a page."""
+    title = race.say("Learning rate")
+    return next((x.views[0].drawing.inline() for x in race_figures(race) if x.title == title), "")
+
+
+def facts_of(facts: dict[str, Any]) -> str:
+    """Where and when something was measured."""
+    parts = [
+        facts["processor"],
+        f"{facts['cores']} cores",
+        f"{facts['threads']} threads",
+        f"torch {facts['torch']}",
+        f"commit {facts['commit'][:12]}",
+        facts.get("date", "")[:10],
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds with three digits; a dash if there is no measurement."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

@@ -1,0 +1,160 @@
+"""The page of numbers: everything in benchmarks/results, as tables, with where and when it was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from making import measured
+from making.markdown import prose, section, table
+
+__all__ = ["numbers_page"]
+
+ROOT = Path(__file__).parents[2]
+VARIANTS = {
+    "steprule": "steprule",
+    "steprule foreach": "foreach",
+    "steprule reference": "loop",
+    "torch for-loop": "torch for-loop",
+    "torch foreach": "torch foreach",
+    "torch fused": "torch fused",
+    "steprule bf16 state": "bf16 state",
+    "steprule int8 state": "int8 state",
+}
+SETS = {
+    "equal": "48 matrices of 256 × 256",
+    "small": "100 matrices of 64 × 64",
+    "tall": "16 matrices of 1024 × 64",
+    "block": "the four matrices of a block of GPT-2 small",
+    "transformer": "the 48 matrices of GPT-2 small",
+}
+
+
+def numbers_page() -> str:
+    """The page."""
+    introduction = (
+        "Every table here is made from a file in `benchmarks/results` while this page is built. "
+        "`benchmarks/README.md` says how each is measured. Measure your own machine with `steprule bench`."
+    )
+    parts = ["# Numbers", introduction, *_steps(), *_iterations(), *_matrices(), *_storage(), *_races()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _file(path: Path) -> str:
+    return f"`{path.relative_to(ROOT)}`"
+
+
+def _steps() -> list[str]:
+    parts: list[str] = []
+    for bench in measured.benches():
+        shown = {
+            key: name for key, name in VARIANTS.items() if any(key in x["step"] for x in bench.rules.values())
+        }
+        rows = [
+            [
+                f"`{name}`" if "+" in name else name,
+                measured.ms(rule["floor"]["median"]),
+                *(measured.ms(rule["step"].get(key, {}).get("ms", {}).get("median")) for key in shown),
+            ]
+            for name, rule in bench.rules.items()
+        ]
+        size = f"{bench.facts['numbers']:,} elements in {bench.facts['tensors']} tensors"
+        title = f"### {bench.facts['model']}, {size}"
+        facts = f"{_file(bench.path)}: {measured.facts_of(bench.facts)}, {bench.facts['repeats']} samples each."
+        parts += [title, table(["Rule", "Floor", *shown.values()], rows, numbers_from=1), facts]
+    introduction = (
+        "Milliseconds of one step with parameters in fp32, medians. Floor: the bytes that an fp32 step must "
+        "move, divided by the bandwidth measured alongside; a rule whose state stays in the cache can be "
+        "faster."
+    )
+    return [section("A step", introduction), *parts]
+
+
+def _iterations() -> list[str]:
+    """A training iteration, and the first step; the same small network whatever the model of the file."""
+    rows: list[list[str]] = []
+    files: list[str] = []
+    for bench in measured.benches():
+        if bench.path.parent.parent != measured.RESULTS:
+            continue
+        files.append(f"{_file(bench.path)}: {measured.facts_of(bench.facts)}.")
+        for name, rule in bench.rules.items():
+            times = {key: x["ms"]["median"] for key, x in rule["iteration"].items()}
+            cells = [times.get(key) for key in ("steprule", "torch default", "torch fused")]
+            first = [rule["first_step"]["cold"], rule["first_step"]["warm"]]
+            rows.append([name, bench.facts["model"], *map(measured.ms, [*cells, *first])])
+    introduction = (
+        "Milliseconds of forward, backward and step of four 1024 × 1024 layers on 32 inputs, and of the first "
+        "step in a new process, with an empty kernel cache and with a filled one."
+    )
+    headings = ["Rule", "Measured with", "steprule", "torch", "torch fused", "First step", "Cached"]
+    return [
+        section("A training iteration", introduction, table(headings, rows, numbers_from=2), "\\\n".join(files))
+    ]
+
+
+def _matrices() -> list[str]:
+    parts: list[str] = []
+    for path in sorted(measured.RESULTS.glob("**/matrix-rules.json")):
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        whats = list(dict.fromkeys(x["what"] for x in content["results"]))
+        times = {(x["set"], x["what"]): x["ms"] for x in content["results"]}
+        sets = [name for name in SETS if any(key[0] == name for key in times)]
+        rows = [[SETS[name], *(measured.ms(times.get((name, what))) for what in whats)] for name in sets]
+        parts += [
+            table(["Matrices", *whats], rows, numbers_from=1),
+            f"{_file(path)}: {measured.facts_of(content['machine'])}.",
+        ]
+    introduction = (
+        "Milliseconds of one step of rules on whole matrices, beside the matrix products alone that five "
+        "Newton-Schulz steps take."
+    )
+    return [section("Rules on whole matrices", introduction, *parts)] if parts else []
+
+
+def _storage() -> list[str]:
+    """How far the final loss is from that in fp32, in standard deviations over seeds."""
+    parts: list[str] = []
+    for path in sorted(measured.RESULTS.glob("**/storage/*.json")):
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        kept = [x for x in dict.fromkeys(row["kept"] for row in content["rows"]) if x != "fp32"]
+        far = {(row["rule"], row["kept"]): f"{row['z']:+.2f}" for row in content["rows"]}
+        rules = dict.fromkeys(row["rule"] for row in content["rows"])
+        rows = [[rule, *(far.get((rule, x), "–") for x in kept)] for rule in rules]
+        title = f"### {content['rows'][0]['task']}"
+        parts += [title, table(["Rule", *kept], rows, numbers_from=1)]
+        parts += [f"{_file(path)}: {measured.facts_of(content['facts'])}."]
+    introduction = (
+        "How far the mean final loss on held-out data is from that of fp32, in units of fp32's own standard "
+        "deviation over five seeds. State formats train fp32 parameters; the others train bf16 parameters."
+    )
+    return [section("The final loss in fewer bits", introduction, *parts)] if parts else []
+
+
+def _races() -> list[str]:
+    parts: list[str] = []
+    for path, race in measured.races():
+        verdict = race.verdict
+        if verdict is None:
+            continue
+        rows = [
+            [
+                entry.label,
+                ", ".join(f"{name} {value:g}" for name, value in entry.standing.setting.items()),
+                f"{entry.standing.loss:.3g}",
+                " – ".join(f"{x:.3g}" for x in entry.standing.interval),
+                f"{entry.standing.state_bytes_per_element:.3g}",
+            ]
+            for entry in race.entries
+            if entry.standing is not None and entry.standing.loss is not None and entry.standing.interval
+        ]
+        headings = ["Optimizer", "Setting", "Final loss", "95 % interval", "Bytes of state per element"]
+        parts += [f"### {race.plan.task}", " ".join(map(prose, verdict.sentences))]
+        parts += [table(headings, rows, numbers_from=1)]
+        parts += [f"```{{raw}} html\n{measured.learning_rate_chart(race)}\n```"]
+        parts += [
+            "\n".join(f"- {prose(note)}" for note in verdict.notes),
+            f"{_file(path)}: `{race.plan.command}`",
+        ]
+    return [section("Races", *parts)] if parts else []
