@@ -9,7 +9,7 @@ __all__ = ["code", "folded", "prose", "section", "table"]
 
 _URL = re.compile(r"(?<![<(])(https?://[^\s,;)]+[^\s,;).])")
 # Signs that Markdown would take for its own; *emphasis* of a word is meant so.
-_SIGNS = re.compile(r"(?<!\*\w)[<>$\[\]|\\]|\*(?!\w+\*)(?<!\w\*)|(?<!\w)_|_(?!\w)")
+_SIGNS = re.compile(r"\*\w+\*|[*<>$\[\]|\\]|(?<!\w)_|_(?!\w)")
 _CODE = re.compile(r"(`[^`]+`)")
 
 
@@ -22,7 +22,10 @@ def prose(text: str) -> str:
 def _escaped(text: str) -> str:
     parts = _URL.split(text)
     return "".join(
-        f"<{part}>" if number % 2 else _SIGNS.sub(r"\\\g<0>", part) for number, part in enumerate(parts)
+        f"<{part}>"
+        if number % 2
+        else _SIGNS.sub(lambda found: found[0] if found[0][1:] else f"\\{found[0]}", part)
+        for number, part in enumerate(parts)
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from steprule.lab.racing.folder import RaceFolder
 from steprule.lab.reporting.race_figures import race_figures
 from steprule.lab.reporting.races import Race, read_race
+from steprule.lab.reporting.svg import swatch
 from steprule.lab.reporting.words import words_of
 
 __all__ = ["RESULTS", "Bench", "benches", "facts_of", "learning_rate_chart", "ms", "races"]
@@ -46,9 +48,11 @@ def races() -> list[tuple[Path, Race]]:
 
 
 def learning_rate_chart(race: Race) -> str:
-    """Final loss against learning rate, of every trial of a race, as a picture within a page."""
+    """Final loss against learning rate, of every trial of a race, as a picture within a page; or nothing."""
     title = race.say("Learning rate")
-    return next((x.views[0].drawing.inline() for x in race_figures(race) if x.title == title), "")
+    found = [x.views[0].drawing.inline() for x in race_figures(race) if x.title == title]
+    legend = "".join(f"<span>{swatch(entry.style)}{escape(entry.label)}</span>" for entry in race.tuned)
+    return f'<div class="legend">{legend}</div>{found[0]}' if found else ""
 
 
 def facts_of(facts: dict[str, Any]) -> str:
