@@ -65,6 +65,27 @@ def test_memory_in_any_order(layout: str, gradients: str) -> None:
     assert ("'odd' by the reference" in made[1].explain()) == (not dense)
 
 
+def test_sums_over_memory_in_any_order() -> None:
+    """Sums go by neighbours in memory, in the kernel and in the loop."""
+    rules: list[Any] = [lambda *x, **y: steprule.LAMB(*x, **y)]
+    rules += [lambda *x, **y: steprule.AdamW(*x, modifiers=[steprule.GlobalNormClip(0.1)], **y)]
+    with exact_roots():
+        for rule in rules:
+            made: list[Any] = []
+            for switches in (FUSED, LOOP):
+                wide = numbers((300, 200), torch.float32, 1).t()
+                last = numbers((8, 30, 7, 7), torch.float32, 2).contiguous(memory_format=torch.channels_last)
+                optimizer = rule([nn.Parameter(wide), nn.Parameter(last)], **switches)
+                for number in range(3):
+                    for param in flat(optimizer):
+                        values = numbers(param.shape, torch.float32, number)
+                        param.grad = torch.empty_like(param).copy_(values)
+                    optimizer.step()
+                made.append(optimizer)
+            assert "reference" not in made[0].explain()
+            assert_same_numbers(*made)
+
+
 @pytest.mark.parametrize("runner", [DEFAULT, {"foreach": True}], ids=str)
 def test_parameters_that_overlap_are_stepped_in_turn(runner: dict[str, Any]) -> None:
     made: list[Any] = []

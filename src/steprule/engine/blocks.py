@@ -8,6 +8,9 @@ dimension of several. A vector is one line. A line is cut into blocks of 128; th
 Of lines of 2,048 elements or more that are a multiple of 256, blocks have the largest of 128, 64 and 32
 elements that divides an eighth of the line, so that 2, 4 or 8 processes can share the columns of a matrix.
 
+A tensor that lies in memory in another order of dimensions, as one in channels-last does, is cut into lines as
+it lies there: kernels read memory from one end to the other. Codes and parts of a tensor go row by row always.
+
 In sums each element of a vector is a block up to 2¹⁶ elements: vectors are cut anywhere, and short enough.
 Codes need neighbours to share a scale, so for them, and for random rounding, a vector is a line as any other.
 """
@@ -97,6 +100,21 @@ class Part(NamedTuple):
 def whole(shape: Sequence[int]) -> Region:
     """All of a tensor."""
     return Region(tuple(shape), tuple(shape), (0,) * len(shape))
+
+
+def order(tensor: Tensor) -> tuple[int, ...] | None:
+    """The dimensions as they lie in memory, if that is dense but not row by row; otherwise None."""
+    if tensor.layout != torch.strided or tensor.is_contiguous():
+        return None
+    strides = tensor.stride()
+    found = tuple(sorted(range(tensor.dim()), key=lambda d: -strides[d]))
+    return found if tensor.permute(found).is_contiguous() else None
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """The same elements with their dimensions in the order in which they lie in memory, if it is dense."""
+    found = order(tensor)
+    return tensor if found is None else tensor.permute(found)
 
 
 def layout(shape: Sequence[int]) -> Layout:

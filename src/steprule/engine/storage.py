@@ -369,8 +369,12 @@ def salt_of(place: int) -> int:
 def noise_for(key: int, like: Tensor, region: Region | None = None) -> Tensor:
     """32 bits for each element: equal steps of the golden ratio, from a random start in each block.
 
-    region: which part of a whole tensor it is; without it all, or what a DTensor has here.
+    region: which part of a whole tensor it is, row by row; without it all, as it lies in memory, or what a
+    DTensor has here.
     """
+    order = None if region is not None or sharded(like) else blocks.order(like)
+    if order is not None:
+        return noise_for(key, like.permute(order)).permute([order.index(d) for d in range(like.dim())])
     region = region_of(like) if region is None else region
     block, place = blocks.places(blocks.layout(region.whole), region, like.device)
     return (mix(block ^ key) + place * GOLDEN) & _UINT32

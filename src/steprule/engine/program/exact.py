@@ -131,6 +131,9 @@ def _pieces(tensors: Sequence[Tensor], regions: Sequence[Region]) -> Iterator[li
     together: list[tuple[int, Tensor]] = []
     size = 0
     for place, (x, region) in enumerate(zip(tensors, regions, strict=True)):
+        if region.shape == region.whole:
+            x = blocks.in_memory(x)
+            region = blocks.whole(x.shape)
         for rows in _blocks_of(x.detach(), region):
             more = len(rows) * (1 if rows.shape[1] == 1 else BLOCK)
             if together and (size + more > PIECE or rows.device != together[0][1].device):

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import storage, views
+from steprule.engine import blocks, storage, views
 from steprule.engine.fields import counts_on_device
 from steprule.engine.program.phases import PLACES
 from steprule.engine.program.program import Program, Reduction
@@ -20,7 +20,7 @@ from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.engine.runners.kernels.forms import Forms
 from steprule.engine.runners.kernels.runner import Kernels
 from steprule.engine.runners.matrices import MatrixWork
-from steprule.engine.sharding.parts import region_in
+from steprule.engine.sharding.parts import region_in, shape_of
 
 _numel: Callable[[Tensor], int] = Tensor.numel
 
@@ -71,8 +71,9 @@ class Batch:
         shapes: list[Sequence[int]] = [x.shape for x in params]
         if self.work is not None:
             shapes = [views.at(group, place).shape(x.shape) for place, x in zip(places, params, strict=True)]
-        regions = [region_in(x) or storage.region_of(p) for x, p in zip(states, params, strict=True)]
-        wholes = shapes if self.work is not None else [x.whole for x in regions]
+        pairs = list(zip(states, params, strict=True))
+        regions = [region_in(x) or blocks.whole(blocks.in_memory(p).shape) for x, p in pairs]
+        wholes = shapes if self.work is not None else [shape_of(p, x) for x, p in pairs]
         ready = kernels.ready(program, dtypes, states, shapes, wholes, regions, params[0].device, there)
         self.launch, self.counters, self.rounding = ready
         self.scalars: Any = None

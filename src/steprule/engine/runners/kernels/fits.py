@@ -28,7 +28,7 @@ def why_not(program: Program, param: Tensor, gradient: Tensor, state: Mapping[st
     if reason is None and program.lined:
         reason = _odd_lines(program, param)
     if reason is None and not param.is_contiguous():
-        reason = _odd_order(program, slots, state)
+        reason = _odd_order(program, slots, state, region_in(state))
     return reason or _no_count(keys_of(program, state), state) or _odd_storage(program, param, state)
 
 
@@ -85,16 +85,19 @@ def _in_lines(program: Program, region: Region) -> bool:
     return part is not None and (len(part.runs) < 2 or not program.lined)
 
 
-def _odd_order(program: Program, slots: Mapping[str, Tensor], state: Mapping[str, Any]) -> str | None:
-    """Why elements must lie in memory row by row, as the blocks of the parameter do, or None."""
+def _odd_order(
+    program: Program, slots: Mapping[str, Tensor], state: Mapping[str, Any], region: Region | None
+) -> str | None:
+    """Why elements must lie in memory row by row, or None."""
     if any(x.dtype in printing.CODED for x in slots.values()):
         return "the neighbours that share a scale are not neighbours in memory"
     if storage.NOISE_KEY in state:
         return "its elements are not in memory in the order in which random numbers are drawn"
-    if storage.SLOT_KEY in state or "rounding_key" in state:
+    if region is not None and (storage.SLOT_KEY in state or "rounding_key" in state):
         return "its elements are not in memory in the order in which they are rounded at random"
     sums = (x for sweep in program.passes for x in sweep.reductions)
-    if any(x.word != "largest" and x.operand.level == "element" for x in sums):
+    in_order = region is not None or program.lined
+    if in_order and any(x.word != "largest" and x.operand.level == "element" for x in sums):
         return "its elements are not in memory in the order in which they are added up"
     return None
 
