@@ -91,10 +91,14 @@ def test_large_tensors_are_added_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
         assert exact.of_tensors(tensors, squares=True) == wanted
 
 
-def test_the_order_in_memory_does_not_matter() -> None:
-    x = numbers((4, 3, 8, 8), torch.float32, 1)
-    last = x.to(memory_format=torch.channels_last)
-    assert exact.of_tensors([last], squares=False) == exact.of_tensors([x], squares=False)
+@pytest.mark.parametrize("squares", [False, True])
+def test_neighbours_in_memory_are_added_up(squares: bool) -> None:
+    """Dense tensors in another order of dimensions are read from one end to the other."""
+    x = numbers((8, 30, 7, 7), torch.float64, 1)
+    last = (x * 10 ** x.sin()).contiguous(memory_format=torch.channels_last)
+    rows = last.permute(0, 2, 3, 1)
+    assert rows.is_contiguous()
+    assert exact.of_tensors([last], squares) == exact.of_tensors([rows], squares)
 
 
 @given(grids(), st.booleans())

@@ -73,13 +73,13 @@ def test_sums_over_memory_in_any_order() -> None:
         for rule in rules:
             made: list[Any] = []
             for switches in (FUSED, LOOP):
-                wide = numbers((300, 200), torch.float32, 1).t()
-                last = numbers((8, 30, 7, 7), torch.float32, 2).contiguous(memory_format=torch.channels_last)
+                wide = numbers((300, 200), torch.float64, 1).t()
+                last = numbers((8, 30, 7, 7), torch.float64, 2).contiguous(memory_format=torch.channels_last)
                 optimizer = rule([nn.Parameter(wide), nn.Parameter(last)], **switches)
                 for number in range(3):
-                    for param in flat(optimizer):
-                        values = numbers(param.shape, torch.float32, number)
-                        param.grad = torch.empty_like(param).copy_(values)
+                    for place, param in enumerate(flat(optimizer)):
+                        values = numbers(param.shape, torch.float64, 2 * number + place)
+                        param.grad = torch.empty_like(param).copy_(values * 10**values.sin())
                     optimizer.step()
                 made.append(optimizer)
             assert "reference" not in made[0].explain()
