@@ -79,7 +79,7 @@ def test_sums_over_memory_in_any_order() -> None:
                 for number in range(3):
                     for place, param in enumerate(flat(optimizer)):
                         values = numbers(param.shape, torch.float64, 2 * number + place)
-                        param.grad = torch.empty_like(param).copy_(values * 10**values.sin())
+                        param.grad = torch.empty_like(param).copy_(values * 10 ** values.sin())
                     optimizer.step()
                 made.append(optimizer)
             assert "reference" not in made[0].explain()

@@ -117,9 +117,11 @@ class UserMatrix(Matrix):
 SHAPES = ((101, 64), (7, 3), (1, 5))
 
 
-def twins(make: Any, put: Any, shapes: Any = SHAPES, steps: int = 3) -> None:
+def twins(
+    make: Any, put: Any, shapes: Any = SHAPES, steps: int = 3, dtype: torch.dtype = torch.float32
+) -> None:
     """Step whole tensors and parts of them with an optimizer that `make` makes of parameters."""
-    ones = [nn.Parameter(numbers(shape, torch.float32, i)) for i, shape in enumerate(shapes)]
+    ones = [nn.Parameter(numbers(shape, dtype, i)) for i, shape in enumerate(shapes)]
     parts = [nn.Parameter(put(p.detach().clone())) for p in ones]
     one, many = make(ones), make(parts)
     for number in range(steps):
@@ -132,7 +134,7 @@ def twins(make: Any, put: Any, shapes: Any = SHAPES, steps: int = 3) -> None:
 
 def give(params: Iterable[Any], number: int, put: Any) -> None:
     for place, p in enumerate(params):
-        p.grad = put(numbers(tuple(p.shape), torch.float32, 10 * number + place))
+        p.grad = put(numbers(tuple(p.shape), p.dtype, 10 * number + place))
 
 
 def sums_and_modifiers(rank: int) -> None:
@@ -143,6 +145,8 @@ def sums_and_modifiers(rank: int) -> None:
         "sums over all": lambda p: ReducesAll(two_groups(p)),
         "own matrix": UserMatrix,
         "clip": lambda p: steprule.AdamW(p, modifiers=[steprule.GlobalNormClip(0.5), steprule.Cautious()]),
+        "lists": lambda p: steprule.LAMB(p, foreach=True),
+        "loop": lambda p: steprule.LAMB(p, foreach=False),
         "average": lambda p: steprule.SGD(p, lr=0.1, momentum=0.9, modifiers=[steprule.EMA(0.9)]),
         "lookahead": lambda p: steprule.Lion(p, modifiers=[steprule.Lookahead(every=2)]),
         "rows": lambda p: steprule.AdamW(p, modifiers=[steprule.Centralize(), steprule.NormClip(0.1)]),
@@ -235,6 +239,7 @@ def what_is_sent(rank: int) -> None:
             patch.setattr(dist, name, counting(sent, name, getattr(dist, name)))
         for make, expected in (
             (steprule.AdamW, []),
+            (lambda p: steprule.AdamW(p, nonfinite="skip"), ["all_reduce"]),
             (lambda p: steprule.AdamW(p, modifiers=[steprule.GlobalNormClip(1.0)]), ["all_reduce"]),
             (steprule.LAMB, ["all_reduce"]),
             (steprule.Muon, ["all_to_all_single", "all_reduce", "all_to_all_single"]),
@@ -255,6 +260,28 @@ def counting(sent: list[str], name: str, call: Any) -> Any:
         return call(*given, **named)
 
     return counted
+
+
+def curvature_in_parts(rank: int) -> None:
+    """An estimate of the curvature that is not sharded as its parameter is."""
+    part = nn.Parameter(layouts()["rows"](torch.zeros(3)))
+    with pytest.raises(ValueError, match="the curvature of parameter 0 is a plain tensor, must be a DTensor"):
+        steprule.AdaHessian([part]).update_hessian({part: torch.ones(3)})
+
+
+def other_dtypes(rank: int) -> None:
+    """Doubles, complex numbers, and doubles as what torch takes if nothing is said."""
+    put = layouts()["rows"]
+    for make in (steprule.AdamW, steprule.LAMB, steprule.Adafactor):
+        for dtype in (torch.float64, torch.complex64):
+            if dtype.is_complex and make is steprule.Adafactor:
+                continue
+            twins(make, put, dtype=dtype)
+        torch.set_default_dtype(torch.float64)
+        try:
+            twins(make, put)
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def lbfgs_refuses(rank: int) -> None:
@@ -400,6 +427,8 @@ def small_checks(rank: int) -> None:
         one_fails,
         nonfinite_everywhere,
         what_is_sent,
+        curvature_in_parts,
+        other_dtypes,
         lbfgs_refuses,
         explains,
         checkpoints,
@@ -415,18 +444,6 @@ def test_two_processes(what: str, tmp_path: Path) -> None:
 
 def test_four_processes(tmp_path: Path) -> None:
     in_processes(4, "four", tmp_path, "test_sharded")
-
-
-def test_a_curvature_that_is_no_dtensor_is_refused() -> None:
-    class Part(nn.Parameter):
-        """Stands in for a DTensor."""
-
-        def to_local(self) -> None:
-            raise AssertionError("nothing is read")
-
-    part = Part(torch.zeros(3))
-    with pytest.raises(ValueError, match="the curvature of parameter 0 is a plain tensor, must be a DTensor"):
-        steprule.AdaHessian([part]).update_hessian({part: torch.ones(3)})
 
 
 if __name__ == "__main__":

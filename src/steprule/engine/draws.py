@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from steprule import rule_errors
-from steprule.engine import blocks, storage
+from steprule.engine import blocks
 from steprule.engine.blocks import Region
 from steprule.engine.composition import Composition
+from steprule.engine.sharding import parts
 from steprule.engine.sharding.parts import region_in
 from steprule.engine.storage import GOLDEN, NOISE_KEY, mix
 
@@ -68,10 +69,10 @@ def drawn(
 
     draw: which of the step it is. key: the parameter's noise key. region: which part of a whole tensor it is.
     """
-    region = storage.region_of(like) if region is None else region
+    region = parts.region_of(like) if region is None else region
     whole = region.shape == region.whole
     places = None if whole else blocks.positions(region, like.device).reshape(-1)
-    local = storage.local(like, like)
+    local = parts.local(like)
     numbers = torch.empty(local.shape, dtype=dtype, device=local.device)
     make = _gaussian if word == "gaussian" else _coin
     flat = numbers.view(-1)
@@ -79,7 +80,7 @@ def drawn(
         last = min(first + PIECE, flat.numel())
         own = torch.arange(first, last, device=local.device) if places is None else places[first:last]
         flat[first:last] = make(_bits(key, draw, own))
-    return storage.whole(numbers, like)
+    return parts.like(like, numbers, like.shape)
 
 
 def _bits(key: int, draw: int, places: Tensor) -> Tensor:

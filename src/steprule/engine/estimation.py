@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from steprule import curvature_errors as errors
-from steprule.engine import plans, storage
+from steprule.engine import plans
 from steprule.engine.composition import Composition, composed
 from steprule.engine.program.phases import Part
 from steprule.engine.rule import RuleOptimizer
+from steprule.engine.sharding import parts
 
 Curvature = Mapping[Tensor, Tensor | None]
 
@@ -53,7 +54,7 @@ def _check_form(who: str, optimizer: Any, param: Tensor, value: Tensor) -> None:
         wrong = f"has the shape {tuple(value.shape)}", f"have {tuple(param.shape)} like the parameter"
     elif value.device != param.device:
         wrong = f"is on {value.device}", f"be on {param.device} like the parameter"
-    elif storage.sharded(param) and not storage.sharded(value):
+    elif parts.sharded(param) and not parts.sharded(value):
         wrong = "is a plain tensor", "be a DTensor like the parameter"
     elif value.is_complex() != param.is_complex() or not (value.is_complex() or value.is_floating_point()):
         wrong = f"is {value.dtype}", f"be of the kind of {param.dtype} like the parameter"

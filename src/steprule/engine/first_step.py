@@ -10,6 +10,7 @@ from torch import Tensor
 from steprule import curvature_errors, errors
 from steprule.engine import notices, storage
 from steprule.engine.runners.kernels.forms import has_elements
+from steprule.engine.sharding import parts
 
 SAMPLE = 1 << 16
 TOO_MANY = 0.5
@@ -100,5 +101,5 @@ def _fraction(which: Tensor, of: Tensor) -> float:
 
 def _sample(tensor: Any) -> Tensor:
     """The first elements; of a sharded tensor, those in this process."""
-    local: Tensor = tensor.to_local() if storage.sharded(tensor) else tensor
+    local: Tensor = tensor.to_local() if parts.sharded(tensor) else tensor
     return local.reshape(-1)[:SAMPLE]

@@ -12,6 +12,7 @@ from torch import Tensor
 from steprule import errors, group_errors, process_errors
 from steprule.engine import storage, usable, views
 from steprule.engine.runners.kernels.forms import has_elements
+from steprule.engine.sharding import parts
 
 SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
 
@@ -41,7 +42,7 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
     cut = storage.cut_block(param) if _in_codes(optimizer, param, group) else None
     if cut is not None:
         raise process_errors.codes_in_parts(who, optimizer.name_of(param), cut, None)
-    if group.get("differentiable") and program.lined and storage.split(param):
+    if group.get("differentiable") and program.lined and parts.split(param):
         raise errors.matrix_in_parts(own.name, optimizer.name_of(param), None)
     if not gradient.is_sparse and rule.gradients == "rows only":
         raise errors.dense_gradient(who, optimizer.name_of(param))

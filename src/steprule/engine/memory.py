@@ -20,6 +20,7 @@ from steprule.engine.rule import RuleOptimizer
 from steprule.engine.runners import choice, foreach
 from steprule.engine.runners.matrices import BYTES
 from steprule.engine.runners.reference import compute_dtype
+from steprule.engine.sharding import parts
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _name(group: dict[str, Any]) -> str:
 
 
 def _local(tensor: Any) -> Tensor:
-    return tensor.to_local() if storage.sharded(tensor) else tensor
+    return tensor.to_local() if parts.sharded(tensor) else tensor
 
 
 def _size(tensor: Tensor) -> int:

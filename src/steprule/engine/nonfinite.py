@@ -14,6 +14,7 @@ from steprule import errors
 from steprule.engine.checkpoint.matching import Place, own_places
 from steprule.engine.fields import SKIPPED_STEPS
 from steprule.engine.program.phases import Part
+from steprule.engine.sharding import exchange, parts
 
 
 class Gate:
@@ -90,16 +91,23 @@ def offenders(optimizer: Any) -> list[Place]:
 
 @torch.no_grad()
 def all_finite(tensors: list[Any]) -> bool:
-    """Whether all elements are finite. Normally each is read once, and the host waits once."""
+    """Whether all elements are finite. Normally each is read once, and the host waits once.
+
+    Of sharded tensors each process reads its part, and all come to the same answer with one exchange.
+    """
+    meshes = [x.device_mesh for x in tensors if parts.sharded(x)]
+    if not meshes:
+        return _finite_here(tensors)
+    return exchange.agreed(meshes, _finite_here([exchange.elements(x) for x in tensors]))
+
+
+def _finite_here(tensors: list[Any]) -> bool:
     plain: list[Tensor] = []
     for tensor in tensors:
         numbers = _numbers(tensor)
         if type(numbers) is Tensor:
             plain.append(numbers)
-            continue
-        # Sharded: every process has to come to the same decision.
-        finite: Any = numbers.isfinite().all()
-        if not bool(finite.full_tensor() if hasattr(finite, "full_tensor") else finite):
+        elif not bool(numbers.isfinite().all()):
             return False
     # A finite norm proves it. Any other may only have overflowed, so the elements are checked.
     if not plain or bool(get_total_norm(plain).isfinite()):

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule import errors, group_errors, rule_errors
-from steprule.engine import given, group_keys, moving, nonfinite, notices, plans, storage, views, weight_decay
+from steprule.engine import given, group_keys, moving, nonfinite, notices, plans, views, weight_decay
 from steprule.engine.checkpoint import state_dicts
 from steprule.engine.checkpoint.report import LoadReport
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
 from steprule.engine.preparation import Preparation
 from steprule.engine.program import phases
 from steprule.engine.program.phases import Part
+from steprule.engine.sharding import parts
 from steprule.engine.weight_decay import WeightDecay
 
 
@@ -203,7 +204,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         """
         names: list[str] = group.get("param_names", [])
         for place, param in enumerate(group["params"]):
-            if storage.split(param):
+            if parts.split(param):
                 raise errors.matrix_in_parts(who or self.who(group), given.name(names, place), index)
 
     def name_of(self, param: Tensor) -> str:

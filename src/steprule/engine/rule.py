@@ -24,6 +24,7 @@ from steprule.engine import (
     nonfinite,
     notices,
     plans,
+    settled,
     storage,
     usable,
     views,
@@ -39,7 +40,6 @@ from steprule.engine.program.program import Program
 from steprule.engine.program.trace import trace
 from steprule.engine.runners import choice, one_by_one
 from steprule.engine.runners.reference import Work
-from steprule.engine.settled import Settled
 from steprule.engine.sharding import parts as sharded
 
 # What the constructor says about these goes for groups with another rule, too.
@@ -379,28 +379,17 @@ class RuleOptimizer(CheckedOptimizer):
             here.leave(finished, failed)
 
     def _prepare_step(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
-        settled = self._settle(group)
-        if settled.composition.shares_all:
+        decided = settled.of_group(self, group)
+        if decided.composition.shares_all:
             self._check_common(group)
         if self._here is not None:
             parts = self._here.prepare(group, after)
         else:
-            parts, left = settled.runner.prepare(self, group, settled.program, after)
+            parts, left = decided.runner.prepare(self, group, decided.program, after)
             parts = [*parts, one_by_one.prepare_some(self, left, group, after)] if left else parts
-        if not self._looked_for_curvature and hasattr(settled.composition.rule, "estimate"):
+        if not self._looked_for_curvature and hasattr(decided.composition.rule, "estimate"):
             self._looked_for_curvature = first_step.look_for_curvature(self, group)
         return parts
-
-    def _settle(self, group: dict[str, Any]) -> Settled:
-        """What the group's options decide, found again only if they have changed."""
-        own_plans = self.plans_now()
-        known = own_plans.settled.get(id(group))
-        if known is None or not known.holds(group):
-            own = self.composition(group)
-            runner = choice.choose(own, group).runner
-            known = Settled(group, own, runner, self.program(group) if runner.plans else None)
-            own_plans.settle(known, group, self.param_groups)
-        return known
 
     def plans_now(self) -> plans.Plans:
         """The plans for the step that is being prepared."""

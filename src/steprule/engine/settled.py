@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steprule.engine.composition import Composition
 from steprule.engine.program.program import Program
+from steprule.engine.runners import choice
 from steprule.engine.runners.runner import Runner
 
 
@@ -56,6 +57,21 @@ class Settled:
         field = self.composition.fields.get(key)
         number = field is None or not (field.static or field.decay)
         return number and type(new) is float and type(old) is float
+
+
+def of_group(stepping: Any, group: dict[str, Any]) -> Settled:
+    """What a group's options decide, found again only if they have changed.
+
+    stepping: the optimizer, or what stands for it in a step of sharded parameters.
+    """
+    own = stepping.plans_now()
+    known = own.settled.get(id(group))
+    if known is None or not known.holds(group):
+        composition = stepping.composition(group)
+        runner = choice.choose(composition, group).runner
+        known = Settled(group, composition, runner, stepping.program(group) if runner.plans else None)
+        own.settle(known, group, stepping.param_groups)
+    return known
 
 
 def _first(group: dict[str, Any]) -> Any:

@@ -207,7 +207,7 @@ def create(slot: Slot, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor
 def _codes(slot: Slot, value: Tensor) -> dict[str, Tensor]:
     """The entries of a slot in 8-bit codes, rounded to nearest."""
     codes = torch.empty_like(value, dtype=torch.uint8 if slot.never_negative else torch.int8)
-    own, region, here = blocks.layout(value.shape), region_of(value), parts.local(value)
+    own, region, here = blocks.layout(value.shape), parts.region_of(value), parts.local(value)
     scale = here.new_empty(blocks.scales_of(own, region).shape, dtype=torch.uint8)
     _encode(here, here.new_full((), 1 << (MANTISSA - 1), dtype=torch.int32), parts.local(codes), scale, region)
     return {f"{slot.key}_codes": codes, f"{slot.key}_scale": parts.like(value, scale, own.scales)}
@@ -254,8 +254,9 @@ def create_for_parameter(
     if beside == "rounding_key":
         return entries | {beside: torch.tensor(mix(key ^ GOLDEN), device="cpu")}
     dtype = param.dtype if beside == "compensation" else torch.int16
-    zeros = torch.zeros_like(local(param, param), dtype=dtype, memory_format=torch.preserve_format)
-    return entries | {beside: whole(zeros if beside == "compensation" else in_bytes(zeros), param)}
+    zeros = torch.zeros_like(parts.local(param), dtype=dtype, memory_format=torch.preserve_format)
+    more = [] if beside == "compensation" else [2]
+    return entries | {beside: parts.like(param, in_bytes(zeros) if more else zeros, (*param.shape, *more))}
 
 
 def keeps_more(state: Mapping[str, Any]) -> bool:
@@ -333,7 +334,7 @@ def store(state: dict[str, Any], key: str, value: Tensor) -> None:
         _encode(value.float(), noise >> (32 - MANTISSA), stored, state[f"{key}_scale"], region)
     elif stored.dtype == torch.bfloat16 and SLOT_KEY in state:
         noise = noise_for(_key_of(state, key), stored, _region_of_slot(stored, region_in(state)))
-        local(stored, stored).copy_(_to_bfloat16(local(value, stored).float(), noise >> 16))
+        parts.local(stored).copy_(_to_bfloat16(parts.local(value).float(), noise >> 16))
     else:
         stored.copy_(value)
 
@@ -354,7 +355,7 @@ def _key_of(state: dict[str, Any], key: str) -> int:
 
 def _region_of_slot(stored: Tensor, region: Region | None) -> Region | None:
     """Which part of a whole slot this is; a slot per row or column is cut where the parameter is."""
-    if region is None or sharded(stored) or stored.shape == region.shape:
+    if region is None or parts.sharded(stored) or stored.shape == region.shape:
         return region
     cut = zip(stored.shape, *region, strict=True)
     sizes = [(size, here, first) if own == here else (own, own, 0) for own, size, here, first in cut]
@@ -372,50 +373,12 @@ def noise_for(key: int, like: Tensor, region: Region | None = None) -> Tensor:
     region: which part of a whole tensor it is, row by row; without it all, as it lies in memory, or what a
     DTensor has here.
     """
-    order = None if region is not None or sharded(like) else blocks.order(like)
+    order = None if region is not None or parts.sharded(like) else blocks.order(like)
     if order is not None:
         return noise_for(key, like.permute(order)).permute([order.index(d) for d in range(like.dim())])
-    region = region_of(like) if region is None else region
+    region = parts.region_of(like) if region is None else region
     block, place = blocks.places(blocks.layout(region.whole), region, like.device)
     return (mix(block ^ key) + place * GOLDEN) & _UINT32
-
-
-def region_of(tensor: Any) -> Region:
-    """All of a tensor, or the part of a DTensor that this process has."""
-    if not sharded(tensor):
-        return blocks.whole(tensor.shape)
-    return parts.region_of(tensor)
-
-
-def sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, of which this process may hold only a part."""
-    return hasattr(tensor, "to_local")
-
-
-def split(tensor: Any) -> bool:
-    """Whether it is a DTensor that no process holds completely."""
-    if not sharded(tensor):
-        return False
-    parts = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    return any(number > 1 and not placement.is_replicate() for number, placement in parts)
-
-
-def local(tensor: Any, like: Any) -> Tensor:
-    """This process's part of a tensor, sharded as `like` is: bits can only be read there."""
-    if not sharded(like):
-        return tensor
-    return tensor.redistribute(placements=like.placements).to_local()
-
-
-def whole(part: Tensor, like: Any) -> Tensor:
-    """The tensor of which this is a part, sharded as `like` is. It may have a dimension more, of two bytes."""
-    if not sharded(like):
-        return part
-    more = part.dim() - like.dim()
-    stride = (*(2 * x for x in like.stride()), 1) if more else like.stride()
-    layout = {"shape": (*like.shape, *[2] * more), "stride": stride, "run_check": False}
-    dtensor = cast(Any, type(like))
-    return dtensor.from_local(part, like.device_mesh, like.placements, **layout)
 
 
 def next_keys(state: dict[str, Any]) -> None:
@@ -499,16 +462,16 @@ def load_parameter(param: Tensor, state: dict[str, Any]) -> Tensor:
     if "compensation" in state:
         return wide + state["compensation"].to(wide.dtype)
     if "low_bits" in state:
-        upper, lower = local(wide, wide).float(), of_bytes(local(state["low_bits"], param))
+        upper, lower = parts.local(wide).float(), of_bytes(parts.local(state["low_bits"]))
         bits = upper.contiguous().view(torch.int32) + lower.to(torch.int32)
-        return whole(bits.view(torch.float32), param.detach())
+        return parts.like(param, bits.view(torch.float32), param.shape)
     return wide
 
 
-def restore_parameter(param: Tensor, state: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Store the parameter as its state asks for now. parts: the entries that it was stored with before."""
+def restore_parameter(param: Tensor, state: dict[str, Any], before: dict[str, Any]) -> None:
+    """Store the parameter as its state asks for now. before: the entries that it was stored with."""
     with torch.no_grad():
-        value = load_parameter(param, parts)
+        value = load_parameter(param, before)
         if param.dtype in HALF:
             store_parameter(param, state, value)
         else:
@@ -529,13 +492,13 @@ def store_parameter(param: Tensor, state: dict[str, Any], value: Tensor) -> None
     """Store the parameter in its 16 bits, and what they leave out in the state."""
     if "rounding_key" in state:
         noise = noise_for(int(state["rounding_key"]), param, region_in(state)) >> 16
-        local(param, param).copy_(_to_bfloat16(local(value, param), noise))
+        parts.local(param).copy_(_to_bfloat16(parts.local(value), noise))
     elif "low_bits" in state:
-        bits = local(value, param).contiguous().view(torch.int32)
+        bits = parts.local(value).contiguous().view(torch.int32)
         # Round half up, not to even: the lower half must fit into 16 bits with a sign.
         upper = (bits + 0x8000) >> 16
-        of_bytes(local(state["low_bits"], param)).copy_((bits - (upper << 16)).to(torch.int16))
-        local(param, param).copy_((upper << 16).view(torch.float32))
+        of_bytes(parts.local(state["low_bits"])).copy_((bits - (upper << 16)).to(torch.int16))
+        parts.local(param).copy_((upper << 16).view(torch.float32))
     else:
         param.copy_(value)
         if "compensation" in state:

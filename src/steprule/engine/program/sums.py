@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from steprule.engine import storage
 from steprule.engine.blocks import Region
 from steprule.engine.program import exact
 from steprule.engine.program.exact import Sum
+from steprule.engine.sharding import parts
 
 
 class Partial(NamedTuple):
@@ -33,9 +33,9 @@ def partials(word: str, tensors: Sequence[Tensor], regions: Sequence[Region] | N
     """
     if word == "largest":
         return [Partial(_taken(word, x).item(), x.numel()) for x in tensors]
-    plain = [x for x in tensors if not storage.sharded(x)]
+    plain = [x for x in tensors if not parts.sharded(x)]
     added = iter(exact.of_tensors(plain, word == "norm", regions))
-    values = [exact.of_number(_taken(word, x).item()) if storage.sharded(x) else next(added) for x in tensors]
+    values = [exact.of_number(_taken(word, x).item()) if parts.sharded(x) else next(added) for x in tensors]
     return [Partial(value, x.numel()) for value, x in zip(values, tensors, strict=True)]
 
 
@@ -45,7 +45,7 @@ def partial(word: str, x: Tensor, region: Region | None = None) -> Partial:
 
 
 def _taken(word: str, x: Tensor) -> Tensor:
-    whole: Tensor = cast(Any, x).full_tensor() if storage.sharded(x) else x
+    whole: Tensor = cast(Any, x).full_tensor() if parts.sharded(x) else x
     if word == "largest":
         return torch.amax(whole) if whole.numel() else whole.new_full((), -torch.inf)
     if word == "norm":

@@ -21,6 +21,7 @@ from steprule.engine.draws import Draws
 from steprule.engine.fields import Slot, make_step_counter
 from steprule.engine.program import phases, sums
 from steprule.engine.runners.eager import Eager, Lined
+from steprule.engine.sharding import parts
 from steprule.engine.sharding.parts import region_in
 from steprule.engine.views import View
 from steprule.levels import SIDES
@@ -221,7 +222,7 @@ def _machine(
 
 def _region_of_numbers(param: Tensor, region: Region | None) -> Region | None:
     """The part of a whole tensor of real numbers; None for DTensors, which know it themselves."""
-    if storage.sharded(param):
+    if parts.sharded(param):
         return None
     region = blocks.whole(param.shape) if region is None else region
     if not param.is_complex():

@@ -72,11 +72,10 @@ class Processes:
         """
         import torch.distributed as dist
 
-        given = [_bytes_of(own) for own in pieces]
+        given = [_bytes_of(own, self.device) for own in pieces]
         sizes = [sum(map(_room, own)) for own in empty]
         got = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
-        packed = torch.cat(given).to(self.device)
-        cast(Any, dist).all_to_all_single(got, packed, sizes, list(map(len, given)), group=self.group)
+        cast(Any, dist).all_to_all_single(got, torch.cat(given), sizes, list(map(len, given)), group=self.group)
         first = 0
         for x in (x for own in empty for x in own):
             count = x.numel() * x.element_size()
@@ -95,12 +94,12 @@ def _room(x: Tensor) -> int:
     return size + -size % ALIGNED
 
 
-def _bytes_of(pieces: Sequence[Tensor]) -> Tensor:
+def _bytes_of(pieces: Sequence[Tensor], device: torch.device) -> Tensor:
     found: list[Tensor] = []
     for x in pieces:
-        flat = x.detach().contiguous().reshape(-1).view(torch.uint8)
+        flat = x.detach().to(device).contiguous().reshape(-1).view(torch.uint8)
         found += [flat, flat.new_zeros(-len(flat) % ALIGNED)]
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.uint8)
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.uint8, device=device)
 
 
 def arranged(param: Any, gradient: Any) -> Any:
@@ -110,6 +109,26 @@ def arranged(param: Any, gradient: Any) -> Any:
     if gradient.placements == param.placements and gradient.device_mesh == param.device_mesh:
         return gradient
     return gradient.redistribute(param.device_mesh, param.placements)
+
+
+def elements(tensor: Any) -> Any:
+    """The elements of a tensor that are here; of a DTensor whose parts are still to be added, added."""
+    if parts.sharded(tensor) and any(x.is_partial() for x in tensor.placements):
+        from torch.distributed.tensor import Replicate
+
+        placements = [Replicate() if x.is_partial() else x for x in tensor.placements]
+        tensor = tensor.redistribute(placements=placements)
+    return parts.local(tensor)
+
+
+def agreed(meshes: Iterable[Any], own: bool) -> bool:
+    """Whether all processes of these meshes say yes."""
+    together = {ranks_of(mesh): mesh for mesh in meshes if mesh.mesh.numel() > 1}
+    # The smaller ones first: what they find goes into what the larger ones are told.
+    for ranks in sorted(together, key=len):
+        no = torch.tensor([float(not own)])
+        own = not Processes(together[ranks]).largest(no).item()
+    return own
 
 
 class Sums:

@@ -15,16 +15,15 @@ import torch
 from torch import Tensor
 
 from steprule import errors, process_errors
-from steprule.engine import plans, views
+from steprule.engine import plans, settled, views
 from steprule.engine.blocks import Region
 from steprule.engine.composition import Composition
 from steprule.engine.program import phases
 from steprule.engine.program.phases import BEFORE_STORING, Part
 from steprule.engine.program.program import Program
-from steprule.engine.runners import choice, one_by_one
+from steprule.engine.runners import one_by_one
 from steprule.engine.runners.kernels.runner import CpuKernels
 from steprule.engine.runners.reference import Work
-from steprule.engine.settled import Settled
 from steprule.engine.sharding import exchange, parts
 from steprule.engine.sharding.owners import Wholes
 from steprule.engine.sharding.parts import PartState
@@ -44,7 +43,7 @@ def needs_whole(program: Program, param: Any, runner: Any) -> bool:
 def explain(optimizer: Any, group: dict[str, Any], runner: Any) -> list[str]:
     """How a group with sharded parameters steps, and what its last step sent."""
     here: Here | None = plans.of(optimizer).here
-    split = [p for p in group["params"] if not _everywhere(p)]
+    split = [p for p in group["params"] if parts.split(p)]
     program = optimizer.program(group)
     whole = sum(needs_whole(program.of(p), p, runner) for p in split)
     meshes = [p.device_mesh.mesh.numel() for p in group["params"] if parts.sharded(p)]
@@ -161,12 +160,12 @@ class Here:
                     optimizer.check_gradient(param, gradient, group)
         for group, given in new:
             names, program = optimizer.names_in(group), optimizer.program(group)
-            runner = optimizer._settle(group).runner
+            runner = settled.of_group(optimizer, group).runner
             found = _Checked([], [], [], [], [], [])
             for place, (param, gradient) in enumerate(zip(group["params"], given, strict=True)):
                 if gradient is not None:
                     optimizer.state_of(param, group)
-                    region = None if _everywhere(param) else parts.region_of(param)
+                    region = parts.region_of(param) if parts.split(param) else None
                     found.places.append(place)
                     found.regions.append(region)
                     whole = region is not None and needs_whole(program.of(param), param, runner)
@@ -185,7 +184,7 @@ class Here:
         states = map(self._optimizer.state.get, group["params"])
         entries = chain.from_iterable(() if state is None else state.values() for state in states)
         return [
-            id(self._optimizer._settle(group)),
+            id(settled.of_group(self._optimizer, group)),
             *map(id, group["params"]),
             *map(_form_of, group["params"]),
             *map(_form_of, given),
@@ -301,8 +300,8 @@ class Here:
         return found
 
     def _prepare(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
-        settled = self._settle(group)
-        made, left = settled.runner.prepare(self, group, settled.program, after)
+        decided = settled.of_group(self, group)
+        made, left = decided.runner.prepare(self, group, decided.program, after)
         for param in left:
             if self.state[param].region is not None and _adds_up(self.program(group).of(param)):
                 name = self.name_of(param)
@@ -311,17 +310,6 @@ class Here:
                 reason = fused.reasons(self, group).get(name, "no kernel can step it")
                 raise process_errors.not_as_part(self._optimizer.who(group), name, reason)
         return [*made, one_by_one.prepare_some(self, left, group, after)] if left else made
-
-    def _settle(self, group: dict[str, Any]) -> Settled:
-        """What the group's options decide, found again only if they have changed."""
-        own_plans = self.plans_now()
-        known = own_plans.settled.get(id(group))
-        if known is None or not known.holds(group):
-            own = self.composition(group)
-            runner = choice.choose(own, group).runner
-            known = Settled(group, own, runner, self.program(group) if runner.plans else None)
-            own_plans.settle(known, group, self.param_groups)
-        return known
 
     def _sums(self, groups: Sequence[dict[str, Any]], given: Sequence[Sequence[Any]]) -> exchange.Sums | None:
         """What the processes exchange in this step, or None if that is nothing."""
@@ -437,14 +425,6 @@ class Here:
 def _adds_up(program: Program) -> bool:
     """Whether a step takes sums over one parameter."""
     return any(not x.shared for own in program.kinds for x in own.reductions)
-
-
-def _everywhere(param: Any) -> bool:
-    """Whether all processes hold all of a parameter."""
-    if not parts.sharded(param):
-        return True
-    pairs = zip(param.device_mesh.shape, param.placements, strict=True)
-    return all(number == 1 or placement.is_replicate() for number, placement in pairs)
 
 
 def _form_of(tensor: Any) -> Any:

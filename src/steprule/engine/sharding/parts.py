@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steprule import process_errors
+from steprule.engine import blocks
 from steprule.engine.blocks import Region
 
 
@@ -35,6 +36,14 @@ def any_sharded(groups: Iterable[Mapping[str, Any]]) -> bool:
     return dtensor is not None and any(isinstance(x, dtensor) for group in groups for x in group["params"])
 
 
+def split(tensor: Any) -> bool:
+    """Whether it is a DTensor that no process holds completely."""
+    if not sharded(tensor):
+        return False
+    pairs = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return any(number > 1 and not placement.is_replicate() for number, placement in pairs)
+
+
 def local(tensor: Any) -> Any:
     """This process's part, without a tape or a dispatch; anything that is no DTensor as it is."""
     if not sharded(tensor):
@@ -45,7 +54,9 @@ def local(tensor: Any) -> Any:
 
 
 def region_of(tensor: Any, coordinate: Sequence[int] | None = None) -> Region:
-    """Which elements of a DTensor are here, or in the process at another coordinate of its mesh."""
+    """Which elements of a tensor are here, or in the process at another coordinate of its mesh."""
+    if not sharded(tensor):
+        return blocks.whole(tensor.shape)
     mesh = tensor.device_mesh
     at = mesh.get_coordinate() if coordinate is None else coordinate
     return region_at(tuple(tensor.shape), tensor.placements, tuple(mesh.shape), tuple(at))
@@ -116,13 +127,19 @@ def shape_of(param: Tensor, state: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def like(tensor: Any, part: Tensor, shape: Sequence[int]) -> Tensor:
-    """The tensor of this shape of which this is the part here, if it is sharded as another one is."""
+    """The tensor of this shape of which this is the part here, if it is sharded as another one is.
+
+    It may have the other one's dimensions and more.
+    """
     if not sharded(tensor):
         return part
     from torch.distributed.tensor import DTensor
 
-    stride = tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
-    layout = {"shape": torch.Size(shape), "stride": stride, "run_check": False}
+    stride = _row_by_row(shape)
+    if tuple(shape[: tensor.dim()]) == tuple(tensor.shape):
+        more = shape[tensor.dim() :]
+        stride = [*(x * math.prod(more) for x in tensor.stride()), *_row_by_row(more)]
+    layout = {"shape": torch.Size(shape), "stride": tuple(stride), "run_check": False}
     return cast(Any, DTensor).from_local(part, tensor.device_mesh, tensor.placements, **layout)
 
 
@@ -135,8 +152,7 @@ def full(like: Any, shape: Sequence[int], dtype: torch.dtype, whole: Tensor | No
 
     along = max(range(len(shape)), key=lambda d: shape[d])
     placements = [Replicate() if x.is_replicate() else Shard(along) for x in like.placements]
-    stride = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
-    layout = {"shape": torch.Size(shape), "stride": tuple(stride), "run_check": False}
+    layout = {"shape": torch.Size(shape), "stride": tuple(_row_by_row(shape)), "run_check": False}
     empty = torch.empty(0, dtype=dtype, device=local(like).device)
     made: Any = cast(Any, DTensor).from_local(empty, like.device_mesh, placements, **layout)
     region = region_of(made)
@@ -146,3 +162,7 @@ def full(like: Any, shape: Sequence[int], dtype: torch.dtype, whole: Tensor | No
         else whole[within(region)].to(empty.device, dtype).clone()
     )
     return cast(Any, DTensor).from_local(part, like.device_mesh, placements, **layout)
+
+
+def _row_by_row(shape: Sequence[int]) -> list[int]:
+    return [math.prod(shape[d + 1 :]) for d in range(len(shape))]
