@@ -18,6 +18,9 @@ extensions = ["myst_parser", "making.katex", "making.site"]
 exclude_patterns = ["_build", "node_modules", "making"]
 root_doc = "index"
 language = "en"
+locale_dirs = ["locale"]
+# Whoever translates wants sentences, not the lines where they stand, which change all the time.
+gettext_location = False
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
@@ -26,6 +29,17 @@ html_math_renderer = "katex"
 html_theme = "furo"
 html_title = "steprule"
 html_static_path = ["_static"]
+templates_path = ["_templates"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/search.html",
+        "sidebar/language.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_css_files = ["site.css", "charts.css"]
 html_show_sphinx = False
 html_copy_source = False
@@ -44,7 +58,7 @@ def _nested(selector: str, rules: str) -> str:
 
 
 (Path(__file__).parent / "_static" / "charts.css").write_text(
-    ":root{--ink:var(--color-foreground-primary);--quiet:var(--color-foreground-secondary);"
+    "body{--ink:var(--color-foreground-primary);--quiet:var(--color-foreground-secondary);"
     "--grid:var(--color-background-border);--paper:var(--color-background-primary)}\n"
     f"{chart_css()}{_charts(0)}\n"
     f"@media (prefers-color-scheme:dark){{{_nested('body:not([data-theme=light])', _charts(1))}}}\n"

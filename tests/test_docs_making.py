@@ -89,3 +89,11 @@ def test_formats_and_numbers_and_the_reference_are_there() -> None:
     pages = api_pages()
     assert "- `closure`:" in pages["optimizers"]
     assert "create(name, params, **options)" in pages["making"]
+
+
+def test_only_words_are_translated() -> None:
+    from making.catalogues import has_words
+
+    assert has_words("at least 0")
+    assert has_words("**When:** memory is short.")
+    assert not any(map(has_words, ("`lr`", "AdamAtan2", "0.1 – 1", "[Muon](muon.md)", "fp32")))

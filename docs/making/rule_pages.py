@@ -149,8 +149,8 @@ def _state_table(rule: type[Any]) -> str:
             rows.append([name, "–", prose(str(error))])
             continue
         report = steprule.memory_report(optimizer)
-        slots = ", ".join(f"{row.entry} {row.kept_as.removeprefix('torch.')}" for row in report.rows)
-        rows.append([name, f"{report.state_bytes / report.parameters:.3g}", prose(slots)])
+        slots = ", ".join(f"`{row.entry} {row.kept_as.removeprefix('torch.')}`" for row in report.rows)
+        rows.append([name, f"{report.state_bytes / report.parameters:.3g}", slots])
     headings = ["Kept in", "Bytes per element", "State of a 1024 × 1024 matrix"]
     return table(headings, rows)
 
@@ -178,7 +178,8 @@ def _source(kind: type[Any]) -> str:
     tree = ast.parse("\n".join(lines))
     wanted = _needed(tree, kind.__name__)
     parts = [_without_docstring(lines, node) for node in tree.body if _name(node) in wanted]
-    return f"`{file.relative_to(ROOT)}`, without docstrings:\n\n" + code("\n\n\n".join(parts))
+    where = f"`{file.relative_to(ROOT)}`"
+    return "\n\n".join([where, "Without docstrings:", code("\n\n\n".join(parts))])
 
 
 def _needed(tree: ast.Module, name: str) -> set[str]:
@@ -249,7 +250,7 @@ def _bench_row(bench: measured.Bench, rule: dict[str, Any]) -> list[str]:
     times = {key: step["ms"]["median"] for key, step in rule["step"].items()}
     theirs = [value for key, value in times.items() if key.startswith("torch")]
     return [
-        bench.facts["model"],
+        f"`{bench.facts['model']}`",
         f"{bench.facts['numbers']:,}",
         measured.ms(times["steprule"]),
         measured.ms(rule["floor"]["median"]),

@@ -65,6 +65,15 @@ def _write(file: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
 
 
+def _link_languages(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """The same page in the other language: the Chinese pages lie in zh/ within the English ones."""
+    up = "../" * page.count("/")
+    if app.config.language == "zh_CN":
+        context["other_language"] = {"code": "en", "name": "English", "link": f"{up}../{page}.html"}
+    else:
+        context["other_language"] = {"code": "zh", "name": "中文", "link": f"{up}zh/{page}.html"}
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     write_pages()
@@ -83,4 +92,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
         ),
     )
     app.add_directive("folded", Folded)
+    app.connect("html-page-context", _link_languages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
