@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -63,13 +66,26 @@ def machine_code(text: str, file: str) -> bytes:
     scope: dict[str, Any] = {}
     exec(compile(text, file, "exec"), scope)
     options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compiled: Any = numba.njit(numba.void(numba.int64), **options)(scope["kernel"])
+    with _without_collecting():
+        compiled: Any = numba.njit(numba.void(numba.int64), **options)(scope["kernel"])
     (signature,) = compiled.signatures
     intermediate: str = compiled.inspect_llvm(signature)
     name: str = compiled.overloads[signature].fndesc.llvm_func_name
     module: Any = llvm.parse_assembly(intermediate + _entry_text(name))
     module.verify()
     return machine().emit_object(module)
+
+
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """No garbage collection: of the many objects of a compilation, none of which is garbage yet, it is a fifth."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _entry_text(name: str) -> str:
