@@ -78,7 +78,7 @@ def machine_code(text: str, file: str) -> bytes:
 
 @contextlib.contextmanager
 def _without_collecting() -> Iterator[None]:
-    """No garbage collection: of the many objects of a compilation, none of which is garbage yet, it is a fifth."""
+    """No garbage collection: it would take a fifth of a compilation, and find nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
