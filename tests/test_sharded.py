@@ -262,6 +262,54 @@ def counting(sent: list[str], name: str, call: Any) -> Any:
     return counted
 
 
+def what_was_taken_before(rank: int) -> None:
+    """A step takes what the last one took only where nothing but numbers has changed."""
+    import copy
+
+    from steprule.engine import plans
+
+    put, column = layouts()["rows"], layouts()["columns"]
+    for make in (steprule.AdamW, lambda p: steprule.AdamW(p, modifiers=[steprule.GlobalNormClip(0.1)])):
+        ones = [nn.Parameter(numbers((6, 8), torch.float32, i)) for i in range(4)]
+        many = [nn.Parameter(put(p.detach().clone())) for p in ones]
+        optimizers = [make(ones[:3]), make(many[:3])]
+
+        def other_state(optimizer: Any, params: Any) -> None:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+        events: list[Any] = [
+            lambda o, p: None,
+            lambda o, p: o.param_groups[0].update(lr=0.5),
+            lambda o, p: setattr(p[0], "grad", None),
+            lambda o, p: o.state.pop(p[1]),
+            other_state,
+            lambda o, p: o.add_param_group({"params": [p[3]], "lr": 0.3}),
+            lambda o, p: p[2].data.mul_(2.0),
+            lambda o, p: o.state[p[2]]["exp_avg"].zero_(),
+            lambda o, p: o.param_groups[0].update(weight_decay=0.3),
+            lambda o, p: p[2].requires_grad_(False),
+        ]
+        number = 0
+        for event in events:
+            for turn in range(2):
+                give(ones, number, lambda x: x)
+                give(many, number, column if number % 7 == 6 else put)
+                number += 1
+                for optimizer, params in zip(optimizers, (ones, many), strict=True):
+                    if turn == 0:
+                        event(optimizer, params)
+                    optimizer.step()
+                assert_equal(*optimizers, repr(make))
+        here = plans.of(optimizers[1]).here
+        assert here._kept
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(here), "_take", broken)
+            optimizers[1].step()
+            optimizers[1].state.pop(many[0])
+            with pytest.raises(RuntimeError, match="on purpose"):
+                optimizers[1].step()
+
+
 def curvature_in_parts(rank: int) -> None:
     """An estimate of the curvature that is not sharded as its parameter is."""
     part = nn.Parameter(layouts()["rows"](torch.zeros(3)))
@@ -427,6 +475,7 @@ def small_checks(rank: int) -> None:
         one_fails,
         nonfinite_everywhere,
         what_is_sent,
+        what_was_taken_before,
         curvature_in_parts,
         other_dtypes,
         lbfgs_refuses,

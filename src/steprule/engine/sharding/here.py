@@ -8,7 +8,8 @@ plain tensors. Only kernels on the CPU can take part in sums over one parameter:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, compress
+from itertools import chain, compress, repeat
+from operator import is_not
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,6 +26,7 @@ from steprule.engine.runners import one_by_one
 from steprule.engine.runners.kernels.runner import CpuKernels
 from steprule.engine.runners.reference import Work
 from steprule.engine.sharding import exchange, parts
+from steprule.engine.sharding.kept import Kept
 from steprule.engine.sharding.owners import Wholes
 from steprule.engine.sharding.parts import PartState
 
@@ -108,17 +110,21 @@ class Here:
         self.param_groups: list[dict[str, Any]] = []
         self._names: dict[int, list[str]] = {}
         self._brought: dict[int, int] = {}
+        self._kept: list[Kept] = []
+        self._words: dict[Any, str] = {}
         self._clear()
 
     # What collects a step
 
     def collect(self, optimizer: Any) -> None:
         """Check all gradients and states of an optimizer, and take the parts of them that are here."""
+        groups: list[dict[str, Any]] = optimizer.param_groups
+        given = [optimizer.gradients_of(group["params"]) for group in groups]
+        if self._begin_again(optimizer, given):
+            return
         self._clear()
         self._optimizer = optimizer
-        groups: list[dict[str, Any]] = optimizer.param_groups
         with torch.no_grad():
-            given = [optimizer.gradients_of(group["params"]) for group in groups]
             self._find_processes()
             self._check(list(zip(groups, given, strict=True)))
             # Before the first byte is sent, all processes have the same to say.
@@ -131,7 +137,34 @@ class Here:
                 pair = self._groups.setdefault(id(group), ({}, {}))
                 for counted, own in zip((True, False), pair, strict=True):
                     self._fill(own, group, [x for x in taken if x.counts == counted])
-            self.sums = self._sums(groups, given)
+            self._words = self._words_of(groups, given)
+            self.sums = self._sums()
+            if not self._entries:
+                rows = zip(groups, given, strict=True)
+                self._kept = [Kept(settled.of_group(optimizer, x), x, g, optimizer.state) for x, g in rows]
+
+    def _begin_again(self, optimizer: Any, given: Sequence[Sequence[Any]]) -> bool:
+        """Begin a step with what the last one took, if all is where it was."""
+        groups: list[dict[str, Any]] = optimizer.param_groups
+        if len(self._kept) != len(groups):
+            return False
+        found: list[tuple[Tensor, Tensor]] = []
+        for known, group, gradients in zip(self._kept, groups, given, strict=True):
+            pairs = known.again(settled.of_group(optimizer, group), group, gradients, optimizer.state)
+            if pairs is None or id(group) not in self._groups:
+                return False
+            found += pairs
+        if optimizer._preparation is not None:
+            optimizer._preparation.begin()
+        self._optimizer = optimizer
+        self._gradients = {id(part): gradient for part, gradient in found}
+        for group, gradients in zip(groups, given, strict=True):
+            present = map(is_not, gradients, repeat(None))
+            self._moved += compress(group["params"], present)
+        for own in self.param_groups:
+            own.update({**own[phases.PART_OF], **self._own[id(own)]})
+        self.sums = self._sums()
+        return True
 
     def _find_processes(self) -> None:
         """The processes that hold the parameters, by mesh; the largest of these sets takes sums together."""
@@ -259,14 +292,14 @@ class Here:
 
     def _fill(self, own: dict[str, Any], group: dict[str, Any], taken: Sequence[_Taken]) -> None:
         """Make a group of tensors that are stepped here."""
-        own.clear()
-        own.update(group)
-        own[phases.PART_OF] = group
-        own[phases.PLACES] = [x.place for x in taken]
-        own["params"] = [x.tensor for x in taken]
+        fixed: dict[str, Any] = {phases.PART_OF: group, phases.PLACES: [x.place for x in taken]}
+        fixed["params"] = [x.tensor for x in taken]
         for key in ("param_names", views.KEY):
             if group.get(key) is not None:
-                own[key] = [group[key][x.place] for x in taken]
+                fixed[key] = [group[key][x.place] for x in taken]
+        own.clear()
+        own.update({**group, **fixed})
+        self._own[id(own)] = fixed
         known = self._checked[id(group)]
         names = dict(zip(known.places, known.names, strict=True))
         self._names[id(own)] = [names[x.place] for x in taken]
@@ -311,11 +344,11 @@ class Here:
                 raise process_errors.not_as_part(self._optimizer.who(group), name, reason)
         return [*made, one_by_one.prepare_some(self, left, group, after)] if left else made
 
-    def _sums(self, groups: Sequence[dict[str, Any]], given: Sequence[Sequence[Any]]) -> exchange.Sums | None:
-        """What the processes exchange in this step, or None if that is nothing."""
+    def _words_of(self, groups: Sequence[dict[str, Any]], given: Sequence[Sequence[Any]]) -> dict[Any, str]:
+        """What the processes ask each other for in this step."""
         together = self._together
         if together is None or len(together) == 1:
-            return None
+            return {}
         words: dict[Any, str] = {}
         for group, gradients in zip(groups, given, strict=True):
             if any(x is not None for x in gradients):
@@ -328,12 +361,18 @@ class Here:
                         for program in whole.of(group["params"][place]).kinds:
                             alone = [x for x in program.reductions if not x.shared]
                             words |= {phases.keys_of(group, x, [place])[0]: x.word for x in alone}
-        if not (words or self._entries):
+        other = next((x for x in self._processes if not set(x) <= set(together.ranks)), None)
+        if other and (words or self._entries):
+            raise process_errors.other_processes(type(self._optimizer).__name__, together.ranks, other)
+        return words
+
+    def _sums(self) -> exchange.Sums | None:
+        """What the processes exchange in this step, or None if that is nothing."""
+        together = self._together
+        if together is None or len(together) == 1 or not (self._words or self._entries):
             return None
         who = type(self._optimizer).__name__
-        if other := next((x for x in self._processes if not set(x) <= set(together.ranks)), None):
-            raise process_errors.other_processes(who, together.ranks, other)
-        return exchange.Sums(who, together, words, waits=bool(self._entries))
+        return exchange.Sums(who, together, self._words, waits=bool(self._entries))
 
     def leave(self, finished: bool, failed: bool) -> None:
         """End a step, after which nothing is kept alive.
@@ -347,7 +386,10 @@ class Here:
             elif finished:
                 self._finish()
         finally:
-            self._clear()
+            if finished and self._kept:
+                self._rest()
+            else:
+                self._clear()
 
     def _finish(self) -> None:
         for ranks, own in sorted(self._entries.items()):
@@ -359,17 +401,23 @@ class Here:
             entries.update(made)  # a count may be a plain number
         torch.autograd.graph.increment_version(self._moved)
 
-    def _clear(self) -> None:
+    def _rest(self) -> None:
         # Only while it takes a step: else neither would ever be freed.
         self._optimizer: Any = None
-        self.state: dict[Tensor, PartState] = {}
         self._gradients: dict[int, Tensor] = {}
         self._moved: list[Tensor] = []
+        self.sums: exchange.Sums | None = None
+
+    def _clear(self) -> None:
+        self._rest()
+        self._kept = []
+        self.state: dict[Tensor, PartState] = {}
+        # What groups of parts have besides what their groups have.
+        self._own: dict[int, dict[str, Any]] = {}
         self._plain: list[tuple[dict[str, Any], PartState]] = []
         # By the ranks that hold them: tensors by key, and the wholes that this process owns by number.
         self._entries: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         self._wholes: dict[tuple[int, ...], dict[int, dict[str, Any]]] = {}
-        self.sums: exchange.Sums | None = None
         for own in self.param_groups:
             own["params"] = []
 
