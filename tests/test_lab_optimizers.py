@@ -320,6 +320,12 @@ def test_python_dash_m_and_the_version(capsys: pytest.CaptureFixture[str]) -> No
     assert told.startswith("Usage: steprule [OPTIONS] COMMAND")
 
 
+def test_the_help_names_what_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    usages = {command: run(capsys, command, "-h").out.splitlines()[0] for command in ("show", "report")}
+    assert usages["show"] == "Usage: steprule show [OPTIONS] RULE"
+    assert usages["report"] == "Usage: steprule report [OPTIONS] PATHS..."
+
+
 @pytest.mark.parametrize("command", ["", "train", "list", "show", "bench"])
 @pytest.mark.parametrize("width", [60, 80])
 def test_help_fits_the_terminal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -24,8 +25,8 @@ SEEDS = 2**31
 
 class _Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """`RULE` for an argument that must be given, not typer's `{rule}`."""
-        return [piece.strip("{}").upper() for piece in super().collect_usage_pieces(ctx)]
+        """`RULE` and `PATHS...` for arguments that must be given, not typer's `{rule}` and `{paths}...`."""
+        return [re.sub("[{}]", "", piece).upper() for piece in super().collect_usage_pieces(ctx)]
 
 
 def _number(kind: type[float], allowed: str, is_allowed: Callable[[Any], bool]) -> Callable[[str], Any]:

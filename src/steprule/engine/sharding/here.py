@@ -51,7 +51,8 @@ def explain(optimizer: Any, group: dict[str, Any], runner: Any) -> list[str]:
     meshes = [p.device_mesh.mesh.numel() for p in group["params"] if parts.sharded(p)]
     said = [f"{errors.counted(len(split) - whole, 'parameter')} stepped as parts"] if len(split) > whole else []
     said += [f"{errors.counted(whole, 'parameter')} as a whole, by the process that owns it"] if whole else []
-    lines = [f"sharded over {max(meshes)} processes: {', '.join(said) or 'each has all of them'}"]
+    over = f"{max(meshes)} process{'es' * (max(meshes) > 1)}"
+    lines = [f"sharded over {over}: {', '.join(said) or 'each has all of them'}"]
     return lines if here is None else lines + here.told(group, runner, bool(whole))
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 import steprule
+from steprule.errors import counted
 from steprule.lab.bench_machine import facts as machine_facts
 from steprule.lab.devices import find_device
 from steprule.lab.errors import LabError, Stopped, did_you_mean
@@ -115,7 +116,7 @@ def start(asked: Asked, out: Path | None) -> None:
         threads=1,
         device=device,
     )
-    console.print(Text(f"trying {len(found)} optimizers on {config.task_label} …", style="dim"))
+    console.print(Text(f"trying {counted(len(found), 'optimizer')} on {config.task_label} …", style="dim"))
     measured = [
         measure(replace(config, optimizer=x.optimizer, hyperparameters={**x.fixed, **x.default})) for x in found
     ]
