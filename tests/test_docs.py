@@ -10,7 +10,7 @@ import pytest
 from lab import run
 from pages import ROOT, blocks_of, carry_out, commands_in, run_script, save
 
-from steprule.lab import bench_machine, bench_measure, bench_models, train
+from steprule.lab import bench, bench_machine, bench_measure, bench_models, train
 from steprule.lab.data import Batches, Data, as_batches
 
 # Written at each build, from what other tests test.
@@ -26,6 +26,7 @@ MOST_NOT_RUN = 10
 # These install or fetch something, or set up the shell.
 NOT_OURS = {"pip", "python3", "source", "git", "cd", "npm", "apt-get", "pytest", "sphinx-build"}
 QUICK_ITEMS = 40
+QUICK_RULES = 2
 QUICK_SHAPES = [(8, 8), (8,)]
 
 
@@ -43,6 +44,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "as_batches", few)
     for name in bench_models.MODELS:
         monkeypatch.setitem(bench_models.MODELS, name, tiny)
+    rules_of = bench._rules
+    monkeypatch.setattr(bench, "_rules", lambda names: rules_of(names)[:QUICK_RULES])
     monkeypatch.setattr(bench_measure, "SAMPLE_SECONDS", 1e-4)
     monkeypatch.setattr(bench_measure, "ELSEWHERE_BYTES", 8)
     monkeypatch.setattr(bench_measure, "mlp", lambda: [(8, 8)] * 2)
