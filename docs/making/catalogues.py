@@ -24,7 +24,7 @@ TEMPLATES = DOCS / "_build" / "gettext"
 LANGUAGE = "zh_CN"
 CATALOGUES = DOCS / "locale" / LANGUAGE / "LC_MESSAGES"
 # What is translated, by folder of pages: at least this share of it must be.
-WHOLE = ("index", "rules", "start", "tutorials")
+WHOLE = ("index", "lab", "rules", "start", "tutorials")
 ENOUGH = 0.95
 
 _CODE = re.compile(r"`[^`]*`|<[^>]*>|\]\([^)]*\)|\*\*\*|\{[^}]*\}")
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Update the catalogues of translations.")
     parser.add_argument("--check", action="store_true", help="change nothing; fail for what is missing")
     check: bool = parser.parse_args().check
-    subprocess.run(["sphinx-build", "-q", "-b", "gettext", str(DOCS), str(TEMPLATES)], check=True)
+    subprocess.run(["sphinx-build", "-E", "-q", "-b", "gettext", str(DOCS), str(TEMPLATES)], check=True)
     wrong = [problem for domain in WHOLE for problem in _brought_up_to_date(domain, check)]
     if wrong:
         sys.exit("\n".join(wrong))
