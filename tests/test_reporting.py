@@ -146,6 +146,9 @@ def test_a_tuning_shows_the_defaults_beside_what_it_chose(tmp_path: Path) -> Non
     assert page.text.count("AdamW at its defaults, seed 1: ") == 2
     assert "stopped at step 165 of 550" in page.text
     assert page.text.count("AdamW, seed 1: ") == 2
+    chinese = report([folder.path], tmp_path / "zh.html", "zh").read_text(encoding="utf-8")
+    assert "AdamW（默认值）（lr 0.001）最终损失为 0.310。" in chinese
+    assert " ended at " not in chinese
 
 
 def test_a_race_that_is_not_complete_says_so(tmp_path: Path) -> None:

@@ -268,7 +268,10 @@ def _notes(plan: Plan, trials: Sequence[Trial], by: str) -> list[str]:
             f"lot. {FEW_ITEMS} or more would show smaller differences."
         )
     if len(plan.seeds) < FEW_SEEDS:
-        notes.append(f"A first look: {FEW_SEEDS} seeds or more (--minutes 10) show smaller differences.")
+        notes.append(
+            f"A first look: {FEW_SEEDS} seeds or more (--minutes 10) show smaller differences. With fewer, "
+            "up to one race in ten of equal optimizers names a winner."
+        )
     diverged = sum(trial.diverged for trial in trials)
     if diverged:
         notes.append(f"{diverged} of {len(trials)} trainings diverged; they count as lost.")

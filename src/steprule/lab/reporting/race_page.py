@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from steprule.lab.racing.folder import Plan, RaceFolder, Standing, Verdict
+from steprule.lab.racing.verdict import AT_DEFAULTS
 from steprule.lab.reporting.axes import setting_text, value_text
 from steprule.lab.reporting.page import Page, Table
 from steprule.lab.reporting.race_figures import race_figures
@@ -58,8 +59,10 @@ def _sentences(race: Race) -> Sequence[str]:
     if race.verdict is None:
         done = sum(map(len, race.trials.values()))
         return [say("Not complete: {done} of {all} trainings are done.", done=done, all=len(race.plan.trials))]
-    if say.language == "en" or race.plan.kind == "tune":
+    if say.language == "en":
         return race.verdict.sentences
+    if race.plan.kind == "tune":
+        return _sentences_of_tuning(race, race.verdict)
     lowest = next((one for one in race.verdict.standings if one.lowest), None)
     if lowest is None:
         return race.verdict.sentences
@@ -75,6 +78,23 @@ def _sentences(race: Race) -> Sequence[str]:
         if not one.tied and not one.lowest:
             against = one.against_lowest if one.against_lowest is not None else math.nan
             lines.append(above(one.label, against, one.against_interval, race.verdict.compared_by, say))
+    return lines
+
+
+def _sentences_of_tuning(race: Race, verdict: Verdict) -> list[str]:
+    """How the tuned values and the defaults ended, from the numbers of the verdict."""
+    say, lines = race.say, list[str]()
+    for one in verdict.standings:
+        label = one.label.removesuffix(f" {AT_DEFAULTS}")
+        label = label if label == one.label else say("{label} at its defaults", label=label)
+        values = say.listed([f"{name} {value:g}" for name, value in one.setting.items()])
+        if one.loss is None:
+            lines.append(say("{label} with {values} diverged.", label=label, values=values))
+        else:
+            text = "{label} with {values} ended at loss {loss}."
+            lines.append(say(text, label=label, values=values, loss=value_text(one.loss)))
+    if all(one.tied for one in verdict.standings):
+        lines.append(say("The seeds alone could explain the difference."))
     return lines
 
 
