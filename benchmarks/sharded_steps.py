@@ -117,7 +117,9 @@ def main() -> None:
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(
-            json.dumps({"facts": facts(), "processes": given.processes, "rows": rows}, indent=1)
+            json.dumps(
+                {"facts": facts(torch.device("cpu")), "processes": given.processes, "rows": rows}, indent=1
+            )
         )
 
 

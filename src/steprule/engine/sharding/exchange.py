@@ -65,19 +65,19 @@ class Processes:
         cast(Any, dist).all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.group)
         return numbers.cpu()
 
-    def passed_on(self, pieces: Sequence[Sequence[Tensor]], empty: Sequence[Sequence[Tensor]]) -> int:
-        """Give each process these pieces of memory, and fill the empty ones with what each gives to this one.
+    def passed_on(self, pieces: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> int:
+        """Give each process these pieces of memory, and fill the wanted ones with what each gives to this one.
 
         Returns how many bytes are sent to others.
         """
         import torch.distributed as dist
 
         given = [_bytes_of(own, self.device) for own in pieces]
-        sizes = [sum(map(_room, own)) for own in empty]
+        sizes = [sum(map(_room, own)) for own in wanted]
         got = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
         cast(Any, dist).all_to_all_single(got, torch.cat(given), sizes, list(map(len, given)), group=self.group)
         first = 0
-        for x in (x for own in empty for x in own):
+        for x in (x for own in wanted for x in own):
             count = x.numel() * x.element_size()
             x.copy_(got[first : first + count].view(x.dtype).view(x.shape))
             first += _room(x)

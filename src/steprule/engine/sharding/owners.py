@@ -1,7 +1,8 @@
 """Whole parameters at their owners, for rules that need all of one at once: one exchange each way.
 
 Each process knows from shapes, meshes and placements alone who owns what, and who sends what to whom. Of the
-processes that hold the same part, the one that agrees with the owner wherever parts are repeated sends it.
+processes that hold the same part, the one that agrees with the owner wherever parts are repeated sends it. What
+comes back it passes on to the others, or else the owner would have to send all of it to each of them.
 """
 
 from __future__ import annotations
@@ -24,15 +25,31 @@ from steprule.engine.sharding.exchange import Processes
 Entries = Mapping[str, Any]
 
 
-def owners(shapes: Sequence[Sequence[int]], processes: int) -> list[int]:
-    """Who owns each of these: the most work first, to the process that has least so far."""
-    least = [(0, process) for process in range(processes)]
+def owners(shapes: Sequence[Sequence[int]], processes: Sequence[int]) -> list[int]:
+    """Who owns each of these: the most work first, to the process that has least so far.
+
+    processes: in the order in which they get their first one.
+    """
+    least = [(0, turn) for turn in range(len(processes))]
     found = [0] * len(shapes)
     work = list(map(_work, shapes))
     for place in sorted(range(len(shapes)), key=lambda i: (-work[i], i)):
-        load, found[place] = least[0]
-        heapq.heapreplace(least, (load + work[place], found[place]))
+        load, turn = least[0]
+        found[place] = processes[turn]
+        heapq.heapreplace(least, (load + work[place], turn))
     return found
+
+
+def turns(tensor: Any, ranks: Sequence[int]) -> list[int]:
+    """The processes of a DTensor's mesh, such that those with the same part follow each other.
+
+    Then the owners are spread over all copies, and with them what is passed on to the other copies.
+    """
+    mesh = tensor.device_mesh.mesh
+    repeated = [d for d, x in enumerate(tensor.placements) if x.is_replicate()]
+    split = [d for d in range(mesh.ndim) if d not in repeated]
+    numbers = {rank: number for number, rank in enumerate(ranks)}
+    return [numbers[x] for x in mesh.permute(*split, *repeated).flatten().tolist()]
 
 
 def _work(shape: Sequence[int]) -> int:
@@ -66,9 +83,11 @@ class Wholes:
     def __init__(self, processes: Processes, entries: Sequence[Entries]):
         self._processes = processes
         self._laid_out = _laid_out(entries)
-        self.owner = owners([x["p"].shape for x in entries], len(processes))
+        self.owner = owners([x["p"].shape for x in entries], turns(entries[0]["p"], processes.ranks))
         self._out = self._route(entries, self._outward)
         self._home = self._route(entries, self._homeward)
+        repeats = any(_repeated(x) for own in entries for key, x in own.items() if key != "g")
+        self._onward = self._route(entries, self._to_others) if repeats else None
         # In one step, by this process.
         self.sent = 0
 
@@ -89,16 +108,17 @@ class Wholes:
             for place, own in enumerate(entries)
             if self.owner[place] == self._processes.here
         }
-        self.sent = self._move(
-            self._out, entries, lambda piece: entries[piece.place], lambda piece: wholes[piece.place]
-        )
+        self.sent = self._move(self._out, lambda piece: entries[piece.place], lambda piece: wholes[piece.place])
         return wholes
 
     def give_back(self, wholes: Mapping[int, Entries], entries: Sequence[Entries]) -> None:
         """Give everybody the parts of what the owners have made of the wholes."""
         self.sent += self._move(
-            self._home, entries, lambda piece: wholes[piece.place], lambda piece: entries[piece.place]
+            self._home, lambda piece: wholes[piece.place], lambda piece: entries[piece.place]
         )
+        if self._onward is not None:
+            here: Callable[[_Piece], Entries] = lambda piece: entries[piece.place]  # noqa: E731
+            self.sent += self._move(self._onward, here, here)
 
     def _outward(self, place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
         """Who sends which part to the owner: its number, the owner's, and the part."""
@@ -115,12 +135,23 @@ class Wholes:
         if key == "g":
             return
         if parts.sharded(tensor):
-            for process, _, region in self._holders(tensor):
+            for process, _, region in self._outward(place, key, tensor):
                 yield owner, process, region
         else:
             for process in range(len(self._processes)):
                 if process != owner:
                     yield owner, process, blocks.whole(tensor.shape)
+
+    def _to_others(self, place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
+        """Who sends a part on to those that hold the same one: whoever got it from the owner."""
+        if key == "g" or not parts.sharded(tensor):
+            return
+        owner = self._coordinate(tensor, self.owner[place])
+        holders = list(self._holders(tensor))
+        numbers = {at: process for process, at, _ in holders}
+        for process, at, region in holders:
+            if not _agrees(tensor, at, owner):
+                yield numbers[_nearest(tensor, at, owner)], process, region
 
     def _route(
         self,
@@ -144,18 +175,13 @@ class Wholes:
     def _move(
         self,
         route: _Route,
-        entries: Sequence[Entries],
         source: Callable[[_Piece], Entries],
         target: Callable[[_Piece], Entries],
     ) -> int:
         """Move pieces between processes. Returns how many bytes this one sends."""
         given = [[_cut(source(x)[x.key], x.region) for x in own] for own in route.given]
-        empty = [[_empty(entries[x.place][x.key], x.region) for x in own] for own in route.wanted]
-        sent = self._processes.passed_on(given, empty)
-        for pieces, filled in zip(route.wanted, empty, strict=True):
-            for piece, value in zip(pieces, filled, strict=True):
-                _cut(target(piece)[piece.key], piece.region).copy_(value)
-        return sent
+        wanted = [[_cut(target(x)[x.key], x.region) for x in own] for own in route.wanted]
+        return self._processes.passed_on(given, wanted)
 
     def _holders(self, tensor: Any) -> Iterable[tuple[int, tuple[int, ...], Region]]:
         """Each process that holds a part of a DTensor: its number, where in the mesh it is, and which part."""
@@ -180,17 +206,26 @@ def _agrees(tensor: Any, process: Sequence[int], owner: Sequence[int]) -> bool:
     return all(a == b for placement, a, b in rows if placement.is_replicate())
 
 
+def _nearest(tensor: Any, process: Sequence[int], owner: Sequence[int]) -> tuple[int, ...]:
+    """The coordinate of the process that holds the same part and agrees with the owner."""
+    rows = zip(tensor.placements, process, owner, strict=True)
+    return tuple(b if placement.is_replicate() else a for placement, a, b in rows)
+
+
+def _repeated(tensor: Any) -> bool:
+    """Whether several processes hold the same part of it."""
+    if not parts.sharded(tensor):
+        return False
+    pairs = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return any(number > 1 and placement.is_replicate() for number, placement in pairs)
+
+
 def _whole(tensor: Any) -> Any:
     """Memory for a whole tensor; what is the same everywhere, as it is."""
     if not parts.sharded(tensor):
         return tensor
     like = parts.local(tensor)
     return torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=like.dtype, device=like.device)
-
-
-def _empty(tensor: Any, region: Region) -> Tensor:
-    like = parts.local(tensor)
-    return torch.empty(region.shape, dtype=like.dtype, device=like.device)
 
 
 def _cut(tensor: Any, region: Region) -> Tensor:
