@@ -15,12 +15,15 @@ class AdaBelief(Elementwise):
         m ← β1·m + (1-β1)·g         s ← β2·s + (1-β2)·(g - m)²
         ρₜ ≥ 5:  θ ← θ - lr·rₜ·√(1-β2ᵗ)/(1-β1ᵗ) · m / (√(s + ε) + ε)         with RAdam's ρₜ and rₜ
         else:    θ ← θ - lr/(1-β1ᵗ) · m, or no change with degenerate_to_sgd=False
+                 (the first five steps, with β2 = 0.999)
         rectify=False: always the first, with rₜ = 1
         optimized_update=False: θ ← θ - lr·rₜ/(1-β1ᵗ) · m / (√(s + ε)/√(1-β2ᵗ) + ε)
         eps_in_state: s ← β2·s + (1-β2)·(g - m)² + ε, and √s for √(s + ε) (the paper)
         amsgrad: uses the largest s so far in place of s
 
     State: 2 values per parameter (exp_avg, exp_avg_var); 3 with amsgrad (max_exp_avg_var).
+    Differs: from labml's code, whose defaults arrive as amsgrad=True, degenerate_to_sgd=False and
+    optimized_update=False; and from the authors' and timm's, which have eps_in_state=True.
     Source: Zhuang, Tang, Ding, Tatikonda, Dvornek, Papademetris, Duncan 2020, "AdaBelief Optimizer",
     algorithm 2, https://arxiv.org/abs/2010.07468; options and defaults as labml documents them. A number given
     as weight_decay is decoupled.
