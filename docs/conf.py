@@ -14,7 +14,7 @@ project = "steprule"
 author = "the steprule authors"
 project_copyright = author
 release = version = steprule.__version__
-extensions = ["myst_parser", "making.katex", "making.site"]
+extensions = ["myst_parser", "making.katex", "making.search", "making.site"]
 exclude_patterns = ["_build", "node_modules", "making"]
 root_doc = "index"
 language = "en"

@@ -16,7 +16,8 @@ class EMA(Modifier):
         a ← θ at the first step, then β·a + (1-β)·θ
 
     State: 1 value per parameter (average), 1 per tensor (steps).
-    Source: Polyak, Juditsky 1992; as torch.optim.swa_utils.get_ema_multi_avg_fn.
+    Source: Polyak, Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging",
+    https://doi.org/10.1137/0330046; as torch.optim.swa_utils.get_ema_multi_avg_fn.
     """
 
     not_with: ClassVar[dict[str, str]] = {"ScheduleFree": "it has an average of its own."}
