@@ -23,14 +23,16 @@ DOCS = Path(__file__).parents[1]
 TEMPLATES = DOCS / "_build" / "gettext"
 LANGUAGE = "zh_CN"
 CATALOGUES = DOCS / "locale" / LANGUAGE / "LC_MESSAGES"
-# What is translated, by folder of pages: at least this share of it must be.
+# What is translated, by folder of pages: at least ENOUGH of it must be, and no guess may be left.
 WHOLE = ("index", "lab", "rules", "start", "tutorials")
+# These may lag behind; what is not translated stays English.
+PARTLY = ("formats", "ideas", "modifiers")
 ENOUGH = 0.95
 
 _CODE = re.compile(r"`[^`]*`|<[^>]*>|\]\([^)]*\)|\*\*\*|\{[^}]*\}")
 _COMMIT = re.compile(r"commit [0-9a-f]{12}")
 _NAMES = {*steprule.catalogue(), *steprule.modifier_catalogue(), "ranger", "torch", "steprule"}
-_NAMES |= {"bf16", "fp16", "fp32", "int8"}
+_NAMES |= {"bf16", "fp16", "fp32", "int8", "kB", "MB", "GB", "ms"}
 _NAMES |= {kind.__name__ for kind in steprule.modifier_catalogue().values()}
 
 
@@ -41,6 +43,8 @@ def main() -> None:
     check: bool = parser.parse_args().check
     subprocess.run(["sphinx-build", "-E", "-q", "-b", "gettext", str(DOCS), str(TEMPLATES)], check=True)
     wrong = [problem for domain in WHOLE for problem in _brought_up_to_date(domain, check)]
+    for domain in () if check else PARTLY:
+        _brought_up_to_date(domain, check)
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -193,6 +193,11 @@ def _refused(one: Format) -> list[str]:
         try:
             _made(rule, one, 64)
         except ValueError as error:
-            found.setdefault(str(error).partition(": ")[2], []).append(name)
+            # Without the names of the rule and of the slot, which differ where the reason is the same.
+            found.setdefault(_sentence(str(error).split(": ", 2)[-1]), []).append(name)
     rows = [[prose(reason), ", ".join(names)] for reason, names in found.items()]
     return [table(["What they say", "Rules"], rows)] if rows else []
+
+
+def _sentence(text: str) -> str:
+    return text if text.startswith("fp16") else text[:1].upper() + text[1:]

@@ -113,7 +113,10 @@ def _when(about: Description) -> str:
 def _differs(about: Description) -> str:
     """What docstrings say after "Differs:", as a sentence."""
     text = about.differs
-    return prose(f"It differs {text}" if text.startswith("from ") else text[:1].upper() + text[1:])
+    if text.startswith("from "):
+        return prose(f"It differs {text}")
+    # The names of libraries begin with a small letter.
+    return prose(text if text.startswith(("torch", "optax", "timm")) else text[:1].upper() + text[1:])
 
 
 def _formula(about: Description) -> str:

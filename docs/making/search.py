@@ -21,7 +21,7 @@ class SearchChinese(SearchEnglish):
 
     lang = "zh"
 
-    def split(self, input: str) -> list[str]:  # noqa: A002
+    def split(self, input: str) -> list[str]:
         """The words of a text."""
         runs = _RUN.findall(input)
         pairs = [first + second for run in runs for first, second in pairwise(run)]
