@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from making import measured
 from making.markdown import code, prose, section, table
 from torch import nn
 
@@ -151,6 +152,7 @@ def _page(one: Format) -> str:
         section("What is kept", prose(one.kept)),
         section("Rounding", prose(one.rounding)),
         section("Bytes", _bytes(one)),
+        section("The final loss", *_losses(one)),
         section("Refused", *_refused(one)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -181,6 +183,28 @@ def _bytes(one: Format) -> str:
         "The parameters themselves are not counted."
     )
     return "\n\n".join([introduction, table(["Rule", "So kept", "fp32"], rows, numbers_from=1)])
+
+
+def _losses(one: Format) -> list[str]:
+    """How far the final loss of each rule was from that in fp32, at most, over all tasks."""
+    kept = f"bf16 {one.value}" if one.of_parameters else f"state {one.value}"
+    rows: dict[str, dict[str, float]] = {}
+    for _, _, results in measured.losses_in_fewer_bits():
+        for row in results:
+            if row["kept"] == kept:
+                rows.setdefault(row["rule"], {})[row["task"]] = row["z"]
+    if not rows:
+        return []
+    tasks = sorted({task for found in rows.values() for task in found})
+    cells = [
+        [f"`{rule}`", *(f"{found[x]:+.2f}" if x in found else "–" for x in tasks)]
+        for rule, found in rows.items()
+    ]
+    introduction = (
+        "How far the mean final loss on held-out data was from that of fp32, in units of fp32's own standard "
+        "deviation over five seeds, for each task. Where and when it was measured: [Numbers](../numbers.md)."
+    )
+    return [introduction, table(["Rule", *(f"`{task}`" for task in tasks)], cells, numbers_from=1)]
 
 
 def _refused(one: Format) -> list[str]:

@@ -15,9 +15,30 @@ from steprule.lab.reporting.races import Race, read_race
 from steprule.lab.reporting.svg import swatch
 from steprule.lab.reporting.words import words_of
 
-__all__ = ["RESULTS", "Bench", "benches", "facts_of", "learning_rate_chart", "ms", "races"]
+__all__ = [
+    "RESULTS",
+    "SETS",
+    "Bench",
+    "benches",
+    "facts_of",
+    "learning_rate_chart",
+    "losses_in_fewer_bits",
+    "matrix_times",
+    "ms",
+    "races",
+]
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+# The sets of matrices of benchmarks/matrix_rules.py.
+SETS = {
+    "equal": "48 matrices of 256 × 256",
+    "small": "100 matrices of 64 × 64",
+    "tall": "16 matrices of 1024 × 64",
+    "block": "the four matrices of a block of GPT-2 small",
+    "transformer": "the 48 matrices of GPT-2 small",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,27 @@ def benches() -> list[Bench]:
         if isinstance(content, dict) and {"model", "rules", "commit"} <= content.keys():
             found.append(Bench(path, content, {rule["rule"]: rule for rule in content["rules"]}))
     return sorted(found, key=lambda bench: -bench.facts["numbers"])
+
+
+@cache
+def matrix_times() -> list[tuple[Path, dict[str, Any], dict[tuple[str, str], float]]]:
+    """Every file of benchmarks/matrix_rules.py: its facts, and milliseconds by set and by what was measured."""
+    found: list[tuple[Path, dict[str, Any], dict[tuple[str, str], float]]] = []
+    for path in sorted(RESULTS.glob("**/matrix-rules.json")):
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        times = {(x["set"], x["what"]): x["ms"] for x in content["results"]}
+        found.append((path, content["machine"], times))
+    return found
+
+
+@cache
+def losses_in_fewer_bits() -> list[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
+    """Every file of benchmarks/storage_accuracy.py: its facts and rows."""
+    found: list[tuple[Path, dict[str, Any], list[dict[str, Any]]]] = []
+    for path in sorted(RESULTS.glob("**/storage/*.json")):
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        found.append((path, content["facts"], content["rows"]))
+    return found
 
 
 @cache

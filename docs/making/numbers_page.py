@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from making import measured
 from making.markdown import prose, section, table
@@ -21,13 +19,6 @@ VARIANTS = {
     "torch fused": "torch fused",
     "steprule bf16 state": "bf16 state",
     "steprule int8 state": "int8 state",
-}
-SETS = {
-    "equal": "48 matrices of 256 × 256",
-    "small": "100 matrices of 64 × 64",
-    "tall": "16 matrices of 1024 × 64",
-    "block": "the four matrices of a block of GPT-2 small",
-    "transformer": "the 48 matrices of GPT-2 small",
 }
 
 
@@ -96,16 +87,14 @@ def _iterations() -> list[str]:
 
 def _matrices() -> list[str]:
     parts: list[str] = []
-    for path in sorted(measured.RESULTS.glob("**/matrix-rules.json")):
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-        whats = list(dict.fromkeys(x["what"] for x in content["results"]))
-        times = {(x["set"], x["what"]): x["ms"] for x in content["results"]}
-        sets = [name for name in SETS if any(key[0] == name for key in times)]
-        rows = [[SETS[name], *(measured.ms(times.get((name, what))) for what in whats)] for name in sets]
-        parts += [
-            table(["Matrices", *whats], rows, numbers_from=1),
-            f"{_file(path)}: {measured.facts_of(content['machine'])}.",
+    for path, facts, times in measured.matrix_times():
+        whats = list(dict.fromkeys(what for _, what in times))
+        sets = [name for name in measured.SETS if any(key[0] == name for key in times)]
+        rows = [
+            [measured.SETS[name], *(measured.ms(times.get((name, what))) for what in whats)] for name in sets
         ]
+        parts += [table(["Matrices", *whats], rows, numbers_from=1)]
+        parts += [f"{_file(path)}: {measured.facts_of(facts)}."]
     introduction = (
         "Milliseconds of one step of rules on whole matrices, beside the matrix products alone that five "
         "Newton-Schulz steps take."
@@ -116,15 +105,13 @@ def _matrices() -> list[str]:
 def _storage() -> list[str]:
     """How far the final loss is from that in fp32, in standard deviations over seeds."""
     parts: list[str] = []
-    for path in sorted(measured.RESULTS.glob("**/storage/*.json")):
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-        kept = [x for x in dict.fromkeys(row["kept"] for row in content["rows"]) if x != "fp32"]
-        far = {(row["rule"], row["kept"]): f"{row['z']:+.2f}" for row in content["rows"]}
-        rules = dict.fromkeys(row["rule"] for row in content["rows"])
+    for path, facts, results in measured.losses_in_fewer_bits():
+        kept = [x for x in dict.fromkeys(row["kept"] for row in results) if x != "fp32"]
+        far = {(row["rule"], row["kept"]): f"{row['z']:+.2f}" for row in results}
+        rules = dict.fromkeys(row["rule"] for row in results)
         rows = [[rule, *(far.get((rule, x), "–") for x in kept)] for rule in rules]
-        title = f"### {content['rows'][0]['task']}"
-        parts += [title, table(["Rule", *kept], rows, numbers_from=1)]
-        parts += [f"{_file(path)}: {measured.facts_of(content['facts'])}."]
+        parts += [f"### {results[0]['task']}", table(["Rule", *kept], rows, numbers_from=1)]
+        parts += [f"{_file(path)}: {measured.facts_of(facts)}."]
     introduction = (
         "How far the mean final loss on held-out data is from that of fp32, in units of fp32's own standard "
         "deviation over five seeds. State formats train fp32 parameters; the others train bf16 parameters."

@@ -96,6 +96,7 @@ def _rule_page(rule: type[Any]) -> str:
         section("The rule", _source(rule)),
         _listings(found),
         _measured(about.name),
+        _measured_on_matrices(about.name),
         _race(about.name),
         section("Source", prose(about.source)),
     )
@@ -249,6 +250,26 @@ def _measured(name: str) -> str:
     return section("Measured", introduction, *parts, "What else was measured: [Numbers](../numbers.md).")
 
 
+def _measured_on_matrices(name: str) -> str:
+    parts: list[str] = []
+    for _, facts, times in measured.matrix_times():
+        if not any(what == name for _, what in times):
+            continue
+        whats = ["products", name, f"{name} int8", "torch Muon"]
+        rows = [
+            [measured.SETS[which], *(measured.ms(times.get((which, what))) for what in whats)]
+            for which in measured.SETS
+            if (which, name) in times
+        ]
+        headings = ["Matrices", "Products alone", name, "int8 state", "torch.optim.Muon"]
+        parts += [table(headings, rows, numbers_from=1), f"*{measured.facts_of(facts)}*"]
+    introduction = (
+        "Milliseconds of one step, parameters in fp32, medians, beside the matrix products alone that five "
+        "Newton-Schulz steps take."
+    )
+    return section("Measured", introduction, *parts) if parts else ""
+
+
 def _bench_row(bench: measured.Bench, rule: dict[str, Any]) -> list[str]:
     times = {key: step["ms"]["median"] for key, step in rule["step"].items()}
     theirs = [value for key, value in times.items() if key.startswith("torch")]
@@ -312,5 +333,6 @@ def _modifier_page(kind: type[steprule.Modifier]) -> str:
         section("Differences", _differs(about)),
         section("The modifier", _source(kind)),
         _listings(listings.listings_with(kind)),
+        _measured(f"AdamW+{kind.name}"),
         section("Source", prose(about.source)),
     )
