@@ -304,6 +304,22 @@ def test_state_of_other_shapes_is_refused_by_name(case: Case) -> None:
     assert_same(snapshot(optimizer), kept)
 
 
+def test_a_checkpoint_of_another_librarys_rule_is_loaded_if_one_says_so() -> None:
+    """One with fewer options and a step that is no tensor, as labml's Adam writes it."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    entry = {"step": 10, "exp_avg": torch.full((3,), 0.5), "exp_avg_sq": torch.ones(3)}
+    group = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "weight_decay": 0.0, "params": [0]}
+    written = {"state": {0: entry}, "param_groups": [group]}
+    optimizer = steprule.Adam([weight])
+    with pytest.raises(ValueError, match=r"If another library's Adam wrote it, strict=False loads it\.$"):
+        optimizer.load_state_dict(written)
+    optimizer.load_state_dict(written, strict=False)
+    own = optimizer.state[weight]
+    assert own["step"] == 10
+    assert torch.equal(own["exp_avg"], entry["exp_avg"])
+    assert optimizer.param_groups[0]["eps"] == 1e-16
+
+
 @pytest.mark.parametrize("other", [steprule.Adagrad, steprule.Adadelta, torch.optim.Adagrad])
 def test_the_state_of_another_rule_is_refused(other: Any) -> None:
     case = Case(steprule.Adam)

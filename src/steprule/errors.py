@@ -355,7 +355,8 @@ def checkpoint_of_another_rule(who: str, writers: list[str], told: str):
         who,
         f"this is a checkpoint of {writer}, not of {who}: {told}",
         "steprule.convert_state(state_dict, "
-        f"from_='{min(writers)}', to='{who}') converts what both keep; it returns the new state and a report.",
+        f"from_='{min(writers)}', to='{who}') converts what both keep; it returns the new state and a report. "
+        f"If another library's {who} wrote it, strict=False loads it.",
     )
 
 
