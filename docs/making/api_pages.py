@@ -14,8 +14,6 @@ from making.markdown import code, prose
 
 import steprule
 from steprule import groups, lab, schedules, words
-from steprule.engine.optimizer import CheckedOptimizer
-from steprule.engine.rule import RuleOptimizer
 from steprule.matrix import words as matrix_words
 
 __all__ = ["api_pages"]
@@ -82,11 +80,11 @@ def _of_module(module: Any) -> list[str]:
 def _methods() -> list[str]:
     parts: list[str] = []
     for name in METHODS:
-        owner = RuleOptimizer if name in vars(RuleOptimizer) else CheckedOptimizer
-        found = inspect.getattr_static(owner, name, None)
-        module = inspect.getmodule(inspect.unwrap(getattr(owner, name))) if found is not None else None
+        method = getattr(steprule.Elementwise, name)
+        module = inspect.getmodule(inspect.unwrap(method))
+        # What torch documents is left to torch.
         if module is not None and module.__name__.startswith("steprule"):
-            parts.append(_entry(name, getattr(owner, name)))
+            parts.append(_entry(name, method))
     return parts
 
 

@@ -26,7 +26,7 @@ CATALOGUES = DOCS / "locale" / LANGUAGE / "LC_MESSAGES"
 # What is translated, by folder of pages: at least ENOUGH of it must be, and no guess may be left.
 WHOLE = ("index", "lab", "rules", "start", "tutorials")
 # These may lag behind; what is not translated stays English.
-PARTLY = ("formats", "ideas", "modifiers")
+PARTLY = ("choose", "coming_from", "formats", "ideas", "modifiers")
 ENOUGH = 0.95
 
 _CODE = re.compile(r"`[^`]*`|<[^>]*>|\]\([^)]*\)|\*\*\*|\{[^}]*\}")
