@@ -7,7 +7,7 @@ plain tensors. Only kernels on the CPU can take part in sums over one parameter:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain, compress, repeat
 from operator import is_not
 from typing import Any, NamedTuple, cast
@@ -18,17 +18,15 @@ from torch import Tensor
 from steprule import errors, process_errors
 from steprule.engine import plans, settled, views
 from steprule.engine.blocks import Region
-from steprule.engine.composition import Composition
 from steprule.engine.program import phases
 from steprule.engine.program.phases import BEFORE_STORING, Part
 from steprule.engine.program.program import Program
-from steprule.engine.runners import one_by_one
 from steprule.engine.runners.kernels.runner import CpuKernels
-from steprule.engine.runners.reference import Work
 from steprule.engine.sharding import exchange, parts
 from steprule.engine.sharding.kept import Kept
 from steprule.engine.sharding.owners import Wholes
 from steprule.engine.sharding.parts import PartState
+from steprule.engine.stand_in import StandIn
 
 
 def needs_whole(program: Program, param: Any, runner: Any) -> bool:
@@ -96,10 +94,11 @@ class _Taken(NamedTuple):
     counts: bool
 
 
-class Here:
+class Here(StandIn):
     """What runners are given in place of the optimizer, with groups of plain tensors in place of its groups."""
 
     def __init__(self) -> None:
+        super().__init__()
         # For each group of the optimizer, that of the parts which this process counts in sums, and the rest.
         self._groups: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._checked: dict[int, _Checked] = {}
@@ -108,8 +107,6 @@ class Here:
         self._processes: dict[tuple[int, ...], exchange.Processes] = {}
         self._together: exchange.Processes | None = None
         self._routes: dict[tuple[int, ...], Wholes] = {}
-        self.param_groups: list[dict[str, Any]] = []
-        self._names: dict[int, list[str]] = {}
         self._brought: dict[int, int] = {}
         self._kept: list[Kept] = []
         self._words: dict[Any, str] = {}
@@ -334,8 +331,7 @@ class Here:
         return found
 
     def _prepare(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
-        decided = settled.of_group(self, group)
-        made, left = decided.runner.prepare(self, group, decided.program, after)
+        made, left = self.prepared(group, after)
         for param in left:
             if self.state[param].region is not None and _adds_up(self.program(group).of(param)):
                 name = self.name_of(param)
@@ -343,7 +339,7 @@ class Here:
 
                 reason = fused.reasons(self, group).get(name, "no kernel can step it")
                 raise process_errors.not_as_part(self._optimizer.who(group), name, reason)
-        return [*made, one_by_one.prepare_some(self, left, group, after)] if left else made
+        return made
 
     def _words_of(self, groups: Sequence[dict[str, Any]], given: Sequence[Sequence[Any]]) -> dict[Any, str]:
         """What the processes ask each other for in this step."""
@@ -404,15 +400,15 @@ class Here:
 
     def _rest(self) -> None:
         # Only while it takes a step: else neither would ever be freed.
-        self._optimizer: Any = None
-        self._gradients: dict[int, Tensor] = {}
+        self._optimizer = None
+        self._gradients = {}
         self._moved: list[Tensor] = []
         self.sums: exchange.Sums | None = None
 
     def _clear(self) -> None:
         self._rest()
         self._kept = []
-        self.state: dict[Tensor, PartState] = {}
+        self.state = {}
         # What groups of parts have besides what their groups have.
         self._own: dict[int, dict[str, Any]] = {}
         self._plain: list[tuple[dict[str, Any], PartState]] = []
@@ -421,54 +417,6 @@ class Here:
         self._wholes: dict[tuple[int, ...], dict[int, dict[str, Any]]] = {}
         for own in self.param_groups:
             own["params"] = []
-
-    # What runners ask of an optimizer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._optimizer, name)
-
-    def plans_now(self) -> plans.Plans:
-        """The plans for the step that is being prepared."""
-        own, resting = plans.of(self), self._optimizer._resting
-        return own.resting.setdefault(resting, plans.Plans()) if resting else own
-
-    def composition(self, group: Mapping[str, Any]) -> Composition:
-        """The rule of a group with all that the group adds to it."""
-        return self._optimizer.composition(group)
-
-    def program(self, group: Mapping[str, Any]) -> Program:
-        """The traced step of a group."""
-        return self._optimizer.program(group)
-
-    def gradients_of(self, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """What a step of these parts is taken with."""
-        return list(map(self._gradients.get, map(id, params)))
-
-    def state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """The state of a part, which was checked and completed with that of the whole."""
-        return self.state[param]
-
-    def check_storage(self, group: dict[str, Any]) -> None:
-        """Nothing: it was checked for all processes alike."""
-
-    def check_gradient(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """Nothing: it was checked for all processes alike."""
-
-    def checked(self, params: Sequence[Tensor], group: dict[str, Any]) -> list[Work]:
-        """These parts with their gradients and states."""
-        return [(x, self._gradients[id(x)], self.state[x]) for x in params]
-
-    def names_in(self, group: dict[str, Any]) -> list[str]:
-        """How messages refer to the tensors of a group."""
-        return self._names[id(group)]
-
-    def name_of(self, param: Tensor) -> str:
-        """How messages refer to one of them."""
-        for group in self.param_groups:
-            for place, other in enumerate(group["params"]):
-                if other is param:
-                    return self._names[id(group)][place]
-        raise AssertionError("only what is stepped here has a name")
 
 
 def _adds_up(program: Program) -> bool:
