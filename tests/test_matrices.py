@@ -309,7 +309,11 @@ def test_parameters_with_views_and_without_in_one_group() -> None:
     ("view", "message"),
     [
         ({"split": 5}, r"split=5 of 12 rows, must be equal parts"),
-        ({"split": 0}, r"split=0, must be a whole number, at least 1"),
+        ({"split": 0}, r"split=0, must be a whole number, at least 1, or the rows of each matrix"),
+        ({"split": (8, 3)}, r"split=\(8, 3\), 11 together, must be 12 together, the rows of the weight"),
+        ({"split": (8, 4, 0)}, r"split=\(8, 4, 0\), must be two sizes or more, each at least 1"),
+        ({"split": (12,)}, r"split=\(12,\), must be two sizes or more, each at least 1"),
+        ({"split": (8, 4), "dim": 1}, r"split=\(8, 4\) with dim=1, must be along the rows: dim=0"),
         ({"dim": 2}, r"dim=2, must be 0 or 1"),
         ({"flat": True}, r"\{'flat': True\}, must be a dict with flatten, split, dim, transpose, or None"),
         ({"flatten": 1}, r"flatten=1, must be True or False"),

@@ -144,6 +144,7 @@ def sums_and_modifiers(rank: int) -> None:
         "sums": Reduces,
         "sums over all": lambda p: ReducesAll(two_groups(p)),
         "own matrix": UserMatrix,
+        "pieces": lambda p: steprule.Muon([{"params": p, "views": [{"split": (64, 21, 16)}, None, None]}]),
         "clip": lambda p: steprule.AdamW(p, modifiers=[steprule.GlobalNormClip(0.5), steprule.Cautious()]),
         "lists": lambda p: steprule.LAMB(p, foreach=True),
         "loop": lambda p: steprule.LAMB(p, foreach=False),

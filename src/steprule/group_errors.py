@@ -179,3 +179,11 @@ def view_of_no_matrix(who: str, pattern: str, names: list[str]):
 def wrong_view(who: str, given: str, allowed: str, group: int):
     """A view of weights that does not exist, or that does not fit the weight."""
     return ValueError(f"{who}: views: {given}, must be {allowed}{errors.in_group(group)}.")
+
+
+def not_in_pieces(who: str, reason: str, group: int):
+    """A rule that needs all of a weight, given one with matrices of unequal sizes."""
+    return ValueError(
+        f"{who}: views: matrices of unequal sizes cannot be stepped apart, because {reason}"
+        f"{errors.in_group(group)}. Give `split` as one number, into equal matrices such as heads."
+    )

@@ -22,6 +22,8 @@ class Plans:
         self.settled: dict[int, Any] = {}
         # Those of steps in which modifiers rest, by what these are.
         self.resting: dict[Any, Plans] = {}
+        # What stands for groups whose parameters are stepped in pieces, by the groups' ids.
+        self.pieces: dict[int, Any] = {}
         # What is here of sharded parameters.
         self.here: Any = None
         # Those of estimates, by the further numbers that these give to groups, with the groups that have them.
@@ -34,6 +36,10 @@ class Plans:
     def keep(self, new: Any, group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
         """Keep a plan in place of its group's last one; drop those whose groups are gone."""
         self.plans = _with(self.plans, new, group, groups)
+
+    def keep_pieces(self, new: Any, group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
+        """The same for what stands in for a group."""
+        self.pieces = _with(self.pieces, new, group, groups)
 
     def settle(self, new: Any, group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
         """The same for what a group's options decide."""

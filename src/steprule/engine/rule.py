@@ -23,8 +23,10 @@ from steprule.engine import (
     measured,
     nonfinite,
     notices,
+    pieces,
     plans,
     settled,
+    stand_in,
     storage,
     usable,
     views,
@@ -38,7 +40,7 @@ from steprule.engine.parts import Parts
 from steprule.engine.program.phases import Part
 from steprule.engine.program.program import Program
 from steprule.engine.program.trace import trace
-from steprule.engine.runners import choice, one_by_one
+from steprule.engine.runners import choice
 from steprule.engine.runners.reference import Work
 from steprule.engine.sharding import parts as sharded
 
@@ -254,6 +256,9 @@ class RuleOptimizer(CheckedOptimizer):
                 problem = "left out: it steps every element on its own"
                 raise group_errors.wrong_view(who, "given", problem, index)
             group[views.KEY] = views.checked(who, group, index)
+            reason = pieces.why_not(own, self.program(group)) if pieces.unequal(group) else None
+            if reason is not None:
+                raise group_errors.not_in_pieces(who, reason, index)
         storage.check_parameters(who, own.slots, group, index)
         names: list[str] = group.get("param_names", [])
         for place, param in enumerate(group["params"]):
@@ -384,9 +389,10 @@ class RuleOptimizer(CheckedOptimizer):
             self._check_common(group)
         if self._here is not None:
             parts = self._here.prepare(group, after)
+        elif pieces.unequal(group):
+            parts, _ = pieces.prepare(self, group, after)
         else:
-            parts, left = decided.runner.prepare(self, group, decided.program, after)
-            parts = [*parts, one_by_one.prepare_some(self, left, group, after)] if left else parts
+            parts, _ = stand_in.prepared(self, group, after)
         if not self._looked_for_curvature and hasattr(decided.composition.rule, "estimate"):
             self._looked_for_curvature = first_step.look_for_curvature(self, group)
         return parts
@@ -548,6 +554,8 @@ class RuleOptimizer(CheckedOptimizer):
             from steprule.engine.sharding import here
 
             return lines + here.explain(self, group, chosen.runner)
+        if pieces.unequal(group):
+            return lines + pieces.of(self, group).explain(chosen.runner)
         return lines + chosen.runner.explain(self, group)
 
 

@@ -16,6 +16,16 @@ from steprule.engine.runners.reference import Work
 from steprule.engine.sharding.parts import PartState
 
 
+def prepared(stepping: Any, group: dict[str, Any], after: dict[str, float]) -> tuple[list[Part], list[Tensor]]:
+    """The parts of a step of a group, and what its runner has left to the reference.
+
+    stepping: the optimizer, or what stands in for it.
+    """
+    decided = settled.of_group(stepping, group)
+    made, left = decided.runner.prepare(stepping, group, decided.program, after)
+    return ([*made, one_by_one.prepare_some(stepping, left, group, after)] if left else made), left
+
+
 class StandIn:
     """Tensors in place of parameters, with their gradients and states, in groups of their own.
 
@@ -35,9 +45,7 @@ class StandIn:
 
     def prepared(self, group: dict[str, Any], after: dict[str, float]) -> tuple[list[Part], list[Tensor]]:
         """The parts of a step of one of its groups, and what the runner has left to the reference."""
-        decided = settled.of_group(self, group)
-        made, left = decided.runner.prepare(self, group, decided.program, after)
-        return ([*made, one_by_one.prepare_some(self, left, group, after)] if left else made), left
+        return prepared(self, group, after)
 
     def plans_now(self) -> plans.Plans:
         """The plans for the step that is being prepared."""

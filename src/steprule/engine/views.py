@@ -22,25 +22,37 @@ class View:
 
     flatten: the first dimension is that of the rows, and all others together are the columns; otherwise the
     last two are a matrix, and the others a stack of them. split: into how many equal matrices each of them is
-    split, along the rows, or along the columns if dim is 1. transpose: what is a row of the parameter is a
-    column of the matrix.
+    split, along the rows, or along the columns if dim is 1; or how many rows each of the matrices has that lie
+    under each other in it. transpose: what is a row of the parameter is a column of the matrix.
     """
 
     flatten: bool = False
-    split: int = 1
+    split: int | tuple[int, ...] = 1
     dim: int = 0
     transpose: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.split, list):  # as JSON has it
+            object.__setattr__(self, "split", tuple(cast("list[int]", self.split)))
 
     def __str__(self) -> str:
         said = ["flattened"] if self.flatten else []
         along = "columns" if self.dim else "rows"
-        said += [f"{self.split} matrices side by side along the {along}"] if self.split > 1 else []
+        if isinstance(self.split, tuple):
+            said += [f"matrices of {', '.join(map(str, self.split[:-1]))} and {self.split[-1]} rows"]
+        elif self.split > 1:
+            said += [f"{self.split} matrices side by side along the {along}"]
         return ", ".join(said + ["transposed"] * self.transpose)
+
+    @property
+    def parts(self) -> int:
+        """How many equal matrices there are. Unequal ones are stepped as parameters of their own."""
+        return 1 if isinstance(self.split, tuple) else self.split
 
     @property
     def plain(self) -> bool:
         """Whether the matrices lie one after the other in memory, each row by row."""
-        return not self.transpose and (self.dim == 0 or self.split == 1)
+        return not self.transpose and (self.dim == 0 or self.parts == 1)
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of what `matrices` makes of a parameter of this shape; that of a vector stays."""
@@ -48,8 +60,8 @@ class View:
             return tuple(shape)
         *stack, rows, columns = (shape[0], math.prod(shape[1:])) if self.flatten else shape
         sizes = [rows, columns]
-        sizes[self.dim] //= self.split
-        stack += [self.split] if self.split > 1 else []
+        sizes[self.dim] //= self.parts
+        stack += [self.parts] if self.parts > 1 else []
         return (*([math.prod(stack)] if stack else []), *(reversed(sizes) if self.transpose else sizes))
 
     def matrices(self, x: Tensor, leading: int = 0) -> Tensor:
@@ -61,9 +73,9 @@ class View:
             return x
         if self.flatten:
             x = x.flatten(leading + 1)
-        if self.split > 1:
+        if self.parts > 1:
             along = x.dim() - 2 + self.dim
-            parts: Tensor = cast(Any, x).unflatten(along, (self.split, x.size(along) // self.split))
+            parts: Tensor = cast(Any, x).unflatten(along, (self.parts, x.size(along) // self.parts))
             x = parts.movedim(along, -3)
         if self.transpose:
             x = x.mT
@@ -74,9 +86,9 @@ class View:
         if len(shape) - leading < 2 or self.plain:
             return matrices.reshape(tuple(shape))
         x = matrices.mT if self.transpose else matrices
-        if self.split > 1:
+        if self.parts > 1:
             stack = shape[:leading] if self.flatten else shape[:-2]
-            x = x.reshape(*stack, self.split, *x.shape[-2:]).movedim(-3, -3 + self.dim)
+            x = x.reshape(*stack, self.parts, *x.shape[-2:]).movedim(-3, -3 + self.dim)
         return x.reshape(tuple(shape))
 
 
@@ -138,14 +150,19 @@ def _checked(who: str, given: Any, param: Tensor, index: int) -> dict[str, Any] 
         return None
     known: dict[str, tuple[type, str]] = {
         "flatten": (bool, "True or False"),
-        "split": (int, "a whole number, at least 1"),
+        "split": (int, "a whole number, at least 1, or the rows of each matrix"),
         "dim": (int, "0 or 1"),
         "transpose": (bool, "True or False"),
     }
     entries = cast("dict[str, Any]", given)
     if not isinstance(given, Mapping) or not entries.keys() <= known.keys():
         raise group_errors.wrong_view(who, repr(entries), f"a dict with {', '.join(known)}, or None", index)
+    entries = {**entries}
+    if isinstance(entries.get("split"), (tuple, list)):
+        entries["split"] = _sizes(who, entries, param, index)
     for name, value in entries.items():
+        if isinstance(value, tuple):
+            continue
         kind, allowed = known[name]
         fits = type(value) is kind and (name != "split" or value >= 1) and (name != "dim" or value in (0, 1))
         if not fits:
@@ -158,6 +175,25 @@ def _checked(who: str, given: Any, param: Tensor, index: int) -> dict[str, Any] 
         raise group_errors.wrong_view(who, f"of a parameter of shape {shape}", "two dimensions or more", index)
     rows, columns = (shape[0], math.prod(shape[1:])) if view.flatten else shape[-2:]
     length, what = (columns, "columns") if view.dim else (rows, "rows")
-    if length % view.split:
+    if length % view.parts:
         raise group_errors.wrong_view(who, f"split={view.split} of {length} {what}", "equal parts", index)
     return asdict(view)
+
+
+def _sizes(who: str, entries: Mapping[str, Any], param: Tensor, index: int) -> int | tuple[int, ...]:
+    """The sizes of unequal matrices; the number of equal ones."""
+    sizes = tuple(entries["split"])
+    if not all(type(x) is int and x > 0 for x in sizes) or len(sizes) < 2:
+        raise group_errors.wrong_view(who, f"split={sizes!r}", "two sizes or more, each at least 1", index)
+    if len(set(sizes)) == 1:
+        return len(sizes)
+    if entries.get("dim"):
+        raise group_errors.wrong_view(who, f"split={sizes!r} with dim=1", "along the rows: dim=0", index)
+    if not is_lazy(param) and param.dim() >= 2:
+        if param.dim() > 2 and not entries.get("flatten"):
+            said = f"split={sizes!r} of a stack of matrices"
+            raise group_errors.wrong_view(who, said, "one number, for equal parts", index)
+        if sum(sizes) != len(param):
+            said = f"split={sizes!r}, {sum(sizes)} together"
+            raise group_errors.wrong_view(who, said, f"{len(param)} together, the rows of the weight", index)
+    return sizes

@@ -57,8 +57,9 @@ def split(
     hyper-parameters, modifiers among them. where: patterns of names, such as {"*.router.weight": "rest"}, each
     with "matrix" or "rest"; the first one that matches decides. views: how matrices lie in weights, by patterns
     of names, such as {"*.qkv.weight": {"split": 3}}; a view has `flatten` (the first dimension against all
-    others), `split` (into so many equal matrices along the rows, or along the columns with `dim` 1) and
-    `transpose`. Convolutions are flattened and a fused projection of torch's attention is split without it.
+    others), `split` (into so many equal matrices along the rows, or along the columns with `dim` 1; or the rows
+    of each matrix, as (4096, 1024, 1024) of grouped queries, keys and values) and `transpose`. Convolutions are
+    flattened and a fused projection of torch's attention is split without it.
     verbose: whether to print the table.
 
     Raises: TypeError without a module or a rule, ValueError for a pattern that decides nothing, and if most of

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors, process_errors
-from steprule.engine import plans, settled, views
+from steprule.engine import pieces, plans, settled, views
 from steprule.engine.blocks import Region
 from steprule.engine.program import phases
 from steprule.engine.program.phases import BEFORE_STORING, Part
@@ -331,6 +331,9 @@ class Here(StandIn):
         return found
 
     def _prepare(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
+        if pieces.unequal(group):
+            made, _ = pieces.prepare(self, group, after)
+            return made
         made, left = self.prepared(group, after)
         for param in left:
             if self.state[param].region is not None and _adds_up(self.program(group).of(param)):

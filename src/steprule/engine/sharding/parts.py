@@ -113,6 +113,8 @@ class PartState(dict[str, Any]):
     """The state of one parameter as a step sees it: the local parts of its entries, and where they are."""
 
     region: Region | None = None
+    # Whether it is stepped as if it were a parameter: then only codes and what is random go by the whole.
+    alone = False
 
 
 def region_in(state: Mapping[str, Any]) -> Region | None:
@@ -123,7 +125,7 @@ def region_in(state: Mapping[str, Any]) -> Region | None:
 def shape_of(param: Tensor, state: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape of the whole parameter."""
     region = region_in(state)
-    return tuple(param.shape) if region is None else region.whole
+    return tuple(param.shape) if region is None or getattr(state, "alone", False) else region.whole
 
 
 def like(tensor: Any, part: Tensor, shape: Sequence[int]) -> Tensor:
