@@ -71,6 +71,7 @@ from steprule.engine.in_backward import step_in_backward as step_in_backward
 from steprule.engine.memory import MemoryReport as MemoryReport
 from steprule.engine.memory import memory_report as memory_report
 from steprule.engine.optimizer import explain as explain
+from steprule.engine.sharding.shares import shard_state as shard_state
 from steprule.groups import Audit as Audit
 from steprule.groups import audit as audit
 from steprule.groups import split as split

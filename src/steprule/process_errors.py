@@ -45,6 +45,35 @@ def no_model_and_optimizer(model: str, optimizer: str) -> TypeError:
     )
 
 
+def cannot_share(kind: str) -> TypeError:
+    """Not one of our optimizers, or one whose step is written by hand."""
+    return TypeError(
+        f"shard_state: given {kind}, must be an optimizer of steprule whose rule is stated in an update, as in "
+        "shard_state(steprule.AdamW(model))."
+    )
+
+
+def no_processes(who: str) -> RuntimeError:
+    """State is to be shared, and there is nobody to share it with."""
+    return RuntimeError(
+        f"shard_state: the state of {who} cannot be shared: there is no process group. Call "
+        "torch.distributed.init_process_group first."
+    )
+
+
+def not_shared(who: str, problem: str, fix: str) -> ValueError:
+    """State that cannot be shared by processes that have the whole model."""
+    return ValueError(f"shard_state: the state of {who} cannot be shared: {problem}. {fix}")
+
+
+def shared_and_sparse(who: str, name: str) -> RuntimeError:
+    """A sparse gradient of a parameter whose state is shared."""
+    return RuntimeError(
+        f"{who}: the gradient of {name} is sparse, and its state is shared by rows. Pass sparse=False to the "
+        "embedding, or leave shard_state out."
+    )
+
+
 def codes_in_parts(who: str, name: str, cut: tuple[int, int], group: int | None) -> ValueError:
     """Shards that separate neighbours with one scale. cut: which process has a part, and a block's length."""
     process, block = cut

@@ -43,6 +43,12 @@ def leave(optimizer: Any) -> None:
                         param.copy_(state.pop(ASIDE))
 
 
+def changes(optimizer: Any, training: bool) -> bool:
+    """Whether other weights will be in the model if this is asked for."""
+    groups = [group for group in optimizer.param_groups if optimizer.composition(group).evaluates]
+    return any(bool(group.get(EVALUATING)) == training for group in groups)
+
+
 def is_on(optimizer: Any) -> bool:
     """Whether any group is in evaluation."""
     return any(group.get(EVALUATING) for group in optimizer.param_groups)

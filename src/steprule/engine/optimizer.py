@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from itertools import chain, takewhile
 from operator import itemgetter
@@ -260,8 +261,16 @@ class CheckedOptimizer(torch.optim.Optimizer):
             self._check_new_keys()
             gate = nonfinite.gate(self)
             if self._may_step(checked_later=gate is not None):
-                self._step_groups(gate)
+                with self._as_shared(moves=True):
+                    self._step_groups(gate)
         return loss
+
+    # How the state is shared with processes that have the whole model, too.
+    state_shares: Any = None
+
+    def _as_shared(self, moves: bool = False) -> Any:
+        """Where state is shared, have DTensors in place of parameters; `moves` if these change."""
+        return nullcontext() if self.state_shares is None else self.state_shares.inside(self, moves)
 
     def _take_gradients_uphill(self, closure: Callable[[], Any] | None) -> None:
         """Where a modifier asks for it, take the gradients again at another point."""
@@ -453,12 +462,15 @@ class CheckedOptimizer(torch.optim.Optimizer):
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        loaded, report = state_dicts.fit(self, state_dict, strict, hyperparams)
-        if report.renamed:
-            first = report.renamed[0]
-            message = errors.loaded_by_position(type(self).__name__, first.saved, first.current)
-            notices.warn(message)
-        self.__setstate__(loaded)
+        with self._as_shared():
+            loaded, report = state_dicts.fit(self, state_dict, strict, hyperparams)
+            if report.renamed:
+                first = report.renamed[0]
+                message = errors.loaded_by_position(type(self).__name__, first.saved, first.current)
+                notices.warn(message)
+            self.__setstate__(loaded)
+            if self.state_shares is not None:
+                self.state_shares.cut_state(self)
         plans.forget(self)
         self._state_is_away = False
         for hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -501,6 +513,10 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def explain(self) -> str:
         """What each group does: rule, parameters, state, runner and why."""
+        with self._as_shared():
+            return self._explain()
+
+    def _explain(self) -> str:
         lines: list[str] = []
         for index, group in enumerate(self.param_groups):
             params: list[Tensor] = group["params"]

@@ -94,7 +94,8 @@ class RuleOptimizer(CheckedOptimizer):
             self._make_state(frozen=self.starts_with_state)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_parts": self._parts} if self._parts else {}
+        own: dict[str, Any] = {"_parts": self._parts} if self._parts else {}
+        own |= {"state_shares": self.state_shares} if self.state_shares else {}
         # A copy that is uphill, too, must find the way back.
         return {**super().__getstate__(), **own, **({"uphill": self.uphill} if self.uphill else {})}
 
@@ -330,7 +331,8 @@ class RuleOptimizer(CheckedOptimizer):
 
     def init_state(self) -> None:
         """Create the state of every trainable parameter, without a step."""
-        self._make_state(frozen=False)
+        with self._as_shared():
+            self._make_state(frozen=False)
 
     def _make_state(self, frozen: bool) -> None:
         with torch.no_grad():
@@ -458,12 +460,12 @@ class RuleOptimizer(CheckedOptimizer):
         `train()` puts the training weights back, bit for bit. A step in between raises. The mode is saved: of a
         checkpoint that was written in evaluation, save and load the model's weights, too.
         """
-        evaluation.enter(self)
-        return self
+        return self.train(False)
 
     def train(self, mode: bool = True) -> RuleOptimizer:
         """Put the training weights back into the model; `train(False)` is `eval()`."""
-        (evaluation.leave if mode else evaluation.enter)(self)
+        with self._as_shared(moves=evaluation.changes(self, mode)):
+            (evaluation.leave if mode else evaluation.enter)(self)
         return self
 
     @contextmanager

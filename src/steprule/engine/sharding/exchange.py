@@ -21,6 +21,8 @@ from steprule.engine.sharding import parts
 # What is sent from one process to another begins at multiples of so many bytes.
 ALIGNED = 16
 LIMB = 0xFFFFFFFF
+# What is smaller is packed with others, up to so many bytes; what is larger is sent from where it is.
+PACKED, PACK = 1 << 20, 1 << 25
 # A sum in limbs, how many elements it has, and whether its share is given.
 _WIDTH = exact.DOUBLE.width + 2
 
@@ -76,12 +78,54 @@ class Processes:
         sizes = [sum(map(_room, own)) for own in wanted]
         got = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
         cast(Any, dist).all_to_all_single(got, torch.cat(given), sizes, list(map(len, given)), group=self.group)
-        first = 0
-        for x in (x for own in wanted for x in own):
-            count = x.numel() * x.element_size()
-            x.copy_(got[first : first + count].view(x.dtype).view(x.shape))
-            first += _room(x)
+        _unpack(got, [x for own in wanted for x in own])
         return sum(len(x) for process, x in enumerate(given) if process != self.here)
+
+    def spread(self, pieces: Sequence[Sequence[Tensor]]) -> None:
+        """Fill these pieces of memory, which all processes have, with what each process has in its own."""
+        import torch.distributed as dist
+
+        started: list[tuple[Any, Tensor, list[Tensor]]] = []
+        for process, own in enumerate(pieces):
+            source = {"src": self.ranks[process], "group": self.group, "async_op": True}
+            for pack in _packs([x for x in own if x.numel()]):
+                # Of one large piece, its own memory; it need not be copied.
+                alone = len(pack) == 1 and pack[0].is_contiguous() and pack[0].device == self.device
+                if alone:
+                    memory = pack.pop().detach().view(-1).view(torch.uint8)
+                elif process == self.here:
+                    memory = _bytes_of(pack, self.device)
+                else:
+                    memory = torch.empty(sum(map(_room, pack)), dtype=torch.uint8, device=self.device)
+                work = cast(Any, dist).broadcast(memory, **source)
+                started.append((work, memory, [] if process == self.here else pack))
+        for work, memory, pack in started:
+            work.wait()
+            _unpack(memory, pack)
+
+
+def _packs(pieces: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Which pieces are sent together."""
+    found: list[list[Tensor]] = []
+    small: list[Tensor] = []
+    for x in pieces:
+        if _room(x) >= PACKED:
+            found.append([x])
+            continue
+        if sum(map(_room, small)) + _room(x) > PACK:
+            found.append(small)
+            small = []
+        small.append(x)
+    return [*found, small] if small else found
+
+
+def _unpack(memory: Tensor, pieces: Iterable[Tensor]) -> None:
+    """Put what has come into the pieces that it belongs to."""
+    first = 0
+    for x in pieces:
+        count = x.numel() * x.element_size()
+        x.copy_(memory[first : first + count].view(x.dtype).view(x.shape))
+        first += _room(x)
 
 
 def _index(device: str) -> tuple[int, ...]:
