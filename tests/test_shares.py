@@ -192,7 +192,35 @@ def what_is_sent(rank: int) -> None:
     assert sent == 2 * [2 << 20, 3 * 64 * 64 * 2]
 
 
+def as_zero(rank: int) -> None:
+    """torch's own way with our rules: the same numbers, and a checkpoint that loads."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    for rule in (steprule.AdamW, steprule.LAMB, steprule.Adafactor):
+        for views in (False, True):
+            one, two = network(), network()
+            whole_ = rule(one.parameters())
+            shared = ZeroRedundancyOptimizer(two.parameters(), rule, parameters_as_bucket_view=views)
+            train(one, whole_, range(2))
+            train(two, shared, range(2))
+            shared.consolidate_state_dict(0)
+            if rank == 0:
+                resumed = rule(network().parameters())
+                resumed.load_state_dict(shared.state_dict())
+                assert_equal(whole_, _With(resumed, two), repr(resumed))
+
+
+class _With:
+    """The state of one optimizer beside the parameters of a model that another has stepped."""
+
+    def __init__(self, optimizer: Any, model: nn.Module):
+        own = list(model.parameters())
+        self.param_groups = [{"params": own}]
+        self.state = {q: optimizer.state[p] for p, q in zip(flat(optimizer), own, strict=True)}
+
+
 def everything(rank: int) -> None:
+    as_zero(rank)
     checkpoints(rank)
     memory_and_what_else(rank)
     what_is_sent(rank)
