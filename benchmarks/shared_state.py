@@ -3,8 +3,8 @@
     python benchmarks/shared_state.py [--processes 2] [--repeats 15] [--out FILE.json]
 
 Each process is one of gloo's, with one thread, and has the whole model: two blocks of GPT-2 and an embedding of
-16,000 × 768. All optimizers take turns; a step ends when all processes have ended it. Times are medians and
-quartiles of the first process, a ratio is the median of those to `shard_state` within each turn.
+16,000 × 768. All optimizers take turns in random order; a step ends when all processes have ended it. Times are
+medians and quartiles of the first process, a ratio is the median of those to `shard_state` within each turn.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import random
 import statistics
 import tempfile
 import time
@@ -69,10 +70,13 @@ def measure(rank: int, processes: int, repeats: int, folder: str) -> None:
         optimizers[name] = make(params)
     times: dict[str, list[float]] = {name: [] for name in optimizers}
     for turn in range(repeats + 2):
-        for name, optimizer in optimizers.items():
+        names = list(optimizers)
+        # In the same order in all processes, in another one each time.
+        random.Random(turn).shuffle(names)
+        for name in names:
             dist.barrier()
             begin = time.perf_counter()
-            optimizer.step()
+            optimizers[name].step()
             dist.barrier()
             if turn > 1:
                 times[name].append(1e3 * (time.perf_counter() - begin))
