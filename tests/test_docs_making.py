@@ -19,6 +19,7 @@ from making.format_pages import format_pages
 from making.formulas import latex, lines_of
 from making.markdown import prose
 from making.numbers_page import numbers_page
+from making.translatable import has_words
 
 KINDS: dict[str, Any] = {**steprule.catalogue(), **steprule.modifier_catalogue()}
 
@@ -92,8 +93,6 @@ def test_formats_and_numbers_and_the_reference_are_there() -> None:
 
 
 def test_only_words_are_translated() -> None:
-    from making.catalogues import has_words
-
     assert has_words("at least 0")
     assert has_words("**When:** memory is short.")
     assert not any(map(has_words, ("`lr`", "AdamAtan2", "0.1 – 1", "[Muon](muon.md)", "fp32")))

@@ -9,15 +9,13 @@ A sentence that has changed keeps its old translation as a guess ("fuzzy") until
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
-
-import steprule
+from translatable import has_words
 
 DOCS = Path(__file__).parents[1]
 TEMPLATES = DOCS / "_build" / "gettext"
@@ -28,12 +26,6 @@ WHOLE = ("index", "lab", "rules", "start", "tutorials")
 # These may lag behind; what is not translated stays English.
 PARTLY = ("choose", "coming_from", "formats", "ideas", "modifiers")
 ENOUGH = 0.95
-
-_CODE = re.compile(r"`[^`]*`|<[^>]*>|\]\([^)]*\)|\*\*\*|\{[^}]*\}")
-_COMMIT = re.compile(r"commit [0-9a-f]{12}")
-_NAMES = {*steprule.catalogue(), *steprule.modifier_catalogue(), "ranger", "torch", "steprule"}
-_NAMES |= {"bf16", "fp16", "fp32", "int8", "kB", "MB", "GB", "ms"}
-_NAMES |= {kind.__name__ for kind in steprule.modifier_catalogue().values()}
 
 
 def main() -> None:
@@ -81,18 +73,6 @@ def _template(domain: str) -> Catalog:
 def _read(file: Path) -> Catalog:
     with file.open("rb") as source:
         return read_po(source, locale=LANGUAGE)
-
-
-def has_words(text: str) -> bool:
-    """Whether there is something to translate, beside code, names, numbers, and where things were published.
-
-    >>> has_words("`lr` 0.1"), has_words("AdaBelief"), has_words("step size")
-    (False, False, True)
-    """
-    if "<http" in text or _COMMIT.search(text):
-        return False
-    words = re.findall(r"[A-Za-z]\w+", _CODE.sub(" ", text))
-    return any(word not in _NAMES for word in words)
 
 
 if __name__ == "__main__":
