@@ -152,6 +152,10 @@ def memory_and_what_else(rank: int) -> None:
     total = sum(_bytes(x) for x in its.state[other[0].weight].values())
     dist.all_reduce(sizes)
     assert sizes.item() <= total + 16
+    stale = model(torch.ones(1, 64)).sum()
+    train(model, optimizer, range(1))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
     large.grad = torch.full_like(large, torch.nan)
     before = large.detach().clone()
     optimizer.step()

@@ -66,6 +66,7 @@ class Shares:
         if moves:
             rows = zip(*(twin.rows for twin in twins), strict=True)
             self._processes.spread(list(map(list, rows)) if twins else [])
+            # Nothing else tells autograd of rows that were stepped here.
             torch.autograd.graph.increment_version([twin.param for twin in twins])
 
     def cut_state(self, optimizer: Any) -> None:
