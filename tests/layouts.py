@@ -22,8 +22,10 @@ def in_processes(count: int, what: str, folder: Path, module: str) -> None:
     """Run `what(rank)` of a module of tests in so many processes; if one fails, so does this."""
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     script = (
-        f"import sys, layouts, {module} as t\n"
-        f"with layouts.joined(int(sys.argv[1]), {count}, sys.argv[2]): t.{what}(int(sys.argv[1]))"
+        f"import os, sys, layouts, {module} as t\n"
+        f"with layouts.joined(int(sys.argv[1]), {count}, sys.argv[2]): t.{what}(int(sys.argv[1]))\n"
+        # A thread of gloo that is still there would abort an orderly end, once in many runs.
+        "sys.stdout.flush()\nos._exit(0)"
     )
     with contextlib.ExitStack() as stack:
         command = ("-W", "ignore", "-c", script)
