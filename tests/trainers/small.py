@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -23,6 +24,11 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 each_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 # Trainers warn about what they find, or do not find, on a machine.
 trainer = pytest.mark.filterwarnings("ignore")
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skips tests of a package that is not installed. Only where they run is it imported, which takes seconds."""
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
 
 
 class Network(nn.Module):

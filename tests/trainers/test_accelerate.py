@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from small import Network, assert_close, assert_same, each_optimizer, examples, trainer, weights
+from small import Network, assert_close, assert_same, each_optimizer, examples, needs, trainer, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import steprule
 
-accelerate = pytest.importorskip("accelerate")
-pytestmark = trainer
+pytestmark = [trainer, needs("accelerate")]
 
 
 @pytest.fixture(autouse=True)
 def another_accelerator() -> Iterator[None]:
     """A process has one precision, unless it is made to forget it, as accelerate's own tests do."""
     yield
+    import accelerate
+
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -29,6 +30,8 @@ def run(
     make: Any, epochs: int, save: Path | None = None, load: Path | None = None, precision: str = "no"
 ) -> nn.Module:
     """A loop as accelerate's examples have it."""
+    import accelerate
+
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
     model = Network()
     optimizer = make(model.parameters())

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from processes import python
-from small import Network, assert_close, assert_same, examples
+from small import Network, assert_close, assert_same, examples, needs
 from torch import nn
 
 import steprule
 
-pytestmark = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="could not import 'deepspeed': No module named 'deepspeed'"
-)
+pytestmark = needs("deepspeed")
 
 
 def run(rule: Any, stage: int, folder: Path, steps: range) -> list[torch.Tensor]:

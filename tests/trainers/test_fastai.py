@@ -6,16 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from small import Network, assert_close, assert_same, each_optimizer, examples, trainer, weights
+from small import Network, assert_close, assert_same, each_optimizer, examples, needs, trainer, weights
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import steprule
 
-pytest.importorskip("fastai")
-pytestmark = trainer
+pytestmark = [trainer, needs("fastai")]
 
 
 def learner(make: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:

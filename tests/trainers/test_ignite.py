@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from small import Network, assert_close, assert_same, each_optimizer, examples, trainer, weights
+from small import Network, assert_close, assert_same, each_optimizer, examples, needs, trainer, weights
 from torch import nn
 
 import steprule
 
-ignite = pytest.importorskip("ignite")
-pytestmark = trainer
+pytestmark = [trainer, needs("ignite")]
 
 
 def run(make: Any, epochs: int, folder: Path | None = None, resume: bool = False) -> nn.Module:

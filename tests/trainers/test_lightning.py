@@ -7,19 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from small import Network, assert_close, assert_same, each_optimizer, examples, trainer, weights
+from small import Network, assert_close, assert_same, each_optimizer, examples, needs, trainer, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import steprule
 
-lightning = pytest.importorskip("lightning")
-pytestmark = trainer
+pytestmark = [trainer, needs("lightning")]
 
 
 def run(
     make: Any, epochs: int, folder: Path, load: str | None = None, manual: bool = False, **options: Any
 ) -> Any:
+    import lightning
+
     class Classifier(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -46,13 +47,13 @@ def run(
 
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     model = Classifier()
-    trainer = lightning.Trainer(
+    fitting = lightning.Trainer(
         accelerator="cpu", devices=1, max_epochs=epochs, default_root_dir=folder, **{**quiet, **options}
     )
     data = DataLoader(TensorDataset(*examples()), batch_size=16)
-    trainer.fit(model, data, ckpt_path=load)
-    if trainer.checkpoint_callback:
-        trainer.save_checkpoint(folder / "last.ckpt")
+    fitting.fit(model, data, ckpt_path=load)
+    if fitting.checkpoint_callback:
+        fitting.save_checkpoint(folder / "last.ckpt")
     return model.network
 
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from processes import python
-from small import Network, assert_close, examples
+from small import Network, assert_close, examples, needs
 from torch import nn
 
 import steprule
 
-pytestmark = pytest.mark.skipif(
-    find_spec("ray") is None, reason="could not import 'ray': No module named 'ray'"
-)
+pytestmark = needs("ray")
 
 
 def loop(config: dict[str, Any]) -> None:

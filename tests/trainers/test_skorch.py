@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from small import Network, assert_close, assert_same, each_optimizer, examples, trainer, weights
+from small import Network, assert_close, assert_same, each_optimizer, examples, needs, trainer, weights
 from torch import nn
 
 import steprule
 
-skorch = pytest.importorskip("skorch")
-pytestmark = trainer
+pytestmark = [trainer, needs("skorch")]
 
 
 def net(optimizer: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    import skorch
+
     plain = {"train_split": None, "iterator_train__shuffle": False, "batch_size": 16, "verbose": 0}
     return skorch.NeuralNetClassifier(
         Network,

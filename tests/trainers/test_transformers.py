@@ -6,16 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from small import Network, assert_close, assert_same, each_optimizer, examples, trainer, weights
+from small import Network, assert_close, assert_same, each_optimizer, examples, needs, trainer, weights
 from torch import Tensor, nn
 
 import steprule
 
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
-pytestmark = trainer
+pytestmark = [trainer, needs("transformers"), needs("accelerate")]
 
 
 class Model(nn.Module):
@@ -31,6 +28,8 @@ class Model(nn.Module):
 
 def trained(folder: Path, steps: int, resume: bool = False, given: Any = None, **options: Any) -> Model:
     """The model after some steps; `options` go to the Trainer, `given` makes an optimizer of parameters."""
+    import transformers
+
     model = Model()
     x, y = examples()
     rows = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
