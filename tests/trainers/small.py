@@ -27,7 +27,7 @@ trainer = pytest.mark.filterwarnings("ignore")
 
 
 def needs(package: str) -> pytest.MarkDecorator:
-    """Skips tests of a package that is not installed. Only where they run is it imported, which takes seconds."""
+    """Skips tests of a package that is not installed; it is imported only where they run."""
     return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
 
 
