@@ -103,8 +103,8 @@ def caption(results: list[dict[str, Any]]) -> str:
         f"Medians of {first['repeats']} samples, measured in turns, with parameters in {first['dtype']}.",
         "torch: the fastest of its for-loop, foreach and fused.",
         "faster by: the median of the ratios within each turn, not the ratio of the two medians.",
-        "floor: an estimate, from the bytes of an fp32 step and the bandwidth measured alongside; a rule whose "
-        "state stays in the cache can be faster.",
+        "floor: an estimate, from the bytes of an fp32 step and the bandwidth measured alongside, which varies "
+        "from moment to moment; a step below its floor means no more than that.",
     ]
     if faster:
         mean = number(statistics.geometric_mean(faster))

@@ -96,7 +96,7 @@ class Angles(Elementwise):
 
         θ ← atan2(g, θ)
 
-    State: 2 values per parameter (up, right).
+    State: 2 values per element (up, right).
     Source: none.
     """
 

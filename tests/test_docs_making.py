@@ -74,11 +74,16 @@ def test_every_rule_modifier_and_preset_has_a_page() -> None:
     assert {*steprule.modifier_catalogue(), "index"} == set(pages)
 
 
-def test_a_page_shows_the_rule_and_what_it_uses_but_no_docstring() -> None:
+def test_a_page_shows_the_rule_and_what_it_uses_of_its_file_and_of_others() -> None:
     page = rule_pages.rule_pages()["adabelief"]
     (source,) = re.findall(r"```python\n(class AdaBelief.*?)```", page, re.DOTALL)
-    assert "def spread(" in source
-    assert '"""' not in source
+    rule, spread = source.split("def spread(")
+    assert '"""' not in rule
+    assert '"""s + ε, where s may be' in spread
+    (helper,) = re.findall(r"`src/steprule/elementwise/radam.py`\n\n```python\n(.*?)```", page, re.DOTALL)
+    assert helper.startswith("def rectification(")
+    assert '"""' in helper
+    assert "what-it-holds.md#adabeliefs-first-five-steps" in page
     assert "r15 = add(r0, r14)" in page
     assert "tl.sqrt_rn" in page
 

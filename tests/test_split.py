@@ -128,6 +128,12 @@ class Raw(nn.Module):
         self.weight = nn.Parameter(torch.ones(shape))
 
 
+def test_a_rule_that_is_given_views_names_split() -> None:
+    options: Any = {"views": {"0.weight": {"split": 2}}}
+    with pytest.raises(TypeError, match=r"no hyper-parameter 'views'\. Give views=… to steprule\.split\.$"):
+        Muon(nn.Linear(4, 4), **options)
+
+
 def test_a_model_that_is_not_understood_is_refused_until_the_user_says() -> None:
     model = nn.Sequential(Raw(8, 3, 9), nn.Linear(8, 8), nn.Linear(8, 10))
     with pytest.raises(ValueError, match=r"only 64 of 378 weights .*where=\{.*: 0\.weight\."):

@@ -126,8 +126,8 @@ def format_pages() -> dict[str, str]:
         for name, x in FORMATS.items()
     ]
     introduction = (
-        "How an optimizer keeps its state, and how it steps parameters in 16 bits. Any rule on single elements "
-        "takes any of them; where one would break a rule, the constructor refuses it and says why."
+        "How an optimizer keeps its state, and how it steps parameters in 16 bits. Rules on single elements "
+        "take most of them; where one would break a rule, the constructor refuses it and says why."
     )
     tree = "\n".join(["```{toctree}", ":hidden:", "", *FORMATS, "```"])
     index = ["# Storage formats", introduction, table(["Format", "Option", "What it does"], rows), tree]

@@ -56,8 +56,8 @@ def _steps() -> list[str]:
         parts += [title, table(["Rule", "Floor", *shown.values()], rows, numbers_from=1), facts]
     introduction = (
         "Milliseconds of one step with parameters in fp32, medians. Floor: the bytes that an fp32 step must "
-        "move, divided by the bandwidth measured alongside; a rule whose state stays in the cache can be "
-        "faster."
+        "move, divided by the bandwidth measured alongside, which varies from moment to moment; a step below "
+        "its floor means no more than that."
     )
     return [section("A step", introduction), *parts]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,20 @@ from torch import nn
 
 import steprule
 from steprule.catalogue import PRESETS, Description, HyperParameter
-from steprule.engine.rule import FLAGS, OPTIONS
+from steprule.engine.rule import FLAGS, OPTIONS, RuleOptimizer
 
 __all__ = ["modifier_pages", "rule_pages"]
 
 ROOT = Path(__file__).parents[2]
 SIDE = 1024
+# Where rules and modifiers stand. Words have a page of their own.
+FOLDERS = ("steprule.elementwise.", "steprule.modifiers.")
+# Tutorials on one rule.
+TUTORIALS = {
+    "AdaBelief": "[AdaBelief's first five steps](../tutorials/what-it-holds.md#adabeliefs-first-five-steps)",
+    "LBFGS": "[Closures and L-BFGS](../tutorials/closures.md)",
+    "Muon": "[Muon and AdamW](../tutorials/muon.md)",
+}
 STORAGES: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"state_dtype": "bf16"},
@@ -90,6 +98,7 @@ def _rule_page(rule: type[Any]) -> str:
         _when(about),
         code(f"from steprule import {about.name}\n\noptimizer = {_made(rule)}"),
         _formula(about),
+        f"Step by step: {TUTORIALS[about.name]}." if about.name in TUTORIALS else "",
         section("Hyper-parameters", _hyper_table(about), _shared(about)),
         section("State", prose(about.state), _state_table(rule)),
         section("Differences", _differs(about), _torch_defaults(rule)),
@@ -127,7 +136,7 @@ def _formula(about: Description) -> str:
 def _hyper_table(about: Description) -> str:
     own = [x for x in about.hyperparameters if x.name not in (*FLAGS, *OPTIONS)]
     rows = [[f"`{x.name}`", f"`{x.default}`", prose(x.allowed), _search(x), prose(x.meaning)] for x in own]
-    return table(["Name", "Default", "Allowed", "Tuned from", "Meaning"], rows) if rows else ""
+    return table(["Name", "Default", "Allowed", "Search range", "Meaning"], rows) if rows else ""
 
 
 def _search(hyper: HyperParameter) -> str:
@@ -175,28 +184,61 @@ def _torch_defaults(rule: type[Any]) -> str:
     return "Other defaults than in torch.optim:\n\n" + table(["Name", "Here", "torch.optim"], other)
 
 
+def _reading(kind: type[Any]) -> str:
+    """What the names in a method are."""
+    change = ", `u` the change that the rule makes" if issubclass(kind, steprule.Modifier) else ""
+    words = "[Words of rules](../api/words.md)"
+    if ".matrix." in kind.__module__:
+        words += " and [words on whole matrices](../api/matrix_words.md)"
+    explain = "explain" if ".matrix." in kind.__module__ else "explains"
+    return (
+        "`h` are the hyper-parameters, `p` is the parameter (θ in the formula), `g` its gradient"
+        f"{change}, `s` are the slots, and `t` is the number of the step, from 1. {words} {explain} `ema`, "
+        "`sqrt` and the others."
+    )
+
+
 def _source(kind: type[Any]) -> str:
-    """The class without its docstring, and with what else stands in its file that it uses."""
-    file = Path(inspect.getfile(kind)).resolve()
-    lines = file.read_text(encoding="utf-8").splitlines()
-    tree = ast.parse("\n".join(lines))
-    wanted = _needed(tree, kind.__name__)
-    parts = [_without_docstring(lines, node) for node in tree.body if _name(node) in wanted]
-    where = f"`{file.relative_to(ROOT)}`"
-    return "\n\n".join([where, "Without docstrings:", code("\n\n\n".join(parts))])
+    """The class without its docstring, and what it uses: of its file, and functions of other rules' files."""
+    parts = [_reading(kind)] if issubclass(kind, (RuleOptimizer, steprule.Modifier)) else []
+    todo = [(kind.__module__, kind.__name__)]
+    for module, name in todo:
+        file = Path(inspect.getfile(import_module(module))).resolve()
+        lines = file.read_text(encoding="utf-8").splitlines()
+        tree = ast.parse("\n".join(lines))
+        wanted = _needed(tree, name)
+        shown = [_text(lines, node) for node in tree.body if _name(node) in wanted]
+        parts += [f"`{file.relative_to(ROOT)}`", code("\n\n\n".join(shown))]
+        todo += [x for x in _imported(tree, wanted) if x not in todo]
+    return "\n\n".join(parts)
 
 
 def _needed(tree: ast.Module, name: str) -> set[str]:
-    """The names in a file that a class uses, and those that they use."""
+    """The names in a file that a class or a function uses, and those that they use."""
     nodes = {_name(node): node for node in tree.body if _name(node)}
     found: set[str] = set()
     todo = [name]
     while todo:
         one = todo.pop()
         found.add(one)
-        used = {x.id for x in ast.walk(nodes[one]) if isinstance(x, ast.Name)}
-        todo += [x for x in used & nodes.keys() if x not in found]
+        todo += [x for x in _used(nodes[one]) & nodes.keys() if x not in found]
     return found
+
+
+def _used(node: ast.AST) -> set[str]:
+    return {x.id for x in ast.walk(node) if isinstance(x, ast.Name)}
+
+
+def _imported(tree: ast.Module, wanted: set[str]) -> list[tuple[str, str]]:
+    """The functions of other rules' files that are used: module and name."""
+    used = set[str]().union(*(_used(node) for node in tree.body if _name(node) in wanted))
+    return [
+        (node.module, alias.name)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(FOLDERS)
+        for alias in node.names
+        if alias.name in used and inspect.isfunction(getattr(import_module(node.module), alias.name))
+    ]
 
 
 def _name(node: ast.stmt) -> str:
@@ -206,16 +248,18 @@ def _name(node: ast.stmt) -> str:
     return target.id if isinstance(target, ast.Name) else ""
 
 
-def _without_docstring(lines: list[str], node: Any) -> str:
+def _text(lines: list[str], node: Any) -> str:
+    """A piece of a file with the comment above it; of a class, the page has the docstring already."""
     first = min([node.lineno, *(x.lineno for x in getattr(node, "decorator_list", []))])
+    while first > 1 and lines[first - 2].startswith("#"):
+        first -= 1
     body = lines[first - 1 : node.end_lineno]
-    has_docstring = isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
-    said: Any = node.body[0] if has_docstring else None
-    if said is not None:
-        start, end = said.lineno - first, said.end_lineno - first
+    if isinstance(node, ast.ClassDef) and ast.get_docstring(node):
+        said = node.body[0]
+        start, end = said.lineno - first, (said.end_lineno or 0) - first
         after = body[end + 1 :]
         body = [*body[:start], *(after[1:] if after and not after[0].strip() else after)]
-    return textwrap.dedent("\n".join(body)).rstrip()
+    return "\n".join(body).rstrip()
 
 
 def _listings(found: listings.Listings) -> str:

@@ -76,7 +76,7 @@ PRESETS = {
 
         When: image models without a warm-up. The lr stays as it is for most of the training, then falls to 0.
 
-        State: 3 values per parameter (exp_avg, exp_avg_sq, lookahead.slow), 1 per tensor (lookahead.steps).
+        State: 3 values per element (exp_avg, exp_avg_sq, lookahead.slow), 1 per tensor (lookahead.steps).
         Differs: this is the first Ranger, 9.3.19, as in pytorch-ranger. Ranger2020 also centralizes the
         gradients, and Ranger21 is another rule.
         Source: Wright 2019, https://github.com/lessw2020/Ranger-Deep-Learning-Optimizer

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+# Arguments of `split` that people give to a rule.
+OF_SPLIT = ("views", "where")
+
 
 def close(name: str, allowed: Iterable[str]) -> str | None:
     """The nearest right name, if one is near."""
@@ -34,9 +37,10 @@ def in_group(group: int | None) -> str:
 
 
 def unknown_hyperparameter(who: str, name: str, allowed: Iterable[str], group: int | None = None):
-    """A misspelt hyper-parameter, in the constructor or in a group."""
+    """A misspelt hyper-parameter, in the constructor or in a group, or an argument of `split`."""
     error = TypeError if group is None else ValueError
-    return error(f"{who} has no hyper-parameter '{name}'{in_group(group)}. {nearest(name, allowed)}".rstrip())
+    fix = f"Give {name}=… to steprule.split." if name in OF_SPLIT else nearest(name, allowed)
+    return error(f"{who} has no hyper-parameter '{name}'{in_group(group)}. {fix}".rstrip())
 
 
 def misspelt_key(who: str, key: str, meant: str, group: int | None):

@@ -49,7 +49,7 @@ class LBFGS(CheckedOptimizer):
         t = lr·min(1, 1/‖g‖₁) at first, then lr; or searched from there, by the strong Wolfe conditions
         θ ← θ + t·d
 
-    State: 2·history_size + 2 values per parameter (old_dirs, old_stps, d, prev_flat_grad).
+    State: 2·history_size + 2 values per element (old_dirs, old_stps, d, prev_flat_grad).
     Source: Liu and Nocedal 1989, "On the limited memory BFGS method for large scale optimization",
     https://doi.org/10.1007/BF01589116; Nocedal and Wright 2006, Numerical Optimization, algorithms 7.4 and 7.5.
 

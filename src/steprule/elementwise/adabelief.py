@@ -21,7 +21,7 @@ class AdaBelief(Elementwise):
         eps_in_state: s ← β2·s + (1-β2)·(g - m)² + ε, and √s for √(s + ε) (the paper)
         amsgrad: uses the largest s so far in place of s
 
-    State: 2 values per parameter (exp_avg, exp_avg_var); 3 with amsgrad (max_exp_avg_var).
+    State: 2 values per element (exp_avg, exp_avg_var); 3 with amsgrad (max_exp_avg_var).
     Differs: from labml's code, whose defaults arrive as amsgrad=True, degenerate_to_sgd=False and
     optimized_update=False; and from the authors' and timm's, which have eps_in_state=True.
     Source: Zhuang, Tang, Ding, Tatikonda, Dvornek, Papademetris, Duncan 2020, "AdaBelief Optimizer",

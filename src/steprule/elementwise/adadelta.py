@@ -18,7 +18,7 @@ class Adadelta(
         v ← ρ·v + (1-ρ)·g²          Δ = √(a + ε) / √(v + ε) · g
         a ← ρ·a + (1-ρ)·Δ²          θ ← θ - lr·Δ
 
-    State: 2 values per parameter (square_avg, acc_delta).
+    State: 2 values per element (square_avg, acc_delta).
     Source: Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method", algorithm 1 (with lr = 1),
     https://arxiv.org/abs/1212.5701
     """

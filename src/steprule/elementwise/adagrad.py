@@ -14,7 +14,7 @@ class Adagrad(Elementwise, flags="foreach maximize differentiable fused", positi
         s ← s + g²
         θ ← θ - lr/(1 + (t-1)·η) · g / (√s + ε)
 
-    State: 1 value per parameter (sum).
+    State: 1 value per element (sum).
     Source: Duchi, Hazan, Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization", figure 1, https://jmlr.org/papers/v12/duchi11a.html
     """

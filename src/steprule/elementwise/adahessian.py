@@ -17,7 +17,7 @@ class AdaHessian(Elementwise):
         θ ← θ·(1 - lr·λ)
         θ ← θ - lr/(1-β1ᵗ) · m / ((√v/√(1-β2ⁿ))ᵏ + ε)      n: how many times update_hessian was called
 
-    State: 2 values per parameter (exp_avg, exp_hessian_diag_sq), and n.
+    State: 2 values per element (exp_avg, exp_hessian_diag_sq), and n.
     Differs: the authors average |D| over the elements of a convolution's kernel, or over blocks of a matrix.
     Implementations that keep D for several steps take it into v again at each.
     Source: Yao, Gholami, Shen, Mustafa, Keutzer, Mahoney 2021, "ADAHESSIAN: An Adaptive Second Order Optimizer

@@ -18,7 +18,7 @@ class Adam(Elementwise):
         amsgrad: uses the largest v so far in place of v
         optimized_update: θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ) · m / (√v + ε)
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq); 3 with amsgrad (max_exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq); 3 with amsgrad (max_exp_avg_sq).
     Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1 and the end of §2
     (the optimized update), https://arxiv.org/abs/1412.6980; Reddi, Kale, Kumar 2018, "On the Convergence of
     Adam and Beyond" (amsgrad), https://arxiv.org/abs/1904.09237
@@ -58,7 +58,7 @@ class AMSGrad(Elementwise):
         m ← β1·m + (1-β1)·g         v ← β2·v + (1-β2)·g²        v̄ ← max(v̄, v)
         θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ) · m / (√v̄ + ε)
 
-    State: 3 values per parameter (exp_avg, exp_avg_sq, max_exp_avg_sq).
+    State: 3 values per element (exp_avg, exp_avg_sq, max_exp_avg_sq).
     Source: Reddi, Kale, Kumar 2018, "On the Convergence of Adam and Beyond", algorithm 2,
     https://arxiv.org/abs/1904.09237. A number given as weight_decay is decoupled; the maximum is of the
     uncorrected v, as in torch and labml.

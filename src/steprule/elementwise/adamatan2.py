@@ -15,7 +15,7 @@ class AdamAtan2(Elementwise):
         m ← β1·m + (1-β1)·g         v ← β2·v + (1-β2)·g²
         θ ← θ - lr·a·atan2(m/(1-β1ᵗ), b·√v/√(1-β2ᵗ))
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq).
     Source: Everett, Xiao, Wortsman, Alemi, Novak, Liu, Gur, Sohl-Dickstein, Kaelbling, Lee, Pennington 2024,
     "Scaling Exponents Across Parameterizations and Optimizers", §4.3, https://arxiv.org/abs/2407.05872, with
     the defaults of adam-atan2-pytorch

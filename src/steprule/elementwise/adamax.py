@@ -14,7 +14,7 @@ class Adamax(Elementwise, flags="foreach maximize differentiable capturable", po
         m ← β1·m + (1-β1)·g         u ← max(β2·u, |g| + ε)
         θ ← θ - lr/(1-β1ᵗ) · m/u
 
-    State: 2 values per parameter (exp_avg, exp_inf).
+    State: 2 values per element (exp_avg, exp_inf).
     Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", §7.1,
     https://arxiv.org/abs/1412.6980. The paper has no ε.
     """

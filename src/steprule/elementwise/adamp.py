@@ -33,7 +33,7 @@ class AdamP(Elementwise):
         else if |cos(g, θ)| < δ/√size:                       u ← u - ⟨u, θ⟩·θ/‖θ‖²,         λ ← λ·wd_ratio
         θ ← θ·(1 - lr·λ) - lr·u                             vectors are not projected
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq).
     Source: Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha 2021, "AdamP: Slowing Down the Slowdown for Momentum Optimizers
     on Scale-invariant Weights", algorithm 2, https://arxiv.org/abs/2006.08217, with the authors' tests of rows
     """
@@ -71,7 +71,7 @@ class SGDP(Elementwise):
         u is projected and λ reduced as in AdamP
         θ ← θ·(1 - lr·λ/(1-μ)) - lr·u
 
-    State: 1 value per parameter (momentum_buffer).
+    State: 1 value per element (momentum_buffer).
     Differs: from the authors' code, which projects b itself, too, and in which μ is 0 unless it is given.
     Source: Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha 2021, "AdamP: Slowing Down the Slowdown for Momentum Optimizers
     on Scale-invariant Weights", algorithm 1, https://arxiv.org/abs/2006.08217

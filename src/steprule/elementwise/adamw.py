@@ -17,7 +17,7 @@ class AdamW(Elementwise):
         m ← β1·m + (1-β1)·g         v ← β2·v + (1-β2)·g²
         θ ← θ - lr/(1-β1ᵗ) · m / (√v/√(1-β2ᵗ) + ε)
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq); 3 with amsgrad (max_exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq); 3 with amsgrad (max_exp_avg_sq).
     Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2,
     https://arxiv.org/abs/1711.05101
     """

@@ -18,7 +18,7 @@ class Adan(Elementwise):
         u = (m/(1-β1ᵗ) + β2·w/(1-β2ᵗ)) / (√n/√(1-β3ᵗ) + ε)
         θ ← (θ - lr·u)/(1 + lr·λ)
 
-    State: 4 values per parameter (exp_avg, exp_avg_diff, exp_avg_sq, prev).
+    State: 4 values per element (exp_avg, exp_avg_diff, exp_avg_sq, prev).
     Differs: from the paper and from optax in betas, which say here, as in the authors' code, how much is kept;
     the authors' no_prox=True is WeightDecay(λ) here.
     Source: Xie, Zhou, Li, Lin, Yan 2022, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep

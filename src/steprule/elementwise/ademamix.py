@@ -11,8 +11,7 @@ from steprule.words import Number, ema, ema_sq, exp, log, smaller, sqrt
 class AdEMAMix(Elementwise):
     """AdamW with a second, much slower momentum, which remembers gradients from thousands of steps ago.
 
-    When: long runs of language models; it leads benchmarks of rules without matrices. For a run of T steps, set
-    warmup to T, and α between 5 and 10.
+    When: long runs of language models. For a run of T steps, set warmup to T, and α between 5 and 10.
 
         θ ← θ·(1 - lr·λ)
         m ← β1·m + (1-β1)·g         n ← β3·n + (1-β3)·g         v ← β2·v + (1-β2)·g²
@@ -20,7 +19,7 @@ class AdEMAMix(Elementwise):
         warmup: in its first T steps, with σ = t/T, α is σ·α, and β3 is the β whose 1/ln β is
         (1-σ)/ln β1 + σ/ln β3
 
-    State: 3 values per parameter (exp_avg, exp_avg_slow, exp_avg_sq).
+    State: 3 values per element (exp_avg, exp_avg_slow, exp_avg_sq).
     Source: Pagliardini, Ablin, Grangier 2024, "The AdEMAMix Optimizer: Better, Faster, Older", algorithm 1 and
     §3, https://arxiv.org/abs/2409.03137, with the defaults of the authors' code
     """

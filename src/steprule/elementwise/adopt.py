@@ -19,7 +19,7 @@ class ADOPT(Elementwise):
                 θ ← θ·(1 - lr·λ) - lr·m
                 v ← β2·v + (1-β2)·g²
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq).
     Differs: from the authors' code, whose decay is L2 unless told otherwise, as
     WeightDecay(λ, weight_decouple=False) is here; and from timm's `adopt`, which has c = ⅓.
     Source: Taniguchi, Harada, Minegishi, Oshima, Jeong, Nagahara, Iiyama, Suzuki, Iwasawa, Matsuo 2024, "ADOPT:

@@ -19,7 +19,7 @@ class ASGD(
         ax ← ax + μ·(θ - ax); ax ← θ while μ = 1
         η ← lr/(1 + λ·lr·t)^α       μ ← 1/max(1, t - t0)
 
-    State: 1 value per parameter (ax), 2 per tensor (eta, mu).
+    State: 1 value per element (ax), 2 per tensor (eta, mu).
     Source: Polyak, Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging",
     https://doi.org/10.1137/0330046; schedule: Bottou 2010, "Large-Scale Machine Learning with Stochastic
     Gradient Descent", https://leon.bottou.org/papers/bottou-2010

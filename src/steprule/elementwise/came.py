@@ -20,7 +20,7 @@ class CAME(Elementwise):
         θ ← θ·(1 - lr·λ) - lr · m / √(Rᵣ·Cᵣ/mean(Rᵣ))
         vectors:  v ← β2·v + (1-β2)·(g² + ε₁)   u = g/√v, clipped and averaged to m;  θ ← θ·(1 - lr·λ) - lr·m
 
-    State: 1 value per parameter (exp_avg), 2 · (rows + columns) values per matrix (exp_avg_sq_row,
+    State: 1 value per element (exp_avg), 2 · (rows + columns) values per matrix (exp_avg_sq_row,
     exp_avg_sq_col, exp_avg_res_row, exp_avg_res_col), 1 more per element of a vector (exp_avg_sq). Rows and
     columns are those of the last two dimensions.
     Source: Luo, Ren, Zheng, Jiang, Jiang, You 2023, "CAME: Confidence-guided Adaptive Memory Efficient

@@ -22,7 +22,7 @@ class DAdaptAdam(Elementwise):
         use_bias_correction: η = d·lr·√(1-β2ᵏ)/(1-β1ᵏ)
         growth_rate: d grows to at most growth_rate·d in a step
 
-    State: 3 values per parameter (exp_avg, exp_avg_sq, s), and d for all parameters, in the groups.
+    State: 3 values per element (exp_avg, exp_avg_sq, s), and d for all parameters, in the groups.
     Differs: a number given as weight_decay is what the authors' dadaptation does with decouple=True; what it
     does without is WeightDecay(λ, weight_decouple=False) here. Optax has another form of the rule.
     Source: Defazio, Mishchenko 2023, "Learning-Rate-Free Learning by D-Adaptation", algorithm 5,

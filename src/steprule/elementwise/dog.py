@@ -27,7 +27,7 @@ class DoG(Elementwise):
         r ← max(r, ‖θ - θ0‖, r_ε·(1 + ‖θ0‖))        G ← G + ‖g‖²        (norms of the parameter group)
         θ ← θ - lr·r/√G · g
 
-    State: 1 value per parameter (p0), and r and G of each group, in the group.
+    State: 1 value per element (p0), and r and G of each group, in the group.
     Source: Ivgi, Hinder, Carmon 2023, "DoG is SGD's Best Friend: A Parameter-Free Dynamic Step Size Schedule",
     equation 1 and §3.3, https://arxiv.org/abs/2302.12022
     """
@@ -59,7 +59,7 @@ class LDoG(Elementwise):
         r ← max(r, ‖θ - θ0‖, r_ε·(1 + ‖θ0‖))        G ← G + ‖g‖²        (norms of the tensor)
         θ ← θ - lr·r/√G · g
 
-    State: 1 value per parameter (p0), 2 per tensor (rbar, G).
+    State: 1 value per element (p0), 2 per tensor (rbar, G).
     Source: Ivgi, Hinder, Carmon 2023, "DoG is SGD's Best Friend: A Parameter-Free Dynamic Step Size Schedule",
     §3.3, https://arxiv.org/abs/2302.12022
     """

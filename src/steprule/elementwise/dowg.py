@@ -16,7 +16,7 @@ class DoWG(Elementwise):
         r ← max(r, ‖θ - θ0‖, r_ε·(1 + ‖θ0‖))        G ← G + r²·‖g‖²     (norms of the parameter group)
         θ ← θ - lr·r²/√G · g
 
-    State: 1 value per parameter (p0), and r and G of each group, in the group.
+    State: 1 value per element (p0), and r and G of each group, in the group.
     Source: Khaled, Mishchenko, Jin 2023, "DoWG Unleashed: An Efficient Universal Parameter-Free Gradient
     Descent Method", algorithm 1, https://arxiv.org/abs/2305.16284, with DoG's first step.
     """

@@ -17,7 +17,7 @@ class LAMB(Elementwise):
         u = m/(1-β1ᵗ) / (√v/√(1-β2ᵗ) + ε) + λ·θ
         θ ← θ - lr·‖θ‖/‖u‖ · u                      (norms of the tensor; the ratio is 1 where either is 0)
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq).
     Differs: from timm and NVIDIA, which also clip the gradients of all parameters to a norm of 1, and timm,
     which leaves the ratio out where λ is 0.
     Source: You, Li, Reddi, Hseu, Kumar, Bhojanapalli, Song, Demmel, Keutzer, Hsieh 2020, "Large Batch

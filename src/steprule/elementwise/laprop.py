@@ -16,7 +16,7 @@ class LaProp(Elementwise):
         m ← β1·m + (1-β1)·g/(√v/√(1-β2ᵗ) + ε)
         θ ← θ - lr/(1-β1ᵗ) · m
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq).
     Differs: from the authors' code and timm, which keep lr inside m: the same while lr is constant.
     Source: Ziyin, Wang, Ueda 2020, "LaProp: Separating Momentum and Adaptivity in Adam", algorithm 1,
     https://arxiv.org/abs/2002.04839

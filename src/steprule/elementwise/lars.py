@@ -19,7 +19,7 @@ class LARS(Elementwise):
         d = q·(g + λ·θ) + μ·b with Nesterov, else b
         θ ← θ - lr·d
 
-    State: 1 value per parameter (momentum_buffer).
+    State: 1 value per element (momentum_buffer).
     Differs: from timm, which leaves q out where λ is 0.
     Source: You, Gitman, Ginsburg 2017, "Large Batch Training of Convolutional Networks", algorithm 1,
     https://arxiv.org/abs/1708.03888. The buffer does not include lr, as in torch's SGD.

@@ -16,7 +16,7 @@ class Lion(Elementwise):
         θ ← θ - lr·sign(β1·m + (1-β1)·g)
         m ← β2·m + (1-β2)·g
 
-    State: 1 value per parameter (exp_avg).
+    State: 1 value per element (exp_avg).
     Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", algorithm 2,
     https://arxiv.org/abs/2302.06675
     """

@@ -16,7 +16,7 @@ class MADGRAD(Elementwise):
         z = θ0 - s/(∛ν + ε)
         θ ← μ·θ + (1-μ)·z
 
-    State: 3 values per parameter (grad_sum, grad_sum_sq, x0).
+    State: 3 values per element (grad_sum, grad_sum_sq, x0).
     Source: Defazio, Jelassi 2021, "Adaptivity without Compromise: A Momentumized, Adaptive, Dual Averaged
     Gradient Method for Stochastic Optimization", algorithm 1, https://arxiv.org/abs/2101.11075
     """

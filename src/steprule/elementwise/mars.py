@@ -11,7 +11,7 @@ from steprule.words import Number, ema, ema_sq, is_matrix, larger, norm, sqrt
 class MARS(Elementwise):
     """AdamW on gradients that are corrected by how they changed since the last step.
 
-    When: language models with large batches; leads benchmarks of rules that work element by element.
+    When: language models with large batches.
 
         c = g + γ·β1/(1-β1)·(g - g of the last step)       (0 before the first)
         c ← c / max(1, ‖c‖)                                 (norm of the tensor)
@@ -19,7 +19,7 @@ class MARS(Elementwise):
         θ ← θ·(1 - lr·λ) - lr · m/(1-β1ᵗ) / (√v/√(1-β2ᵗ) + ε)
         vectors: AdamW, with c = g, betas_1d, weight_decay_1d and lr · lr_1d_factor
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq), 1 more per element of a matrix (last_grad).
+    State: 2 values per element (exp_avg, exp_avg_sq), 1 more per element of a matrix (last_grad).
     Differs: from the authors' code in lr_1d_factor, where they give the lr of vectors itself.
     Source: Yuan, Liu, Wu, Zhou, Gu 2024, "MARS: Unleashing the Power of Variance Reduction for Training Large
     Models", algorithm 2, https://arxiv.org/abs/2411.10438, with the authors' vectors

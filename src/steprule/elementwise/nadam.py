@@ -15,7 +15,7 @@ class NAdam(Elementwise, flags="maximize foreach capturable differentiable"):
         m ← β1·m + (1-β1)·g                 v ← β2·v + (1-β2)·g²
         θ ← θ - lr·[(1-μₜ)/(1-Π)·g + μₜ₊₁/(1-Π·μₜ₊₁)·m] / (√(v/(1-β2ᵗ)) + ε)
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq), 1 per tensor (mu_product).
+    State: 2 values per element (exp_avg, exp_avg_sq), 1 per tensor (mu_product).
     Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", algorithm 2,
     https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
     """

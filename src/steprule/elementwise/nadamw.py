@@ -15,7 +15,7 @@ class NAdamW(Elementwise):
         m ← β1·m + (1-β1)·g         v ← β2·v + (1-β2)·g²
         θ ← θ - lr/(1-β1ᵗ) · (β1·m + (1-β1)·g) / (√v/√(1-β2ᵗ) + ε)
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq).
     Differs: from NAdam, whose momentum warms up, and from optax, which divides β1·m by 1-β1^(t+1).
     Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", algorithm 2, with a constant momentum,
     https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ, and the decay of Loshchilov, Hutter 2019

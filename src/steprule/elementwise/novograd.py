@@ -18,7 +18,7 @@ class NovoGrad(Elementwise):
         θ ← θ - lr·m
         grad_averaging: m ← β1·m + (1-β1)·(g/(√v + ε) + λ·θ)
 
-    State: 1 value per parameter (exp_avg), 1 per tensor (exp_avg_sq).
+    State: 1 value per element (exp_avg), 1 per tensor (exp_avg_sq).
     Differs: from optax in β2, which is 0.25 there, as in one place of the paper.
     Source: Ginsburg, Castonguay, Hrinchuk, Kuchaiev, Lavrukhin, Leary, Li, Nguyen, Zhang, Cohen 2019,
     "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks", algorithm 1,

@@ -23,7 +23,7 @@ class Prodigy(Elementwise):
         safeguard_warmup: s ← β3·s + d²/d0·g
         growth_rate: d grows to at most growth_rate·d in a step, after the first step away from d0
 
-    State: 4 values per parameter (exp_avg, exp_avg_sq, s, p0), and d for all parameters, in the groups.
+    State: 4 values per element (exp_avg, exp_avg_sq, s, p0), and d for all parameters, in the groups.
     Source: Mishchenko, Defazio 2024, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner",
     algorithm 4, https://arxiv.org/abs/2306.06101, with the options, the defaults and the order of steps of the
     authors' prodigyopt. All groups have one d, so they need the same lr.

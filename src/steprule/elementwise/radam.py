@@ -28,7 +28,7 @@ class RAdam(Elementwise, flags="maximize foreach capturable differentiable"):
                  rₜ = √[ (ρₜ-4)(ρₜ-2)ρ∞ / ((ρ∞-4)(ρ∞-2)ρₜ) ]
         else:    θ ← θ - lr·m̂, or no change with degenerate_to_sgd=False
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq).
     Source: Liu, Jiang, He, Chen, Liu, Gao, Han 2020, "On the Variance of the Adaptive Learning Rate and
     Beyond", algorithm 2, https://arxiv.org/abs/1908.03265, with torch's threshold of 5 (the paper has 4).
     """

@@ -20,7 +20,7 @@ class RMSprop(
         d = g / (√v + ε)
         momentum: b ← μ·b + d, θ ← θ - lr·b          else θ ← θ - lr·d
 
-    State: 1 value per parameter (square_avg); 1 more each for momentum (momentum_buffer) and centered
+    State: 1 value per element (square_avg); 1 more each for momentum (momentum_buffer) and centered
     (grad_avg).
     Source: Tieleman, Hinton 2012, "Lecture 6.5: rmsprop",
     https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf; Graves 2013, "Generating Sequences

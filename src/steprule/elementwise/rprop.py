@@ -17,7 +17,7 @@ class Rprop(Elementwise, flags="capturable foreach maximize differentiable"):
         δ ← clip(δ·η⁺ if c > 0, δ·η⁻ if c < 0, else δ)      g ← 0 where c < 0
         θ ← θ - sign(g)·δ           g₋₁ ← g
 
-    State: 2 values per parameter (prev, step_size); step_size starts at lr.
+    State: 2 values per element (prev, step_size); step_size starts at lr.
     Source: Riedmiller, Braun 1993, "A Direct Adaptive Method for Faster Backpropagation Learning"; the
     variant without weight backtracking (iRprop-) is by Igel, Hüsken 2000, as in torch,
     https://doi.org/10.1109/ICNN.1993.298623

@@ -38,7 +38,7 @@ class ScheduleFreeSGD(Elementwise):
         z ← z - lr·(g + λ·y)
         c = w/Σw with w = tʳ·(largest lr so far)ᵖ               evaluate at x = y + (1-1/β)·(z-y)
 
-    State: 1 value per parameter (z), 2 per tensor (lr_max, weight_sum).
+    State: 1 value per element (z), 2 per tensor (lr_max, weight_sum).
     Source: Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky 2024, "The Road Less Scheduled", §4,
     https://arxiv.org/abs/2405.15682; the authors' SGDScheduleFree.
     """
@@ -80,7 +80,7 @@ class ScheduleFreeAdamW(Elementwise):
         z ← z - lr·n
         c = w/Σw with w = tʳ·(largest lr so far)ᵖ               evaluate at x = y + (1-1/β1)·(z-y)
 
-    State: 2 values per parameter (z, exp_avg_sq), 2 per tensor (lr_max, weight_sum).
+    State: 2 values per element (z, exp_avg_sq), 2 per tensor (lr_max, weight_sum).
     Source: Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky 2024, "The Road Less Scheduled", algorithm 1,
     https://arxiv.org/abs/2405.15682; the authors' AdamWScheduleFree.
     """
@@ -127,7 +127,7 @@ class ScheduleFreeRAdam(Elementwise):
 
     The rest is ScheduleFreeAdamW's.
 
-    State: 2 values per parameter (z, exp_avg_sq), 2 per tensor (lr_max, weight_sum).
+    State: 2 values per element (z, exp_avg_sq), 2 per tensor (lr_max, weight_sum).
     Source: Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky 2024, "The Road Less Scheduled",
     https://arxiv.org/abs/2405.15682; the authors' RAdamScheduleFree, with the threshold of RAdam's paper.
     """

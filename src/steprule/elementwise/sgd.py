@@ -17,7 +17,7 @@ class SGD(Elementwise, flags="maximize foreach differentiable fused"):
         d = g + μ·b with Nesterov, else b      (d = g without momentum)
         θ ← θ - lr·d
 
-    State: 1 value per parameter with momentum (momentum_buffer), else none.
+    State: 1 value per element with momentum (momentum_buffer), else none.
     Source: Polyak 1964; Sutskever, Martens, Dahl, Hinton 2013, "On the importance of initialization and
     momentum in deep learning", https://proceedings.mlr.press/v28/sutskever13.html. The buffer does not
     include lr, as in torch.

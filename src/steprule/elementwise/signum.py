@@ -16,7 +16,7 @@ class Signum(Elementwise):
         m ← μ·m + (1-μ)·g
         θ ← θ - lr·sign(m)                          (momentum=0: sign(g))
 
-    State: 1 value per parameter (exp_avg), none with momentum=0.
+    State: 1 value per element (exp_avg), none with momentum=0.
     Source: Bernstein, Wang, Azizzadenesheli, Anandkumar 2018, "signSGD: Compressed Optimisation for Non-Convex
     Problems", algorithm 2, https://arxiv.org/abs/1802.04434
     """

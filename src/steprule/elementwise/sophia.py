@@ -17,7 +17,7 @@ class Sophia(Elementwise):
         m ← β1·m + (1-β1)·g         h ← β2·h + (1-β2)·n·ĝ²   in update_hessian
         θ ← θ - lr/ρ · clip(m/(h + ε), -ρ, ρ)
 
-    State: 2 values per parameter (exp_avg, hessian).
+    State: 2 values per element (exp_avg, hessian).
     Source: Liu, Li, Hall, Liang, Ma 2023, "Sophia: A Scalable Stochastic Second-order Optimizer",
     algorithm 3 with the Gauss-Newton-Bartlett estimator, https://arxiv.org/abs/2305.14342; lr is the largest
     change of an element, as in labml. A number given as weight_decay is decoupled.

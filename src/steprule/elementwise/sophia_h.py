@@ -16,7 +16,7 @@ class SophiaH(Elementwise):
         θ ← θ·(1 - lr·λ)
         θ ← θ - lr · clip(m/max(ρ·h, ε), -1, 1)
 
-    State: 2 values per parameter (exp_avg, hessian).
+    State: 2 values per element (exp_avg, hessian).
     Differs: where other implementations clip m/max(h, ε) at ±ρ, their lr is this lr divided by ρ.
     Source: Liu, Li, Hall, Liang, Ma 2023, "Sophia: A Scalable Stochastic Second-order Optimizer",
     algorithm 3 with the Hutchinson estimator, https://arxiv.org/abs/2305.14342; ρ is its γ

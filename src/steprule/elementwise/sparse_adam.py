@@ -16,7 +16,7 @@ class SparseAdam(Elementwise, flags="maximize", positional="maximize"):
         m ← m + (1-β1)·(g - m)      v ← v + (1-β2)·(g² - v)       on the touched rows
         θ ← θ - lr·√(1-β2ᵗ)/(1-β1ᵗ) · m / (√v + ε)
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq).
     Source: Kingma, Ba 2015, the optimized update at the end of §2, row by row as in torch,
     https://arxiv.org/abs/1412.6980
     """

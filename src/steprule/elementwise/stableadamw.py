@@ -18,7 +18,7 @@ class StableAdamW(Elementwise):
         η = lr/max(1, RMS(g/max(√v, ε)))            (root mean square over the tensor)
         θ ← θ·(1 - η·λ) - η·m/(√v + ε)
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq).
     Differs: from AdamW with a clipped update, because the decay is by the smaller η too.
     Source: Wortsman, Dettmers, Zettlemoyer, Morcos, Farhadi, Schmidt 2023, "Stable and low-precision training
     for large-scale vision-language models", algorithm 2, https://arxiv.org/abs/2304.13013

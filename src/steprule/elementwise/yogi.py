@@ -15,7 +15,7 @@ class Yogi(Elementwise):
         m ← β1·m + (1-β1)·g         v ← v - (1-β2)·sign(v - g²)·g²
         θ ← θ - lr/(1-β1ᵗ) · m / (√v/√(1-β2ᵗ) + ε)
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq).
+    State: 2 values per element (exp_avg, exp_avg_sq).
     Source: Zaheer, Reddi, Sachan, Kale, Kumar 2018, "Adaptive Methods for Nonconvex Optimization", algorithm 2,
     https://papers.nips.cc/paper/8186-adaptive-methods-for-nonconvex-optimization, with Adam's bias corrections
     and with the start of m and v that its implementations have

@@ -79,7 +79,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def numbers_beside_slots(group: Mapping[str, Any]) -> float:
-        """How many values per parameter are kept outside the declared slots."""
+        """How many values per element are kept outside the declared slots."""
         return 0.0
 
     def __init__(self, params: Any, defaults: dict[str, Any]):

@@ -19,7 +19,7 @@ class AdaMuon(Matrix):
         V ← μ·V + (1-μ)·O²          Ô = O / (√V + ε)
         θ ← θ·(1 - lr·λ) - lr·0.2·√(rows·columns)/(‖Ô‖ + ε) · Ô
 
-    State: 2 values per parameter (momentum_buffer, exp_avg_sq). Parameters must be matrices, or stacks of them
+    State: 2 values per element (momentum_buffer, exp_avg_sq). Parameters must be matrices, or stacks of them
     in the last two dimensions.
     Differs: from the authors' first code, which takes no sign, has Nesterov, and a β2 of its own with a bias
     correction; timm takes no sign; pytorch-optimizer has the first code's scale, too.

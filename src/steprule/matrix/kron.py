@@ -42,7 +42,7 @@ class Kron(Matrix):
         U = Pᵀ·P·M̂·Qᵀ·Q             θ ← θ·(1 - lr·λ) - lr·U·min(1, 1.1/RMS(U))
         of longer sides than max_side, P or Q is diagonal, and so it is of vectors
 
-    State: 1 value per parameter (momentum_buffer), rows² + columns² more for a matrix (left, right), without
+    State: 1 value per element (momentum_buffer), rows² + columns² more for a matrix (left, right), without
     those of a side that is longer than max_side; 1 per row and column (row, column), of vectors 1 per element
     (diagonal); 2 per tensor (since_fit, noise_key).
     Differs: from the authors' code in a stack of matrices, each of which has a P and a Q of its own; and in not

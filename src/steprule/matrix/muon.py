@@ -27,7 +27,7 @@ class Muon(Matrix, flags=""):
             "polar_express"       nearer to it, in as many steps and the same time
             "exact"               UVᵀ, many times slower
 
-    State: 1 value per parameter (momentum_buffer). Parameters must be matrices.
+    State: 1 value per element (momentum_buffer). Parameters must be matrices.
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, "Muon is
     Scalable for LLM Training", §2.2 (match_rms_adamw); Bernstein 2025, "Deriving Muon",
     https://jeremybernste.in/writing/deriving-muon (spectral_unclamped); Amsel et al. 2025, "The Polar

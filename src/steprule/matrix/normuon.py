@@ -20,7 +20,7 @@ class NorMuon(Matrix):
         Ô = O / (√v + ε)
         θ ← θ·(1 - lr·λ) - lr·√max(1, rows/columns)·‖O‖/(‖Ô‖ + ε) · Ô
 
-    State: 1 value per parameter (momentum_buffer), 1 per row (second_momentum_buffer). Parameters must be
+    State: 1 value per element (momentum_buffer), 1 per row (second_momentum_buffer). Parameters must be
     matrices, or stacks of them in the last two dimensions.
     Differs: from the paper, which has no Nesterov and gives Ô a root mean square of 0.2: this is the authors'
     code, whose lr is that of the first Muon. NVIDIA averages along the longer side instead of each row.

@@ -25,7 +25,7 @@ class Scion(Matrix):
             vectors     U = M / (RMS(M) + ε), whatever the norm
         λ = 1 keeps the weights in the ball of radius ρ; λ = 0 is the unconstrained form.
 
-    State: 1 value per parameter (momentum_buffer). More than two dimensions are a stack of matrices.
+    State: 1 value per element (momentum_buffer). More than two dimensions are a stack of matrices.
     Differs: from the authors' code, whose momentum is 1-μ; which has `unconstrained` for λ = 0; and which
     divides the step of a k × k convolution by k², which scale can do here.
     Source: Pethick, Xie, Antonakopoulos, Zhu, Silveti-Falls, Cevher 2025, "Training Deep Learning Models with

@@ -21,7 +21,7 @@ class Shampoo(Matrix):
         one side only:  U = (L+ε₁)^(-1/2) · M/(1-β1ᵗ)
         the first k-1 steps with grafting, vectors, and matrices of two longer sides than max_side:  A
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq), 2·rows² + 2·columns² more for a matrix (left,
+    State: 2 values per element (exp_avg, exp_avg_sq), 2·rows² + 2·columns² more for a matrix (left,
     left_root, right, right_root), without those of a side that is longer than max_side.
     Differs: from Distributed Shampoo, which cuts long sides into blocks; from others, which start L, R at ε₁.
     Source: Gupta, Koren, Singer 2018, "Shampoo: Preconditioned Stochastic Tensor Optimization", algorithm 1,

@@ -22,7 +22,7 @@ class SOAP(Matrix):
         if t % every = 0:  sort P, Q and V by the diagonals of Pᵀ·L·P and Qᵀ·R·Q, then P ← qr(L·P)   Q ← qr(R·Q)
         vectors, and matrices of two longer sides than max_side:  Adam
 
-    State: 2 values per parameter (exp_avg, exp_avg_sq), 2·rows² + 2·columns² more for a matrix (left,
+    State: 2 values per element (exp_avg, exp_avg_sq), 2·rows² + 2·columns² more for a matrix (left,
     left_basis, right, right_basis), without those of a side that is longer than max_side.
     Differs: from the authors' code in the decay, which comes before the step and in the first one, too; in
     vectors, which take the first step; and in the basis of what the first gradient has no part in.

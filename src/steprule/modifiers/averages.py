@@ -15,7 +15,7 @@ class EMA(Modifier):
 
         a ← θ at the first step, then β·a + (1-β)·θ
 
-    State: 1 value per parameter (average), 1 per tensor (steps).
+    State: 1 value per element (average), 1 per tensor (steps).
     Source: Polyak, Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging",
     https://doi.org/10.1137/0330046; as torch.optim.swa_utils.get_ema_multi_avg_fn.
     """
@@ -45,7 +45,7 @@ class Average(Modifier):
 
         n = t - start                 a ← a + (θ - a)/max(n, 1)
 
-    State: 1 value per parameter (average), 1 per tensor (steps).
+    State: 1 value per element (average), 1 per tensor (steps).
     Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization",
     https://arxiv.org/abs/1803.05407; as torch.optim.swa_utils.AveragedModel.
     """
@@ -75,7 +75,7 @@ class Lookahead(Modifier):
 
         every k steps: a ← a + α·(θ - a), θ ← a           a starts as the parameter
 
-    State: 1 value per parameter (slow), 1 per tensor (steps).
+    State: 1 value per element (slow), 1 per tensor (steps).
     Source: Zhang, Lucas, Hinton, Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back", algorithm 1,
     https://arxiv.org/abs/1907.08610
     """

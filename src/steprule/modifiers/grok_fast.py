@@ -16,7 +16,7 @@ class GrokFast(Modifier):
         e ← g at the first step, then α·e + (1-α)·g
         g ← g + λ·e
 
-    State: 1 value per parameter (average), 1 per tensor (steps).
+    State: 1 value per element (average), 1 per tensor (steps).
     Source: Lee, Kang, Kim, Lee 2024, "Grokfast: Accelerated Grokking by Amplifying Slow Gradients",
     Grokfast-EMA, https://arxiv.org/abs/2405.20233
     """

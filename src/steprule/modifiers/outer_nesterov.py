@@ -20,7 +20,7 @@ class OuterNesterov(Modifier):
             a ← a - η·(d + μ·b)
             θ ← a
 
-    State: 2 values per parameter (slow, momentum_buffer), 1 per tensor (steps).
+    State: 2 values per element (slow, momentum_buffer), 1 per tensor (steps).
     Source: Kallusky, Rao, Nandavanam, Shi 2025, "SNOO: Step-K Nesterov Outer Optimizer",
     https://arxiv.org/abs/2510.15830; DiLoCo and MuLoCo do the same over several workers.
     """

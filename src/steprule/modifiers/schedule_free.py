@@ -18,7 +18,7 @@ class ScheduleFree(Modifier):
         x ← (1-c)·x + c·z               c = w/Σw with w = (largest lr so far)²
         θ = y = (1-β)·z + β·x           evaluate at x
 
-    State: 1 value per parameter (z), 2 per tensor (lr_max, weight_sum).
+    State: 1 value per element (z), 2 per tensor (lr_max, weight_sum).
     Source: Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky 2024, "The Road Less Scheduled", algorithm 1,
     https://arxiv.org/abs/2405.15682; the authors' ScheduleFreeWrapper decays at z.
     """

@@ -16,7 +16,7 @@ class ToStart(Modifier):
 
         θ ← θ - lr·λ·(θ - θ0), before the step
 
-    State: 1 value per parameter (start).
+    State: 1 value per element (start).
     Differs: from both papers, who add the gradient of λ·‖θ - θ0‖² to g; this is to them what AdamW's decay is
     to L2.
     Source: Li, Grandvalet, Davoine 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional
