@@ -43,9 +43,19 @@ def step(fused: list[Any], apart: list[Any], optimizers: Any, steps: int = 3) ->
 
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("rule", [steprule.Muon, steprule.AdaMuon, steprule.NorMuon, steprule.Scion])
-def test_each_matrix_steps_as_if_it_were_stored_apart(rule: Any, runner: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "modifiers",
+    [
+        [steprule.GlobalNormClip(0.1), steprule.EMA(0.9)],
+        [steprule.Cautious(), steprule.NormClip(0.1), steprule.Centralize()],
+    ],
+    ids=["sums over all", "sums over each"],
+)
+def test_each_matrix_steps_as_if_it_were_stored_apart(
+    rule: Any, runner: dict[str, Any], modifiers: Any
+) -> None:
     fused, apart = fused_and_apart()
-    options: dict[str, Any] = {**runner, "modifiers": [steprule.GlobalNormClip(0.1), steprule.EMA(0.9)]}
+    options: dict[str, Any] = {**runner, "modifiers": modifiers}
     one = rule([{"params": fused, "views": [{"split": ROWS}, None]}], **options)
     many = rule(apart, **options)
     step(fused, apart, (one, many))
@@ -127,13 +137,33 @@ def test_an_error_names_the_rows() -> None:
     [
         (steprule.SOAP, [], "its state 'left' is one for the whole weight"),
         (steprule.Kron, [], "its state 'left' is one for the whole weight"),
-        (steprule.Muon, [steprule.NormClip(0.1)], "it takes a sum over the whole weight"),
+        (steprule.Muon, [steprule.Metrics()], "its state 'metrics.gradient_norm' is one for the whole weight"),
     ],
 )
 def test_rules_that_need_the_whole_weight_refuse(rule: Any, modifiers: Any, reason: str) -> None:
     fused, _ = fused_and_apart()
     with pytest.raises(ValueError, match=f"{reason} .*Give `split` as one number"):
         rule([{"params": fused[:1], "views": [{"split": ROWS}]}], modifiers=modifiers)
+
+
+def test_rows_of_transposed_matrices_are_shared() -> None:
+    fused, _ = fused_and_apart()
+    view = {"split": ROWS, "transpose": True}
+    with pytest.raises(
+        ValueError, match="is one per row, and transposed matrices share"
+    ):
+        steprule.NorMuon([{"params": fused[:1], "views": [view]}])
+
+
+def test_a_weight_that_gets_its_shape_late() -> None:
+    """Nothing moves if the sizes do not fit."""
+    layer = nn.LazyLinear(80, bias=False)
+    optimizer = steprule.Muon([{"params": [layer.weight], "views": [{"split": (30, 10, 25)}]}])
+    layer(numbers((3, 24), torch.float32, 1)).square().sum().backward()
+    before = layer.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"65 together, must be 80 together, the rows of parameter 0"):
+        optimizer.step()
+    assert_same(before, layer.weight.detach())
 
 
 def test_equal_sizes_are_a_number_of_matrices() -> None:

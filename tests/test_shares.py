@@ -176,6 +176,34 @@ def memory_and_what_else(rank: int) -> None:
         steprule.step_in_backward(model, optimizer)
 
 
+def refused_and_arranged(rank: int) -> None:
+    """Blocks of codes that processes would share, gradients in another order of memory, and pickling."""
+    import pickle
+
+    def vector() -> nn.Parameter:
+        return nn.Parameter(torch.ones(5000))
+
+    cut = "a part of a block of 128 neighbours"
+    with pytest.raises(ValueError, match=cut):
+        steprule.shard_state(steprule.SGD([vector()], lr=0.1, momentum=0.9, state_dtype="int8"))
+    optimizer = steprule.shard_state(steprule.AdamW([vector()]))
+    with pytest.raises(ValueError, match=cut):
+        optimizer.add_param_group({"params": [vector()], "state_dtype": "int8"})
+    assert len(optimizer.param_groups) == 1
+
+    for make in (steprule.LAMB, steprule.Adafactor):
+        params = [nn.Parameter(numbers((80, 70), torch.float32, 1)) for _ in range(2)]
+        one, shared = make(params[:1], lr=0.1), steprule.shard_state(make(params[1:], lr=0.1))
+        for number in range(2):
+            for param in params:
+                param.grad = numbers((70, 80), torch.float32, number).t()
+            params[0].grad = params[0].grad.contiguous()
+            one.step()
+            shared.step()
+        assert_same(params[0].detach(), params[1].detach(), make.__name__)
+        assert pickle.loads(pickle.dumps(shared)).state_shares is not None
+
+
 def _bytes(x: Any) -> int:
     part = getattr(x, "_local_tensor", x)
     return part.numel() * part.element_size()
@@ -227,6 +255,7 @@ def everything(rank: int) -> None:
     as_zero(rank)
     checkpoints(rank)
     memory_and_what_else(rank)
+    refused_and_arranged(rank)
     what_is_sent(rank)
 
 

@@ -176,7 +176,7 @@ def view_of_no_matrix(who: str, pattern: str, names: list[str]):
     )
 
 
-def wrong_view(who: str, given: str, allowed: str, group: int):
+def wrong_view(who: str, given: str, allowed: str, group: int | None):
     """A view of weights that does not exist, or that does not fit the weight."""
     return ValueError(f"{who}: views: {given}, must be {allowed}{errors.in_group(group)}.")
 

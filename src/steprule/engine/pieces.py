@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from steprule import group_errors
 from steprule.engine import plans, views
 from steprule.engine.blocks import Region
 from steprule.engine.composition import Composition
@@ -25,16 +26,19 @@ from steprule.engine.stand_in import StandIn, prepared
 from steprule.engine.views import View
 
 
-def why_not(own: Composition, program: Program) -> str | None:
-    """Why a rule with its modifiers cannot step pieces of a parameter, or None."""
+def why_not(own: Composition, program: Program, group: Mapping[str, Any]) -> str | None:
+    """Why a rule with its modifiers cannot step the pieces of this group's parameters, or None."""
     for slot in own.slots.values():
-        # What is kept once per weight depends on counts alone where no sum is taken: all pieces have the same.
         if slot.has_elements and slot.per not in ("element", "row"):
             return f"its state '{slot.key}' is one for the whole weight"
+        if slot.per == "row" and any(x and _unequal(x) and x["transpose"] for x in group[views.KEY]):
+            return f"its state '{slot.key}' is one per row, and transposed matrices share their rows"
     of_vectors = program.of_vectors.kinds if program.of_vectors else ()
     of_matrices = [kind for kind in program.kinds if not any(kind is x for x in of_vectors)]
     if any(not x.shared for kind in of_matrices for sweep in kind.passes for x in sweep.reductions):
-        return "it takes a sum over the whole weight"
+        # Without sums, what is kept once per weight depends on counts alone: all pieces have the same.
+        single = [slot.key for slot in own.slots.values() if slot.per_tensor and not slot.shared]
+        return f"its state '{single[0]}' is one for the whole weight" if single else None
     return None
 
 
@@ -86,6 +90,8 @@ class Pieces(StandIn):
     ) -> tuple[list[Part], list[Tensor]]:
         """Prepare a step of all pieces that have gradients."""
         self._stepping = weakref.ref(stepping)
+        self._group.clear()
+        self._group.update(group)
         params: list[Tensor] = group["params"]
         given = stepping.gradients_of(params)
         stepping.check_storage(group)
@@ -99,8 +105,6 @@ class Pieces(StandIn):
             if gradient is not None:
                 state = stepping.state_of(param, group)
                 pieces += self._cut(place, param, gradient, state, views.at(group, place), name)
-        self._group.clear()
-        self._group.update(group)
         self._group[phases.PART_OF] = group.get(phases.PART_OF, group)
         places = group.get(phases.PLACES, range(len(params)))
         self._group[phases.PLACES] = [places[place] for place, *_ in pieces]
@@ -126,8 +130,12 @@ class Pieces(StandIn):
             own.region = getattr(state, "region", None)
             self.state[param], self._gradients[id(param)] = own, gradient
             return [(place, param, view, name)]
-        found: list[tuple[int, Tensor, View, str]] = []
         ends = list(accumulate(view.split))
+        if len(param) != ends[-1] or (param.dim() > 2 and not view.flatten):
+            given = f"split={view.split!r}, {ends[-1]} together"
+            allowed = f"{len(param)} together, the rows of {name}"
+            raise group_errors.wrong_view(self.who(self._group), given, allowed, None)
+        found: list[tuple[int, Tensor, View, str]] = []
         for number, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
             piece = param.detach()[first:end]
             own = PartState((key, _rows(x, param, first, end, number)) for key, x in state.items())

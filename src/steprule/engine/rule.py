@@ -257,10 +257,12 @@ class RuleOptimizer(CheckedOptimizer):
                 problem = "left out: it steps every element on its own"
                 raise group_errors.wrong_view(who, "given", problem, index)
             group[views.KEY] = views.checked(who, group, index)
-            reason = pieces.why_not(own, self.program(group)) if pieces.unequal(group) else None
+            reason = pieces.why_not(own, self.program(group), group) if pieces.unequal(group) else None
             if reason is not None:
                 raise group_errors.not_in_pieces(who, reason, index)
         storage.check_parameters(who, own.slots, group, index)
+        if self.state_shares is not None:
+            self.state_shares.check(self, group, index)
         names: list[str] = group.get("param_names", [])
         for place, param in enumerate(group["params"]):
             if not is_lazy(param):  # it is checked when it has a gradient

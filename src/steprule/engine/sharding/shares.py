@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from steprule import process_errors as errors
-from steprule.engine import plans
+from steprule.engine import plans, storage
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.sharding import exchange, parts
 
@@ -42,9 +42,18 @@ class Shares:
         self._twins: dict[int, _Twin] = {}
         self._places: Mapping[int, Any] = {}
 
+    def __reduce__(self) -> Any:
+        # Of an optimizer that is copied or pickled: process groups cannot be.
+        return Shares, (self.mesh,)
+
     def __deepcopy__(self, memo: Any) -> Shares:
-        # Of a copied optimizer: process groups cannot be copied.
         return Shares(self.mesh)
+
+    def check(self, optimizer: RuleOptimizer, group: dict[str, Any], index: int) -> None:
+        """Refuse a group whose state cannot be kept as it asks for if each process keeps a share of it."""
+        own = optimizer.composition(group)
+        twins = [self._twin(p).sharded if self._is_shared(p) else p for p in group["params"]]
+        storage.check_parameters(own.rule.__name__, own.slots, {**group, "params": twins}, index)
 
     @contextmanager
     def inside(self, optimizer: Any, moves: bool = False) -> Generator[None]:
@@ -110,9 +119,11 @@ class Shares:
             return None
         if gradient.layout != torch.strided:
             raise errors.shared_and_sparse(type(optimizer).__name__, optimizer.name_of(twin.param))
-        return parts.like(
-            twin.sharded, gradient.detach()[parts.within(parts.region_of(twin.sharded))], gradient.shape
-        )
+        own, here = twin.sharded._local_tensor, parts.within(parts.region_of(twin.sharded))
+        part = gradient.detach()[here]
+        if part.stride() != own.stride():
+            part = torch.empty_like(own, dtype=part.dtype).copy_(part)
+        return parts.like(twin.sharded, part, gradient.shape)
 
     def _exchange(self, optimizer: Any, others: Mapping[int, Tensor]) -> None:
         """Put other tensors in the place of those with these ids."""
@@ -172,6 +183,8 @@ def shard_state(optimizer: Any, mesh: Any = None) -> Any:
         mesh = init_device_mesh(device, (dist.get_world_size(),))
     before = {param: dict(state) for param, state in optimizer.state.items()}
     shares = Shares(mesh)
+    for index, group in enumerate(optimizer.param_groups):
+        shares.check(optimizer, group, index)
     plans.forget(optimizer)
     try:
         with shares.inside(optimizer):

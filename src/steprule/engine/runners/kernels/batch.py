@@ -52,7 +52,7 @@ class Batch:
     ):
         self.program = program
         self.places = places
-        self._split = region_in(states[0]) is not None
+        self._split = region_in(states[0]) is not None and not getattr(states[0], "alone", False)
         params: list[Tensor] = [group["params"][i] for i in places]
         own = cast(list[Tensor], [gradients[i] for i in places])
         slots = program.slots.items()
