@@ -55,7 +55,7 @@ def print_list(pattern: str) -> None:
         for name in names:
             about = steprule.describe(every[what][name])
             _print_entry(console, f"{name:{longest}}  {about.numbers_per_parameter:5g}", about.summary, margin)
-    notes = ["state: values kept per parameter. More about one: steprule show NAME."]
+    notes = ["state: values kept per element. More about one: steprule show NAME."]
     notes += ["A preset is a rule with modifiers and values of its own."] if "preset" in shown else []
     notes += ["A modifier is added to a rule with +, as in adamw+ema."] if "modifier" in shown else []
     _print_lines(console, ["", *_wrapped(" ".join(notes), _width(console))], "dim")
