@@ -149,9 +149,7 @@ def test_rules_that_need_the_whole_weight_refuse(rule: Any, modifiers: Any, reas
 def test_rows_of_transposed_matrices_are_shared() -> None:
     fused, _ = fused_and_apart()
     view = {"split": ROWS, "transpose": True}
-    with pytest.raises(
-        ValueError, match="is one per row, and transposed matrices share"
-    ):
+    with pytest.raises(ValueError, match="is one per row, and transposed matrices share"):
         steprule.NorMuon([{"params": fused[:1], "views": [view]}])
 
 
