@@ -19,7 +19,7 @@ exclude_patterns = ["_build", "node_modules", "making"]
 root_doc = "index"
 language = "en"
 locale_dirs = ["locale"]
-# Whoever translates wants sentences, not the lines where they stand, which change all the time.
+# Translators need the sentences. The lines where these stand change all the time.
 gettext_location = False
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist"]

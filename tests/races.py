@@ -216,7 +216,7 @@ def _verdict(trials: list[Trial]) -> Verdict:
         assert abs(middle / lowest - 1) < 0.1
     return Verdict(
         sentences=[
-            "AdamW ended lowest; Signum (0.94 to 1.12 × its loss) cannot be told apart from it.",
+            "AdamW ended lowest; Signum (0.94 to 1.12 × its loss) cannot be distinguished from it.",
             "Lion ended 1.31 × as high (95 % interval 1.20 to 1.43).",
             "torch.optim.SGD ended 1.82 × as high (95 % interval 1.67 to 1.99).",
             "The best lr of torch.optim.SGD is at the upper edge of what was tried (2.2): its result is "

@@ -16,6 +16,7 @@ import steprule
 from steprule.matrix.words import matrix_word
 
 ROWS = (300, 20, 200)
+RULES: list[Any] = [steprule.Muon, steprule.AdaMuon, steprule.NorMuon, steprule.Scion]
 RUNNERS = [DEFAULT, LOOP]
 
 
@@ -42,7 +43,7 @@ def step(fused: list[Any], apart: list[Any], optimizers: Any, steps: int = 3) ->
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("rule", [steprule.Muon, steprule.AdaMuon, steprule.NorMuon, steprule.Scion])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     "modifiers",
     [
@@ -144,6 +145,23 @@ def test_rules_that_need_the_whole_weight_refuse(rule: Any, modifiers: Any, reas
     fused, _ = fused_and_apart()
     with pytest.raises(ValueError, match=f"{reason} .*Give `split` as one number"):
         rule([{"params": fused[:1], "views": [{"split": ROWS}]}], modifiers=modifiers)
+
+
+def test_every_rule_on_matrices_steps_pieces_or_refuses() -> None:
+    """What is refused keeps a matrix for the whole weight; all others are compared above."""
+    taken: set[Any] = set()
+    refused: dict[str, str] = {}
+    for rule in steprule.catalogue().values():
+        if not getattr(rule, "on_matrices", False):
+            continue
+        fused, _ = fused_and_apart()
+        try:
+            rule([{"params": fused[:1], "views": [{"split": ROWS}]}])
+            taken.add(rule)
+        except ValueError as error:
+            refused[rule.__name__] = str(error)
+    assert taken == set(RULES)
+    assert all("is one for the whole weight" in x for x in refused.values()), refused
 
 
 def test_rows_of_transposed_matrices_are_shared() -> None:

@@ -52,7 +52,7 @@ def test_a_tie_a_loser_and_an_edge() -> None:
     verdict = verdict_of(plan, trials)
     assert [one.optimizer for one in verdict.standings] == ["adamw", "signum", "lion", "torch-sgd"]
     assert verdict.sentences[0].startswith(
-        "AdamW ended lowest; Signum (0.98 to 1.04 × its loss) cannot be told apart"
+        "AdamW ended lowest; Signum (0.98 to 1.04 × its loss) cannot be distinguished"
     )
     assert verdict.sentences[1] == "Lion ended 1.30 × as high (95 % interval 1.26 to 1.34)."
     assert verdict.sentences[2] == "torch.optim.SGD ended 1.47 × as high (95 % interval 1.42 to 1.52)."

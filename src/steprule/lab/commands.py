@@ -337,7 +337,7 @@ def race(
     """Tune several optimizers alike, train each on fresh seeds, and say what that shows.
 
     Every optimizer gets the same number of gradients, data order, schedule and start. Its default setting is
-    the first one tried. The result says which ones cannot be told apart.
+    the first one tried. The result says which ones cannot be distinguished.
     """
     from steprule.lab.racing.race import Asked, go_on, start
 

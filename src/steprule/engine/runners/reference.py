@@ -160,7 +160,7 @@ def compute(
     view = views.of(group, param) if composition.rule.on_matrices else views.AS_IT_IS
     machine = _machine(composition, param, live, shared, view)
     region = region_in(state)
-    if region is not None and not getattr(state, "alone", False):
+    if region is not None and not parts.is_piece(state):
         machine.shape = region.whole
     machine.region = _region_of_numbers(param, region)
     h, s, slots, common = _begin(machine, composition, group, param, state)

@@ -167,7 +167,8 @@ def elements(tensor: Any) -> Any:
 
 def agreed(meshes: Iterable[Any], own: bool) -> bool:
     """Whether all processes of these meshes say yes."""
-    together = {ranks_of(mesh): mesh for mesh in meshes if mesh.mesh.numel() > 1}
+    different = {id(mesh): mesh for mesh in meshes}.values()
+    together = {ranks_of(mesh): mesh for mesh in different if mesh.mesh.numel() > 1}
     # The smaller ones first: what they find goes into what the larger ones are told.
     for ranks in sorted(together, key=len):
         no = torch.tensor([float(not own)])

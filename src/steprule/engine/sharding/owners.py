@@ -143,7 +143,7 @@ class Wholes:
                     yield owner, process, blocks.whole(tensor.shape)
 
     def _to_others(self, place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
-        """Who sends a part on to those that hold the same one: whoever got it from the owner."""
+        """Who sends a part on to those that hold the same one: the process that got it from the owner."""
         if key == "g" or not parts.sharded(tensor):
             return
         owner = self._coordinate(tensor, self.owner[place])

@@ -122,10 +122,15 @@ def region_in(state: Mapping[str, Any]) -> Region | None:
     return getattr(state, "region", None)
 
 
+def is_piece(state: Mapping[str, Any]) -> bool:
+    """Whether the tensor of this state is stepped as if it were a parameter, though it is part of one."""
+    return getattr(state, "alone", False)
+
+
 def shape_of(param: Tensor, state: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape of the whole parameter."""
     region = region_in(state)
-    return tuple(param.shape) if region is None or getattr(state, "alone", False) else region.whole
+    return tuple(param.shape) if region is None or is_piece(state) else region.whole
 
 
 def like(tensor: Any, part: Tensor, shape: Sequence[int]) -> Tensor:

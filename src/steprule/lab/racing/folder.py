@@ -168,7 +168,7 @@ class Standing:
     mean where a loss of the race is not positive; None if one of them diverged. interval: where loss lies
     with 95 % confidence; None where it cannot be said. against_lowest: loss as a multiple of the lowest one
     (`Verdict.compared_by` "ratio"), or minus it ("difference"), and against_interval its 95 % interval, which
-    holds for all optimizers together. tied: cannot be told apart from the lowest. at_edge: the hyper-
+    holds for all optimizers together. tied: cannot be distinguished from the lowest. at_edge: the hyper-
     parameters whose best value is at the edge of what was tried, with "low" or "high". diverged: how many of
     its trainings.
     """

@@ -58,7 +58,7 @@ def compare(losses: Sequence[Sequence[float]], as_ratios: bool | None = None) ->
     """Games and Howell's test: Tukey's range, with a spread of each optimizer's own.
 
     Its 95 % intervals hold for all pairs together. With one pooled spread, four equal optimizers of which one
-    has ten times the spread of the others are told apart in 12 % of races of 5 seeds; this way, in 5 %.
+    has ten times the spread of the others are distinguished in 12 % of races of 5 seeds; this way, in 5 %.
 
     losses: of each optimizer, one a seed, all finite and at least one. as_ratios: None to decide by their
     signs.

@@ -112,7 +112,7 @@ def _told_by_race(
     sentences = [f"{lowest.label} ended lowest."]
     if tied:
         them = _listed([f"{one.label} ({_against(one, comparison)})" for one in tied])
-        sentences = [f"{lowest.label} ended lowest; {them} cannot be told apart from it."]
+        sentences = [f"{lowest.label} ended lowest; {them} cannot be distinguished from it."]
     for one in sound[1:]:
         if not one.tied:
             sentences.append(f"{one.label} ended {_higher(one, comparison)}.")

@@ -31,7 +31,7 @@ class Bin:
 
 
 def binned(curves: Sequence[Sequence[Number]], most: int = BINS) -> list[Bin]:
-    """The curves of one training, or of several that are the same but for the seed, in bins, `most` at most."""
+    """The curves of one training, or of several that differ in the seed alone, in bins, `most` at most."""
     steps = sorted({number.step for curve in curves for number in curve})
     if not steps:
         return []

@@ -213,7 +213,7 @@ def _order(there: Sequence[Group], found: Quantities, say: Words) -> str:
 def _told_apart(
     there: Sequence[Group], ends: Sequence[Sequence[float]], found: Quantities, say: Words
 ) -> list[str]:
-    """Who ended lowest, and who can be told apart from it, by Games and Howell's test."""
+    """Who ended lowest, and who can be distinguished from it, by Games and Howell's test."""
     comparison = compare(ends)
     lowest = there[comparison.lowest]
     pairs = [*zip(there, comparison.compared, strict=True)]
@@ -227,7 +227,7 @@ def _told_apart(
         )
     ]
     if tied:
-        sentences.append(say("{labels} cannot be told apart from it.", labels=say.listed(tied)))
+        sentences.append(say("{labels} cannot be distinguished from it.", labels=say.listed(tied)))
     apart = [(group.label, one) for group, one in pairs if not one.tied]
     sentences += [above(label, one.against, one.against_interval, comparison.by, say) for label, one in apart]
     return sentences

@@ -72,7 +72,7 @@ def _sentences(race: Race) -> Sequence[str]:
     ]
     if tied:
         lines.append(
-            say("{labels} cannot be told apart from it.", labels=say.listed([one.label for one in tied]))
+            say("{labels} cannot be distinguished from it.", labels=say.listed([one.label for one in tied]))
         )
     for one in race.verdict.standings:
         if not one.tied and not one.lowest:

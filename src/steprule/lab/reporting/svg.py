@@ -27,7 +27,7 @@ __all__ = [
     "text_width",
 ]
 
-# After Okabe and Ito: told apart with each kind of colour blindness. The second of each pair is for dark pages.
+# After Okabe and Ito: distinct with each kind of colour blindness. The second of each pair is for dark pages.
 COLOURS = (
     ("#0072b2", "#56b4e9"),
     ("#c04f00", "#f0934e"),

@@ -20,7 +20,7 @@ from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.engine.runners.kernels.forms import Forms
 from steprule.engine.runners.kernels.runner import Kernels
 from steprule.engine.runners.matrices import MatrixWork
-from steprule.engine.sharding.parts import region_in, shape_of
+from steprule.engine.sharding.parts import is_piece, region_in, shape_of
 
 _numel: Callable[[Tensor], int] = Tensor.numel
 
@@ -52,7 +52,7 @@ class Batch:
     ):
         self.program = program
         self.places = places
-        self._split = region_in(states[0]) is not None and not getattr(states[0], "alone", False)
+        self._split = region_in(states[0]) is not None and not is_piece(states[0])
         params: list[Tensor] = [group["params"][i] for i in places]
         own = cast(list[Tensor], [gradients[i] for i in places])
         slots = program.slots.items()
