@@ -339,6 +339,7 @@ def race(
     Every optimizer gets the same number of gradients, data order, schedule and start. Its default setting is
     the first one tried. The result says which ones cannot be distinguished.
     """
+    # The function is long because its arguments are the options.
     from steprule.lab.racing.race import Asked, go_on, start
 
     if resume:
