@@ -40,7 +40,7 @@ def has_angles(case: Case) -> bool:
 
 def root(x: Tensor) -> Tensor:
     """The correctly rounded root, which IEEE 754 asks of the processor and numpy uses."""
-    return torch.as_tensor(np.sqrt(x.detach().resolve_neg().numpy()))
+    return torch.as_tensor(np.sqrt(x.detach().resolve_neg().cpu().numpy())).to(x.device)
 
 
 def power(x: Tensor, exponent: Any) -> Tensor:

@@ -14,6 +14,7 @@ from gpu import (
     CHUNK,
     DEVICE,
     DTYPES,
+    INTERPRETED,
     SHAPES,
     Kernels,
     NoLooking,
@@ -26,7 +27,7 @@ from gpu import (
     small_chunks,
 )
 from kernels import Reduced, exact_roots, has_angles, has_kernel
-from rules import LOOPS, Case, assert_same, each, flat, numbers, options_on
+from rules import LOOPS, Case, assert_same, each, flat, numbers, options_on, uses_curvature
 from torch import Tensor, nn
 
 import steprule
@@ -267,7 +268,7 @@ def test_a_kernel_that_does_not_compile_is_no_kernel(monkeypatch: pytest.MonkeyP
 @each(
     lambda case: (
         has_kernel(case)
-        and not (case.shares or by_shape(case))
+        and not (case.shares or by_shape(case) or (uses_curvature(case.rule) and not INTERPRETED))
         and bool(case.options or not options_on(case.rule))
     ),
     among=LOOPS,

@@ -63,13 +63,14 @@ def stepped(
     shapes: Any = SHAPES,
     dtype: torch.dtype = torch.float32,
     late: int | None = None,
+    device: Any = "cpu",
     **options: Any,
 ) -> tuple[Any, list[Any]]:
-    params = [nn.Parameter(numbers(shape, dtype, seed=i)) for i, shape in enumerate(shapes)]
+    params = [nn.Parameter(numbers(shape, dtype, seed=i).to(device)) for i, shape in enumerate(shapes)]
     optimizer = rule(params, **options)
     for step in range(steps):
         for place, param in enumerate(params):
-            param.grad = numbers(tuple(param.shape), dtype, seed=100 * step + place)
+            param.grad = numbers(tuple(param.shape), dtype, seed=100 * step + place).to(device)
             if place == late and step < 2:
                 param.grad = None
         optimizer.step()

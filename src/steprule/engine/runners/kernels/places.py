@@ -6,6 +6,7 @@ and otherwise as many blocks of sums as are worth a loop. Lines that are whole b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # How many elements a strip has if no block decides it.
 STRIP = 1024
+# Where chunks begin at multiples of so many elements, kernels load 16 bytes at a time.
+EVEN = 16
 
 
 class Needs(NamedTuple):
@@ -91,7 +94,9 @@ def pieces(tensors: Sequence[Laid], chunk: int) -> NDArray[np.int64]:
             if count <= x.width:
                 size, begun = max(1, chunk // x.strip) * x.strip, x.part.place % x.unit
             else:
-                size, begun = max(1, chunk // x.width) * x.width, 0
+                lines = max(1, chunk // x.width)
+                even = EVEN // math.gcd(EVEN, x.width)
+                size, begun = (lines - lines % even or lines) * x.width, 0
             found.append((number, start, count, size, begun))
     if not found:
         return np.zeros((0, 3), dtype=np.int64)

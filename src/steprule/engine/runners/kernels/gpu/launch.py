@@ -29,7 +29,7 @@ from steprule.engine.runners.kernels.chunks import chunks, first_chunks
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
 from steprule.engine.runners.kernels.gpu.functions import Functions, file_of
 from steprule.engine.runners.kernels.gpu.line_memory import Lines, pieces_of
-from steprule.engine.runners.kernels.places import laid, of_chunks, pieces
+from steprule.engine.runners.kernels.places import EVEN, laid, of_chunks, pieces
 from steprule.engine.runners.kernels.printing import arrays_of, needs_of
 
 # How many elements one program of the launch processes, and how many it holds in registers at a time.
@@ -84,6 +84,7 @@ class Launch:
         self._placed = [self._send(layouts), self._send(of_chunks(tensors, cut))] if tensors else []
         self._programs = len(cut)
         self._chunks = self._send(cut)
+        self._even = not np.bitwise_or.reduce(cut[:, 1], initial=0) % EVEN
         self._bounds = self._send(first_chunks(cut, len(sizes)))
         self._lengths = self._send(np.maximum(sizes, 1), torch.float64)
         self._unscaled = self._send(np.array([1.0, 0.0]), torch.float32)
@@ -164,7 +165,8 @@ class Launch:
         return [] if self._lines is None else [*self._lines.tables, self._bounds]
 
     def _aligned(self) -> bool:
-        return not np.bitwise_or.reduce(self._pointers[:, : len(self._wide)][:, self._wide], axis=None) & 15
+        addresses = self._pointers[:, : len(self._wide)][:, self._wide]
+        return self._even and not np.bitwise_or.reduce(addresses, axis=None) & 15
 
     def finished(self, reduction: Reduction, shares: Tensor) -> Tensor:
         """What a reduction comes to over each tensor."""

@@ -145,8 +145,8 @@ class LinePrinter(_Doubles):
         lines = ["@triton.jit", f"def turn{number}({', '.join(given)}):"]
         lines += [] if is_coded else ["    first = base + column"]
         lines += [f"    i = {'base + column' if is_coded else 'first + lanes'}"]
-        is_noisy = any(x in self.noisy for x in turn.outputs)
-        lines += self._position(is_coded, is_noisy, bool(draws_in(turn.instructions)))
+        lines += ["    shared = (first + tl.arange(0, BLOCK)) // SHARING"] if is_coded else []
+        lines += self._position([x for x in self.noisy if x in turn.outputs], draws_in(turn.instructions))
         along = "column" if is_coded else "column + lanes"
         for name, register in turn.inputs.items():
             lines.append(f"    {register} = {self._load(name)}")

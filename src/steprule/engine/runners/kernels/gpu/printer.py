@@ -7,7 +7,7 @@ if the arrays have that dtype, and rounded once, to nearest with ties to even, w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 
@@ -137,7 +137,10 @@ class Printer:
         given += ["BLOCK: tl.constexpr"] if self.coded else []
         lines = ["@triton.jit", f"def entries({', '.join(given)}):"]
         lines += [] if self.coded else ["    i = first + lanes"]
-        lines += self._position(bool(self.coded), bool(self.noisy), bool(self.draws))
+        lines += ["    shared = (first + tl.arange(0, BLOCK)) // SHARING"] if self.coded else []
+        if self.noisy or self.draws:
+            lines += ["    if inside is None:", *(f"    {line}" for line in self._position_in_full())]
+            lines += ["    else:", *(f"    {line}" for line in self._position(self.noisy, self.draws))]
         for name, register in self.sweep.inputs.items():
             lines.append(f"    {register} = {self._load(name)}")
         for step in self.sweep.instructions:
@@ -166,14 +169,19 @@ class Printer:
         keys += [f"{what}_{draw}" for draw in draws for what in ("stream", "turn")]
         return [*keys, *PLACES] if keys else []
 
-    def _position(self, is_coded: bool, is_noisy: bool, is_drawn: bool) -> list[str]:
+    def _position_in_full(self) -> list[str]:
+        """The lines that say where elements are in their blocks, if all are in one line of full blocks."""
+        lines = ["    place = i + begun"] if self.noisy else []
+        lines += ["    block, place = first_block + place // SHARING, place % SHARING"] if self.noisy else []
+        return lines + (["    drawn = element + i"] if self.draws else [])
+
+    def _position(self, noisy: Collection[str], draws: Collection[int]) -> list[str]:
         """The lines that say where elements are in their blocks."""
-        lines = ["    shared = (first + tl.arange(0, BLOCK)) // SHARING"] if is_coded else []
-        lines += ["    line = i // width"] if is_noisy or is_drawn else []
-        if is_noisy:
+        lines = ["    line = i // width"] if noisy or draws else []
+        if noisy:
             lines += ["    place = i - line * width + begun"]
             lines += ["    block, place = first_block + line * blocks + place // strip, place % strip"]
-        return lines + (["    drawn = element + line * (span - width) + i"] if is_drawn else [])
+        return lines + (["    drawn = element + line * (span - width) + i"] if draws else [])
 
     def _load(self, name: str) -> str:
         """The text that loads elements of an array and decodes them."""
@@ -250,6 +258,17 @@ class Printer:
 
     def _loops(self, call: str) -> list[str]:
         """The loops over the elements of a chunk, block by block."""
+        simple = ["(strip == SHARING)"] if self.coded or self.noisy else []
+        simple += ["(length <= width)"] if self.coded or self.noisy or self.draws else []
+        if not self.coded and simple:
+            return [
+                "lanes = tl.arange(0, BLOCK)",
+                f"full = tl.where({' & '.join(simple)}, length // BLOCK * BLOCK, 0)",
+                "for first in range(0, full, BLOCK):",
+                f"    {call}, first, lanes, None)",
+                "for first in range(full, length, BLOCK):",
+                f"    {call}, first, lanes, first + lanes < length)",
+            ]
         if not self.coded:
             return [
                 "lanes = tl.arange(0, BLOCK)",
@@ -264,7 +283,7 @@ class Printer:
             "across = tl.minimum(scales, (length + strip - 1) // strip)",
             "end = (length + width - 1) // width * across * SHARING",
             # Where blocks fill their lanes.
-            "full = tl.where((strip == SHARING) & (length <= width), length // BLOCK * BLOCK, 0)",
+            f"full = tl.where({' & '.join(simple)}, length // BLOCK * BLOCK, 0)",
             "for first in range(0, full, BLOCK):",
             f"    {call}, first, first + lanes, None, BLOCK)",
             "for first in range(full, end, BLOCK):",
