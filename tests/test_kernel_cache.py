@@ -15,6 +15,7 @@ import pytest
 import torch
 from processes import finish, python, started
 
+import steprule
 from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cpu import compiler as kernel_compiler
 
@@ -81,8 +82,9 @@ def test_a_second_process_needs_neither_numba_nor_time(tmp_path: Path) -> None:
     first, second = (run(STEP, environment(tmp_path)).split() for _ in range(2))
     assert (first[0], second[0]) == ("True", "False")
     assert first[1:] == second[1:]
-    (kept,) = (tmp_path / "steprule").glob("*.o")
-    assert kept.with_suffix(".py").read_text().startswith('"""AdamW, pass 1 of 1')
+    assert len(list((tmp_path / "steprule").glob("*.o"))) == 1
+    (text,) = (tmp_path / "steprule").glob("AdamW-*.py")
+    assert text.read_text().startswith('"""AdamW, pass 1 of 1')
 
 
 DAMAGE = {
@@ -99,13 +101,13 @@ def test_a_damaged_file_is_compiled_again(
     damage: str, folder: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel_cache.address_of("k", TEXT)
-    (kept,) = folder.glob("*.o")
+    (kept,), (text,) = folder.glob("*.o"), folder.glob("k-*.py")
     kept.write_bytes(DAMAGE[damage](kept.read_bytes()))
-    kept.with_suffix(".py").write_text("raise SystemExit")
+    text.write_text("raise SystemExit")
     forget(monkeypatch)
     kernel_cache.address_of("k", TEXT)
     assert len(compiled) == 2
-    assert kept.with_suffix(".py").read_text() == TEXT
+    assert text.read_text() == TEXT
     forget(monkeypatch)
     kernel_cache.address_of("k", TEXT)
     assert len(compiled) == 2
@@ -135,8 +137,43 @@ def test_what_the_code_depends_on_is_in_its_name(
     monkeypatch.setattr(kernel_compiler, "surroundings", lambda: surroundings + "another processor")
     forget(monkeypatch)
     kernel_cache.address_of("k", TEXT)
-    assert len(set(compiled)) == 2
+    assert len(compiled) == 2
     assert len(list(folder.glob("*.o"))) == 2
+
+
+def test_texts_with_the_same_code_are_compiled_once(
+    folder: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program at the top may differ in what the host computes; each text can be read."""
+    texts = {
+        name: f'"""{name}; written by steprule.\n\n{name}: r0 = p\n"""\n{TEXT}' for name in ("one", "other")
+    }
+    found = {kernel_cache.address_of(name, text) for name, text in texts.items()}
+    assert len(found) == len(compiled) == len(list(folder.glob("*.o"))) == 1
+    for name, text in texts.items():
+        source = kernel_cache.source_of(name, text)
+        assert source is not None
+        assert source.read_text() == text
+    forget(monkeypatch)
+    kernel_cache.address_of("other", texts["other"])
+    assert len(compiled) == 1
+    changed = texts["one"].replace("number(part)", "number(part + 1)")
+    assert kernel_cache.address_of("one", changed) not in found
+    assert len(compiled) == 2
+
+
+def test_rules_whose_kernels_are_equal_share_them(folder: Path, compiled: list[str]) -> None:
+    """DoG and DoWG differ in the learning rate, which the host computes from the same sums."""
+    for rule in (steprule.DoG, steprule.DoWG):
+        param = torch.nn.Parameter(torch.ones(3))
+        param.grad = torch.ones(3)
+        optimizer = rule([param], fused=True)
+        optimizer.step()
+        files = re.findall(r"kernel: (\S+)", optimizer.explain())
+        titles = [Path(file).read_text().partition(";")[0] for file in files]
+        assert titles == [f'"""{rule.__name__}, pass {number} of 2' for number in (1, 2)]
+    names = [Path(file).name.rpartition("-")[0] for file in compiled]
+    assert names == ["DoG-float32-1", "DoG-float32-2", "sums"]
 
 
 # What a kernel's machine code depends on besides its text, each with another value.

@@ -1,9 +1,11 @@
 """A disk cache of compiled kernels, so that only the first process compiles.
 
 numba compiles a kernel's text once. The object code is stored beside the text in a cache folder, under a name
-made from everything it depends on. A later process checks the digest of the file and links it with LLVM,
-without importing numba. A file that fails the check is compiled again. Files appear by renaming, so a reader
-never sees a partial file, even if several processes compile at once or one is killed.
+made from everything it depends on; what a text says about its program at the top is not part of that, so
+programs that differ only in what the host computes share their code. A later process checks the digest of the
+file and links it with LLVM, without importing numba. A file that fails the check is compiled again. Files
+appear by renaming, so a reader never sees a partial file, even if several processes compile at once or one is
+killed.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class NoKernel(RuntimeError):
 def address_of(name: str, text: str) -> int:
     """The address of the compiled kernel, which is a C function void(int64).
 
-    name: the start of the file names. text: the kernel's source, as `cpu.kernel` writes it.
+    name: the start of the name of the file with its text. text: the kernel's source, as `cpu.kernel` writes it.
 
     Raises: NoKernel if it cannot be compiled here. Later calls raise the same error without trying again.
     """
@@ -56,32 +58,45 @@ def address_of(name: str, text: str) -> int:
 def source_of(name: str, text: str) -> Path | None:
     """The file where a kernel's text can be read, or None if there is no cache."""
     folder = cache_folder()
-    return None if folder is None else folder / f"{name}-{_key(text)[:16]}.py"
+    return None if folder is None else folder / _source_name(name, text)
+
+
+def _source_name(name: str, text: str) -> str:
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
+
+
+def _code_of(text: str) -> str:
+    """What is compiled of a text: all but what it says at its top."""
+    return text.partition('\n"""\n\n')[2] or text
 
 
 def _key(text: str) -> str:
     from steprule.engine.runners.kernels.cpu import compiler as kernel_compiler  # needs an optional library
 
-    return hashlib.sha256(f"{kernel_compiler.surroundings()}\n{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{kernel_compiler.surroundings()}\n{_code_of(text)}".encode()).hexdigest()
 
 
 def _obtain(name: str, text: str) -> tuple[int, Any]:
     from steprule.engine.runners.kernels.cpu import compiler as kernel_compiler  # needs an optional library
 
-    key = _key(text)
-    folder, name = cache_folder(), f"{name}-{key[:16]}"
-    if folder is None:
-        return kernel_compiler.link(kernel_compiler.machine_code(text, f"{name}.py"))
-    source, object_file = folder / f"{name}.py", folder / f"{name}.o"
+    folder, source = cache_folder(), _source_name(name, text)
     # If the disk is full, the next process compiles again; nothing else is lost.
-    with contextlib.suppress(OSError):
-        keep(source, text.encode())
-    code = _read(object_file, key)
-    if code is None:
-        code = kernel_compiler.machine_code(text, str(source))
+    if folder is not None:
         with contextlib.suppress(OSError):
-            keep(object_file, _digest(key, code) + code)
-    return kernel_compiler.link(code)
+            keep(folder / source, text.encode())
+    known = _loaded.get(_code_of(text))
+    if isinstance(known, tuple):
+        return known
+    key = _key(text)
+    kept = None if folder is None else folder / f"{key[:32]}.o"
+    code = None if kept is None else _read(kept, key)
+    if code is None:
+        code = kernel_compiler.machine_code(text, source if folder is None else str(folder / source))
+        if kept is not None:
+            with contextlib.suppress(OSError):
+                keep(kept, _digest(key, code) + code)
+    made = _loaded[_code_of(text)] = kernel_compiler.link(code)
+    return made
 
 
 # On disk
