@@ -18,12 +18,12 @@ from torch import Tensor
 Put = Callable[[Tensor], Any]
 
 
-def in_processes(count: int, what: str, folder: Path, module: str) -> None:
-    """Run `what(rank)` of a module of tests in so many processes; if one fails, so does this."""
+def in_processes(count: int, what: str, folder: Path, module: str, *more: str | int) -> None:
+    """Run `what(rank, *more)` of a module of tests in so many processes; if one fails, so does this."""
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     script = (
         f"import os, sys, layouts, {module} as t\n"
-        f"with layouts.joined(int(sys.argv[1]), {count}, sys.argv[2]): t.{what}(int(sys.argv[1]))\n"
+        f"with layouts.joined(int(sys.argv[1]), {count}, sys.argv[2]): t.{what}(int(sys.argv[1]), *{more!r})\n"
         # A thread of gloo that is still there would abort an orderly end, once in many runs.
         "sys.stdout.flush()\nos._exit(0)"
     )
@@ -70,8 +70,32 @@ def layouts() -> dict[str, Put]:
     found = {"rows": put(line, 0), "columns": put(line, 1), "repeated": put(line, None)}
     if count == 4:
         grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
-        found |= {"hsdp": put(grid, None, 0), "grid": put(grid, 0, 1)}
+        found |= {"hsdp": put(grid, None, 0), "grid": put(grid, 0, 1), "strided": strided(grid)}
     return found
+
+
+def strided(grid: Any) -> Put:
+    """What shards rows as `fully_shard` does over the first dimension of a mesh, after tensor parallelism."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    outer, inner = grid.get_coordinate()
+    _, count = grid.shape
+
+    def sharded(x: Tensor) -> Any:
+        layout: Any = {"shape": x.shape, "stride": x.stride(), "run_check": False}
+        if not x.dim():
+            return DTensor.from_local(x, grid, [Replicate(), Replicate()], **layout)
+        own = share(share(x, count, inner), grid.shape[0], outer)
+        return DTensor.from_local(own, grid, [_StridedShard(0, split_factor=count), Shard(0)], **layout)
+
+    return sharded
+
+
+def share(x: Tensor, count: int, place: int) -> Tensor:
+    """One of so many parts of the rows, as torch makes them: the last ones may be empty."""
+    found = x.chunk(count)
+    return found[place].contiguous() if place < len(found) else x[:0]
 
 
 def whole(x: Any) -> Tensor:

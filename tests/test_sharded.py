@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 import steprule
 from steprule.declare import Matrix
+from steprule.engine.sharding.parts import region_of, within
 from steprule.words import largest, mean, norm
 
 pytestmark = pytest.mark.skipif(
@@ -449,23 +451,74 @@ def meshes_in_each_other(rank: int) -> None:
     twins(steprule.Prodigy, put)
 
 
+def after_tensor_parallelism(rank: int) -> None:
+    """What each process has of two stretches: sums, whole matrices, and rules of elements, kept in any way."""
+    put = layouts()["strided"]
+    twins(lambda p: steprule.AdamW(p, modifiers=[steprule.GlobalNormClip(0.5), steprule.Cautious()]), put)
+    twins(lambda p: steprule.Muon([{"params": p, "views": [{"split": (64, 21, 16)}, None, None]}]), put)
+    for make in (steprule.LAMB, steprule.Muon, steprule.SOAP, steprule.Prodigy, ReducesAll):
+        twins(make, put)
+    for low in ("master", "kahan", "stochastic"):
+        twins(partial(steprule.AdamW, lr=0.1, low_precision=low), put, dtype=torch.bfloat16)
+    codes(put, ((130, 256), (8, 1024), (9, 70, 3, 3)))
+
+
+def tensor_parallelism(rank: int) -> None:
+    """A model under `parallelize_module` and `fully_shard` trains as one that is not sharded."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensors"))
+    in_codes = partial(steprule.AdamW, state_dtype="int8")
+    # In rows of 256, no process has a part of a block of codes.
+    for make, width in ((steprule.AdamW, 131), (steprule.LAMB, 131), (steprule.Muon, 131), (in_codes, 256)):
+        torch.manual_seed(0)
+        models = [nn.Sequential(nn.Linear(64, width), nn.Linear(width, 64)) for _ in range(2)]
+        models[1].load_state_dict(models[0].state_dict())
+        parallelize_module(models[1], grid["tensors"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
+        fully_shard(models[1], mesh=grid["data"])
+        optimizers = [make(model) for model in models]
+        for number in range(3):
+            for place, (p, q) in enumerate(zip(*(x.parameters() for x in models), strict=True)):
+                p.grad = numbers(tuple(p.shape), p.dtype, 10 * number + place)
+                q.grad = sharded_as(q, p.grad)
+            for optimizer in optimizers:
+                optimizer.step()
+        assert_equal(*optimizers, repr(optimizers[1]))
+
+
+def sharded_as(param: Any, x: Tensor) -> Any:
+    """A whole tensor, sharded as a parameter is."""
+    from torch.distributed.tensor import DTensor
+
+    part = x[within(region_of(param))]
+    layout: Any = {"shape": x.shape, "stride": x.stride(), "run_check": False}
+    return DTensor.from_local(part.contiguous(), param.device_mesh, param.placements, **layout)
+
+
 def four(rank: int) -> None:
     """Every rule, each in one of the layouts of four processes."""
     each_rule(rank)
     meshes_in_each_other(rank)
+    after_tensor_parallelism(rank)
+    tensor_parallelism(rank)
+
+
+def codes(put: Any, shapes: Any) -> None:
+    """State in 8 bits, with elements enough for codes."""
+    twins(lambda p: steprule.AdamW(p, state_dtype="int8"), put, shapes)
+    twins(lambda p: steprule.LAMB(p, state_dtype="int8"), put, shapes[:1])
 
 
 def eight_bits(rank: int) -> None:
-    """State in 8 bits, with elements enough for codes; a block that is cut is refused."""
-    codes = {"state_dtype": "int8"}
+    """State in 8 bits; a block that is cut is refused."""
     shapes = ((130, 256), (4608,), (64, 1024), (9, 70, 3, 3))
     for name, put in layouts().items():
-        fitting = shapes[: 3 if name == "columns" else 4]
-        twins(lambda p: steprule.AdamW(p, **codes), put, fitting)
-        twins(lambda p: steprule.LAMB(p, **codes), put, fitting[:1])
+        codes(put, shapes[: 3 if name == "columns" else 4])
     cut = nn.Parameter(layouts()["columns"](torch.ones(101, 150)))
     with pytest.raises(ValueError, match=r"cannot keep parameter 0 .*a part of a block of 128 neighbours"):
-        steprule.AdamW([cut], **codes)
+        steprule.AdamW([cut], state_dtype="int8")
 
 
 def small_checks(rank: int) -> None:

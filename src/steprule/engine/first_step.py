@@ -71,7 +71,8 @@ def look_for_curvature(optimizer: Any, group: dict[str, Any]) -> bool:
         if gradient is None or group.get("lr") == 0 or not has_elements(param) or not gradient.any():
             continue
         state = optimizer.state_of(param, group)
-        estimated = any(optimizer.slot_elements(state, key).any() for key in keys)
+        # Codes of 8 bits show it, too: that of zero is 0.
+        estimated = any(state[storage.entry_of(state, key)].any() for key in keys)
         if not estimated and float(state.get("step", 0)) == 0:
             notices.warn(curvature_errors.no_curvature(optimizer.who(group), optimizer.name_of(param)))
         return True

@@ -327,10 +327,6 @@ class RuleOptimizer(CheckedOptimizer):
             new |= storage.create_for_parameter(param, group, {**there, **new}, place)
         return new
 
-    def slot_elements(self, state: Mapping[str, Any], key: str) -> Tensor:
-        """The elements of a slot, decoded if it is kept in 8 bits."""
-        return storage.load(state, key)
-
     def init_state(self) -> None:
         """Create the state of every trainable parameter, without a step."""
         with self._as_shared():

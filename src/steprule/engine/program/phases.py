@@ -175,7 +175,8 @@ def keys_of(group: dict[str, Any], reduction: Reduction, places: Sequence[int]) 
     if reduction.shared:
         return [key_in(group, reduction)]
     whole = id(group.get(PART_OF, group))
-    return [(whole, place, reduction.index) for place in places]
+    # Programs that are decided between before a step may count different sums in the same way.
+    return [(whole, place, reduction.index, reduction.word) for place in places]
 
 
 def stages_of(program: Program, group: dict[str, Any], places: Sequence[int] = ()) -> Stages:

@@ -58,8 +58,7 @@ def _odd_tensors(program: Program, param: Tensor, gradient: Tensor, slots: Mappi
             continue
         if tensor.shape != param.shape:
             return f"{name} has another shape than the parameter"
-        contiguous = tensor.is_contiguous() and param.is_contiguous()
-        if not contiguous and tensor.stride() != param.stride():
+        if not _ordered_as(tensor, param):
             return f"{name} has another memory layout than the parameter"
     if not _dense(param):
         return "the parameter's elements have gaps between them in memory"
@@ -123,14 +122,18 @@ def _odd_storage(program: Program, param: Tensor, state: Mapping[str, Any]) -> s
             if _wrapped(value) or value.is_neg():
                 return f"its state '{key}' has no plain memory of its own"
             beside = storage.of_bytes(value) if key == "low_bits" else value
-            if key in ("compensation", "low_bits") and (beside.shape, beside.stride()) != (
-                param.shape,
-                param.stride(),
-            ):
+            fits = beside.shape == param.shape and _ordered_as(beside, param)
+            if key in ("compensation", "low_bits") and not fits:
                 return f"its state '{key}' has another memory layout than the parameter"
             if key.endswith("_scale") and not value.is_contiguous():
                 return f"its state '{key}' is not contiguous"
     return None
+
+
+def _ordered_as(tensor: Tensor, param: Tensor) -> bool:
+    """Whether a tensor of the same shape has its elements in the same order."""
+    # Of a side of length 1, the stride says nothing.
+    return (tensor.is_contiguous() and param.is_contiguous()) or tensor.stride() == param.stride()
 
 
 def _wrapped(tensor: Tensor) -> bool:
