@@ -32,13 +32,15 @@ class Part(NamedTuple):
     start: runs the step, or returns what runs it between sums. stages: the keys of the sums that it takes part
     in, those together that it asks for at once, in order. may_raise: a word on whole matrices may still raise
     before the part asks for `BEFORE_STORING`. counts: whether its shares count in sums over all processes: of
-    what several processes repeat, those of one do.
+    what several processes repeat, those of one do. stack: if it works on whole matrices, how it can do so
+    together with other parts (see `runners.stacks`).
     """
 
     start: Callable[[], Going | None]
     stages: Stages = ()
     may_raise: bool = False
     counts: bool = True
+    stack: Any = None
 
     @property
     def keys(self) -> frozenset[Any]:

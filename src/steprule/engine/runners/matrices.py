@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, cast
 
 import torch
@@ -64,6 +65,13 @@ class _Equal:
         self.arrays: dict[str, Tensor] = {}
         self.values: Values = {}
 
+    def at(self, places: list[int]) -> _Equal:
+        """Parameters of the same kind at other places."""
+        made = copy(self)
+        made.places, made.shape = places, (len(places), *self.shape[1:])
+        made.arrays, made.values = {}, {}
+        return made
+
     def make(self, name: str, dtype: torch.dtype) -> Tensor:
         """Make an array."""
         self.arrays[name] = made = torch.empty(self.shape, dtype=dtype, device=self.device)
@@ -105,6 +113,19 @@ class MatrixWork:
         for place, (param, view) in enumerate(zip(params, views, strict=True)):
             together.setdefault((param.shape, view), []).append(place)
         self._equals = [_Equal(x, params[x[0]], view) for (_, view), x in together.items()]
+
+    @classmethod
+    def of_all(cls, works: Sequence[MatrixWork]) -> MatrixWork:
+        """The work of several batches of one program as one: their parameters one after the other."""
+        made, first = copy(works[0]), 0
+        together: dict[Any, tuple[_Equal, list[int]]] = {}
+        for work in works:
+            for equal in work._equals:
+                places = together.setdefault((equal.shape[1:], equal.view), (equal, []))[1]
+                places += [first + place for place in equal.places]
+            first += sum(len(equal.places) for equal in work._equals)
+        made._equals = [equal.at(places) for equal, places in together.values()]
+        return made
 
     def begin(self) -> dict[str, list[int]]:
         """Make the arrays that sweeps fill. Returns the addresses by name, one for each parameter."""
@@ -212,6 +233,11 @@ class MatrixWork:
         return torch.cat(made)
 
 
+def bytes_of(param: Tensor) -> int:
+    """What is in memory of a parameter between sweeps."""
+    return param.numel() * max(4, param.element_size())
+
+
 class Shares:
     """Cuts the work on whole matrices, so that what is in memory between sweeps stays below `BYTES`."""
 
@@ -223,7 +249,7 @@ class Shares:
         """Which share of the work a parameter is in, after those before it; one for all without matrices."""
         if program.matrices is None:
             return 0
-        size = param.numel() * max(4, param.element_size())
+        size = bytes_of(param)
         if self._bytes and self._bytes + size > BYTES:
             self._bytes, self._number = 0, self._number + 1
         self._bytes += size

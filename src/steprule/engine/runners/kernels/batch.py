@@ -19,7 +19,7 @@ from steprule.engine.runners.kernels.addresses import Addresses
 from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.engine.runners.kernels.forms import Forms
 from steprule.engine.runners.kernels.runner import Kernels
-from steprule.engine.runners.matrices import MatrixWork
+from steprule.engine.runners.matrices import MatrixWork, bytes_of
 from steprule.engine.sharding.parts import is_piece, region_in, shape_of
 
 _numel: Callable[[Tensor], int] = Tensor.numel
@@ -87,6 +87,16 @@ class Batch:
         others = [key for key, x in states[0].items() if key not in swept and isinstance(x, Tensor)]
         self.wholes = others if program.matrices is not None else []
         self.whole_forms = Forms(self._wholes(states))
+        # What batches have in common whose equal matrices may be worked on together.
+        kinds = (
+            own[0].dtype,
+            reference.compute_dtype(params[0]),
+            *(states[0][key].dtype for key in self.wholes),
+        )
+        self.alike = (
+            (id(program), params[0].device, *kinds) if self.work is not None and not self._split else None
+        )
+        self.size = sum(map(bytes_of, params))
         self.addresses = {letter: Addresses(column) for letter, column in columns.items()}
         self.addresses["g"] = Addresses(own)
         for letter in ("p", *self.keys):
@@ -151,16 +161,11 @@ class Batch:
         self.end(scaling)
         return scaling
 
-    def run_matrices(self, number: int, gradients: Sequence[Tensor], states: Sequence[dict[str, Any]]) -> None:
-        """The words on whole matrices before a sweep."""
-        if self.work is None:
-            return
+    @property
+    def rows(self) -> list[Sequence[float]]:
+        """The scalars of each parameter, as far as they are computed."""
         table = self.scalars if self.counters.table is None else self.counters.table
-        made = self.work.begin() if not number else {}
-        if number < len(self.program.stages):
-            made |= self.work.run(number, table, self.counters.rows, gradients, states)
-        for name, addresses in made.items():
-            self.launch.place(name, addresses)
+        return [table[row] for row in self.counters.rows]
 
     def run(self, number: int, scaling: tuple[Any, ...]) -> list[tuple[Reduction, Any]]:
         """What comes between two stages of scalars: values per column, and a sweep.

@@ -9,7 +9,7 @@ gradient or slot alive, goes into no checkpoint, and is not copied with its opti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from operator import is_
@@ -18,11 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steprule import matrix_errors
 from steprule.engine import plans
 from steprule.engine.fields import Field
 from steprule.engine.program import decisions, phases
-from steprule.engine.program.phases import Going, Part
+from steprule.engine.program.phases import Part
 from steprule.engine.program.program import Program
 from steprule.engine.program.sums import Partial
 from steprule.engine.runners import matrices, sharing
@@ -31,9 +30,9 @@ from steprule.engine.runners.kernels.batch import Batch, beside, counts_there
 from steprule.engine.runners.kernels.cache import NoKernel
 from steprule.engine.runners.kernels.counters import keys_of
 from steprule.engine.runners.kernels.runner import Kernels
-from steprule.engine.runners.matrices import MatrixWork
 from steprule.engine.runners.reference import next_step
 from steprule.engine.runners.runner import Prepared
+from steprule.engine.runners.stacks import BeforeSweep, Member, Stack, Sweeps
 from steprule.engine.sharding.parts import region_in
 
 # Options of a group that no program knows and no state shows, yet a plan depends on.
@@ -90,35 +89,20 @@ def prepare(
     parts: list[Part] = []
     for batch, written in zip(batches, found, strict=True):
         states = [optimizer.state[group["params"][place]] for place in batch.places] if batch.work else []
-        step = partial(_sweeps, batch, written, scaler, group, gradients, states, after)
-        if batch.work is not None:
-            step = partial(_naming, partial(_freeing, batch.work, step), optimizer, group, batch.places)
+        member = Member(
+            partial(_sweeps, batch, written, scaler, group, gradients, states, after),
+            partial(_names, optimizer, group, batch.places),
+        )
         stages = phases.stages_of(batch.program, group, batch.split_places(group))
-        parts.append(Part(step if stages else partial(_to_the_end, step), stages, batch.program.may_raise))
+        alike = None if batch.alike is None else (*batch.alike, stages)
+        stack = Stack(optimizer.who(group), alike, batch.size, (member,))
+        parts.append(stack.part(stages, batch.program.may_raise))
     return parts, left
 
 
-def _freeing(work: MatrixWork, step: Callable[[], Going]) -> Going:
-    """The step, after which nothing of it stays in memory, whether it ends or is given up."""
-    try:
-        yield from step()
-    finally:
-        work.forget()
-
-
-def _to_the_end(step: Callable[[], Going]) -> None:
-    for _ in step():
-        raise AssertionError("no sum over several tensors was asked for")
-
-
-def _naming(step: Callable[[], Going], optimizer: Any, group: dict[str, Any], places: Sequence[int]) -> Going:
-    """The same step, of these places in the group: if a word on whole matrices fails, their names are told."""
-    try:
-        yield from step()
-    except matrix_errors.WordFailed as failed:
-        names = optimizer.names_in(group)
-        who = optimizer.who(group)
-        raise matrix_errors.word_failed(who, failed, [names[place] for place in places]) from None
+def _names(optimizer: Any, group: dict[str, Any], places: Sequence[int]) -> list[str]:
+    names = optimizer.names_in(group)
+    return [names[place] for place in places]
 
 
 def _sweeps(
@@ -129,7 +113,7 @@ def _sweeps(
     gradients: list[Tensor | None],
     states: list[dict[str, Any]],
     after: dict[str, float],
-) -> Going:
+) -> Sweeps:
     """A step of a batch whose scalars depend on sums, or with words on whole matrices: sweep by sweep.
 
     gradients: held until the step is over, since other batches of the group may still read theirs. states: of
@@ -143,7 +127,8 @@ def _sweeps(
         if 0 < number < len(program.scalars):
             batch.counters.add(number, reduced)
         if batch.work is not None:
-            batch.run_matrices(number, [cast(Tensor, gradients[place]) for place in batch.places], states)
+            given = [cast(Tensor, gradients[place]) for place in batch.places]
+            yield BeforeSweep(number, batch, given, states)
             if program.may_raise and number == len(program.passes) - 1:
                 yield phases.NOTHING_RAISES
         asked: dict[Any, tuple[str, Partial]] = {}
@@ -163,14 +148,13 @@ def _sweeps(
                 reduced[reduction.index] = batch.launch.finished(reduction, shares)
         if asked:
             known = yield asked
+            assert known is not None
             for x, _ in found:
                 if x.shared:
                     reduced[x.index] = known[phases.key_in(group, x)]
                 elif places:
                     reduced[x.index] = batch.launch.column([known[y] for y in phases.keys_of(group, x, places)])
     batch.end(scaling)
-    if batch.work is not None:
-        batch.work.store(states)
     if not scaling or not scaling[0][1]:  # a gradient scaler skips the step otherwise
         after.update(batch.counters.shared())
 
