@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-
-import steprule
+from rules import ALWAYS, RULES
 
 if not torch.cuda.is_available():
     os.environ.setdefault(
@@ -35,23 +34,7 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
-# Of a test with many cases, one or more for each rule, an ordinary run takes all cases of these rules, of which
-# each has something in its step or its state that no other has, and a part of the cases of the others.
-ALWAYS = {
-    "Adafactor",
-    "Adagrad",
-    "AdamW",
-    "AMSGrad",
-    "ASGD",
-    "LBFGS",
-    "Muon",
-    "Prodigy",
-    "ScheduleFreeAdamW",
-    "SGD",
-    "SignedMomentum",
-    "SparseAdam",
-}
-RULES = {*steprule.catalogue(), "SignedMomentum"}
+# A test has many cases from this number on, and a part is one of so many.
 MANY = 40
 PART = 8
 # These hold the rules to their papers and to torch: always all of it. The last chooses its cases itself.
@@ -84,7 +67,7 @@ def _is_taken(node: str, cases: Counter[str]) -> bool:
     test, _, case = node.partition("[")
     if cases[test] <= MANY or Path(test.partition("::")[0]).name in WHOLE:
         return True
-    rules = RULES & set(re.split(r"[^A-Za-z0-9]", case))
+    rules = RULES.keys() & set(re.split(r"[^A-Za-z0-9]", case))
     return rules <= ALWAYS or zlib.crc32(node.encode()) % PART == 0
 
 

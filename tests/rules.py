@@ -54,6 +54,23 @@ class SignedMomentum(Elementwise):
 
 RULES: dict[str, Any] = {**steprule.catalogue(), "SignedMomentum": SignedMomentum}
 
+# Of a test with many cases, one or more for each rule, an ordinary run takes all cases of these rules, of which
+# each has something in its step or its state that no other has, and a part of the cases of the others.
+ALWAYS = {
+    "Adafactor",
+    "Adagrad",
+    "AdamW",
+    "AMSGrad",
+    "ASGD",
+    "LBFGS",
+    "Muon",
+    "Prodigy",
+    "ScheduleFreeAdamW",
+    "SGD",
+    "SignedMomentum",
+    "SparseAdam",
+}
+
 ORDINARY_SHAPES: Shapes = ((4, 3), (5,), (), (2, 3, 2, 2))
 MATRIX_SHAPES: Shapes = ((4, 3), (3, 5), (2, 2))
 SHAPES: dict[str, Shapes] = {"SparseAdam": ((6, 3), (5, 2))}
