@@ -16,6 +16,7 @@ import pytest
 import torch
 from layouts import in_processes, layouts
 from rules import Case, numbers
+from test_lbfgs_sharded import closure_of
 from test_sharded import SHARDED, assert_equal
 from test_storage_runners import STORAGES, can_keep
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ SOME = [
     ("Muon", "plain", ("GlobalNormClip",)),
     ("SOAP", "plain", ()),
     ("Kron", "plain", ()),
+    ("LBFGS", "plain", ()),
 ]
 
 
@@ -65,12 +67,16 @@ class Run(NamedTuple):
         shapes = ELEMENTS if self.case.elementwise else self.case.shapes
         shapes = shapes if self.case.any_shape else MATRICES
         model = nn.ParameterList(put(x.detach()) for x in self.case.parameters(dtype, shapes))
-        own = [MODIFIERS[name](**OFTEN.get(name, {})) for name in self.modifiers]
-        optimizer = self.case.make(model.named_parameters(), modifiers=own, **options)
+        if self.modifiers:
+            options = options | {"modifiers": [MODIFIERS[x](**OFTEN.get(x, {})) for x in self.modifiers]}
+        optimizer = self.case.make(model.named_parameters(), **options)
         optimizer.init_state()
         return model, optimizer
 
     def step(self, model: nn.Module, optimizer: Any, number: int, put: Any) -> None:
+        if self.case.closure:
+            optimizer.step(closure_of(optimizer, put))
+            return
         for place, p in enumerate(model.parameters()):
             p.grad = put(numbers(tuple(p.shape), p.dtype, 10 * number + place))
         if any(hasattr(MODIFIERS[name], "climb") for name in self.modifiers):
@@ -98,8 +104,11 @@ def as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def put_of(number: int, run: Run) -> Any:
+def put_of(number: int, run: Run, sharded: bool) -> Any:
     """Another layout for each run; blocks of 8 bits are not cut."""
+    # LBFGS is a different one on parameters that are not sharded.
+    if not sharded and not run.case.closure:
+        return as_it_is
     found = dict(layouts())
     if len(found) > 3 and "int8" in STORAGES[run.storage][1].values():
         found = {name: found[name] for name in ("rows", "hsdp", "strided")}
@@ -125,7 +134,7 @@ def stage(rank: int, place: int, folder: str, all_of_them: bool) -> None:
     from torch.distributed.checkpoint import state_dict as torchs
 
     chosen = list(runs(all_of_them))
-    puts = [put_of(number, run) if place else as_it_is for number, run in enumerate(chosen)]
+    puts = [put_of(number, run, place > 0) for number, run in enumerate(chosen)]
     begun = [run.start(put) for run, put in zip(chosen, puts, strict=True)]
     if place:
         saved = states(begun)
@@ -137,10 +146,11 @@ def stage(rank: int, place: int, folder: str, all_of_them: bool) -> None:
         run.step(model, optimizer, place, put)
     checkpoint.save(states(begun), checkpoint_id=f"{folder}/{place}")
     if place == len(STAGES) - 1:
-        for run, (_, optimizer) in zip(chosen, begun, strict=True):
-            model, straight = run.start(as_it_is)
-            for number in range(len(STAGES)):
-                run.step(model, straight, number, as_it_is)
+        for number, (run, (_, optimizer)) in enumerate(zip(chosen, begun, strict=True)):
+            put = put_of(number, run, sharded=False)
+            model, straight = run.start(put)
+            for step in range(len(STAGES)):
+                run.step(model, straight, step, put)
             assert_equal(straight, optimizer, str(run))
 
 

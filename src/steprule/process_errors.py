@@ -21,6 +21,15 @@ def failed_elsewhere(who: str) -> RuntimeError:
     return RuntimeError(f"{who}: another process has failed in this step. Its own message says why.")
 
 
+def other_losses(who: str, least: float, most: float) -> ValueError:
+    """Processes whose closures return different losses."""
+    return ValueError(
+        f"{who}: the closure returns {least} in one process and {most} in another, must return the same loss "
+        "in all. After loss.backward(), add the losses up with torch.distributed.all_reduce(loss.detach()), "
+        "divide by the number of processes, and return that."
+    )
+
+
 def in_strides() -> ValueError:
     """A part that is no stretch of the whole along some dimension."""
     return ValueError(

@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from steprule import errors
+from steprule.closure import vectors
 from steprule.closure.line_search import Point, Scalar, strong_wolfe
+from steprule.closure.vectors import Parts, Space, Vector, largest, length
 from steprule.engine import docstrings, notices
 from steprule.engine.fields import Field
 from steprule.engine.optimizer import CheckedOptimizer
+from steprule.engine.sharding import parts
 
 SMALLEST_CURVATURE = 1e-10
 LINE_SEARCHES = (None, "strong_wolfe")
@@ -62,6 +65,12 @@ class LBFGS(CheckedOptimizer):
     in lists, as in checkpoints of torch.optim.LBFGS. With `maximize` the loss and its gradient are
     negated wherever they are evaluated; the closure's own loss is returned.
 
+    Of sharded parameters (DTensors) every process keeps its part, with room for history_size pairs from the
+    start, so that torch.distributed.checkpoint loads it with any number of processes. Call `step` in all of
+    them, with a closure that returns the same loss in all. Any number of processes gets the same bits, one
+    included (of doubles, where no row is cut within 128 neighbours); sums are exact and rounded once, so these
+    bits are not those of parameters that are not sharded.
+
     If the loss or its gradient is NaN or infinite, the search turns back from there. If that does not help,
     the parameters go back to where the iteration began, the history is emptied, the step ends, and a
     RuntimeWarning says so.
@@ -70,7 +79,7 @@ class LBFGS(CheckedOptimizer):
     one_vector = True
     further_state = frozenset(
         {"func_evals", "n_iter", "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "al"}
-        | {"prev_flat_grad", "prev_loss"}
+        | {"prev_flat_grad", "prev_loss", "pairs"}
     )
 
     fields: ClassVar[dict[str, Field]] = {
@@ -129,6 +138,9 @@ class LBFGS(CheckedOptimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults)
+        if parts.any_sharded(self.param_groups):
+            # So that nobody has to take a step to see the state.
+            self.init_state()
 
     def _normalize(self, group: dict[str, Any], index: int | None) -> dict[str, Any]:
         search = group.get("line_search_fn")
@@ -149,13 +161,18 @@ class LBFGS(CheckedOptimizer):
             self.param_groups.pop()
             raise errors.one_group_only(type(self).__name__)
 
-    def _check_parameters(self, group: dict[str, Any], index: int) -> None:
-        self._check_whole(group, index)
-
     def _check_loaded(self, state: Mapping[Tensor, Any]) -> None:
         who = type(self).__name__
         params: list[Tensor] = self.param_groups[0]["params"]
         if not params:
+            return
+        if parts.any_sharded(self.param_groups):
+            space = vectors.Sharded(who, params)
+            for param, saved in state.items():
+                if problem := space.misfit(param, saved):
+                    raise errors.checkpoint(
+                        who, f"{self.name_of(param)} {problem}", "Was it sharded when saved?"
+                    )
             return
         numbers = None
         if not any(map(is_lazy, params)):
@@ -169,14 +186,12 @@ class LBFGS(CheckedOptimizer):
                     raise errors.checkpoint(who, f"'{key}' {problem}", "Was it written for another model?")
 
     def init_state(self) -> None:
-        """Create the counts, without a step. The history comes with the first iteration."""
-        # torch.optim keeps the state of the whole vector with the first parameter.
-        params: list[Tensor] = self.param_groups[0]["params"]
-        if not params:
-            return
-        state = self.state[params[0]]
-        state.setdefault("func_evals", 0)
-        state.setdefault("n_iter", 0)
+        """Create the counts, without a step; of sharded parameters, room for the history, too."""
+        (group,) = self.param_groups
+        if group["params"]:
+            with torch.no_grad():
+                space = vectors.of(type(self).__name__, group["params"])
+                space.state_in(self.state, int(group["history_size"]))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Minimize for up to max_iter iterations.
@@ -191,31 +206,37 @@ class LBFGS(CheckedOptimizer):
         if closure is None:
             raise errors.closure_missing(who)
         self._check_new_keys()
-        self._check_whole(self.param_groups[0], None)
         group = self.param_groups[0]
         if not group["params"]:
             with torch.enable_grad():
                 return closure()
-        self.init_state()
-        state = self.state[group["params"][0]]
-        loss = _Loss(who, closure, group["params"], bool(group.get("maximize")))
-        try:
-            with torch.no_grad():
+        with torch.no_grad():
+            space = vectors.of(who, group["params"])
+            state = space.state_in(self.state, int(group["history_size"]))
+            loss = _Loss(who, closure, space, bool(group.get("maximize")))
+            try:
                 trouble = _minimize(loss, group, state)
-        finally:
-            state["func_evals"] += loss.evaluations
+                if trouble:
+                    evaluations = state["func_evals"]
+                    state.clear()
+                    state.update(func_evals=evaluations, n_iter=0)
+            finally:
+                state["func_evals"] += loss.evaluations
+                space.keep(state, self.state, int(group["history_size"]))
         if trouble:
-            evaluations = state["func_evals"]
-            state.clear()
-            state.update(func_evals=evaluations, n_iter=0)
             notices.warn(errors.loss_not_finite(who, trouble), RuntimeWarning)
         return loss.first
 
     def _explain_group(self, group: dict[str, Any]) -> list[str]:
         first: list[Tensor] = group["params"][:1]
         state: dict[str, Any] = self.state.get(first[0], {}) if first else {}
-        kept, search = len(state.get("old_dirs", [])), group["line_search_fn"] or "none"
-        return [f"runner: reference; direction: {kept} of {group['history_size']} pairs kept; search: {search}"]
+        kept, search = state.get("pairs", len(state.get("old_dirs", []))), group["line_search_fn"] or "none"
+        lines = [
+            f"runner: reference; direction: {kept} of {group['history_size']} pairs kept; search: {search}"
+        ]
+        if parts.any_sharded([group]):
+            lines += ["sharded: every process moves its parts; sums are taken over all processes, exactly"]
+        return lines
 
 
 def _misfit(key: str, value: Any, numbers: int | None) -> str:
@@ -244,7 +265,7 @@ def _misfit(key: str, value: Any, numbers: int | None) -> str:
 
 def _minimize(loss: _Loss, group: dict[str, Any], state: dict[str, Any]) -> str:
     """Algorithm 7.5: direction, distance, move, until a reason to stop. Returns what went wrong."""
-    params = group["params"]
+    space = loss.space
     value, gradient = loss()
     if value == math.inf:
         return "at the start of the step; nothing moved"
@@ -259,25 +280,25 @@ def _minimize(loss: _Loss, group: dict[str, Any], state: dict[str, Any]) -> str:
         slope = gradient.dot(d)
         if slope > -group["tolerance_change"]:
             return ""
-        begun = [p.clone(memory_format=torch.contiguous_format) for p in params]
+        begun = space.copies()
         if not largest(d).isfinite():
             value = math.inf
         elif group["line_search_fn"] is not None:
             start = Point(0.0, value, slope, gradient)
             value, gradient = _searched_move(loss, start, begun, group, state)
         else:
-            move(params, d, t)
+            space.move(d, t)
             if not last:
                 value, gradient = loss()
         if value == math.inf:
-            put_back(params, begun)
+            space.put_back(begun)
             return "during the step; the parameters are back where the iteration began"
         if last or _is_done(loss, value, gradient, group, state):
             return ""
     return ""
 
 
-def _first_distance(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Scalar:
+def _first_distance(gradient: Vector, state: dict[str, Any], group: dict[str, Any]) -> Scalar:
     """The distance at which the search begins, or that is moved without one."""
     lr = group["lr"]
     if isinstance(lr, Tensor):
@@ -285,22 +306,22 @@ def _first_distance(gradient: Tensor, state: dict[str, Any], group: dict[str, An
         lr = lr.detach().squeeze().clone()
     if "d" in state:
         return lr
-    total: Scalar = gradient.abs().sum()
+    total: Scalar = length(gradient)
     return min(1.0, 1.0 / total) * lr
 
 
 def _searched_move(
     loss: _Loss, start: Point, begun: list[Tensor], group: dict[str, Any], state: dict[str, Any]
-) -> tuple[float, Tensor]:
+) -> tuple[float, Vector]:
     """Move to the distance that the search finds. Returns the loss and gradient there."""
-    params, d = group["params"], state["d"]
+    space, d = loss.space, state["d"]
 
     def look(t: Scalar) -> Point:
-        move(params, d, t)
+        space.move(d, t)
         try:
             value, gradient = loss()
         finally:
-            put_back(params, begun)
+            space.put_back(begun)
         return Point(t, value, gradient.dot(d), gradient)
 
     failures = loss.failures
@@ -312,12 +333,12 @@ def _searched_move(
         reach=largest(d),
     )
     state["t"] = found.t
-    move(params, d, found.t)
+    space.move(d, found.t)
     stuck = found.t == 0 and loss.failures > failures
     return math.inf if stuck else found.value, found.gradient
 
 
-def _is_done(loss: _Loss, value: float, gradient: Tensor, group: dict[str, Any], state: dict[str, Any]) -> bool:
+def _is_done(loss: _Loss, value: float, gradient: Vector, group: dict[str, Any], state: dict[str, Any]) -> bool:
     return bool(
         loss.evaluations >= group["max_eval"]
         or largest(gradient) <= group["tolerance_grad"]
@@ -329,7 +350,7 @@ def _is_done(loss: _Loss, value: float, gradient: Tensor, group: dict[str, Any],
 # The direction
 
 
-def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+def direction(gradient: Vector, state: dict[str, Any], group: dict[str, Any]) -> Vector:
     """-H·g; steepest descent in the first iteration."""
     if "d" not in state:
         state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)
@@ -338,7 +359,7 @@ def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) ->
     return two_loops(gradient, state, int(group["history_size"]))
 
 
-def remember(gradient: Tensor, state: dict[str, Any], history_size: int) -> None:
+def remember(gradient: Vector, state: dict[str, Any], history_size: int) -> None:
     """Add the last iteration's change to the history if the loss curves upwards there; drop the oldest."""
     y = gradient.sub(state["prev_flat_grad"])
     s = state["d"].mul(state["t"])
@@ -350,7 +371,7 @@ def remember(gradient: Tensor, state: dict[str, Any], history_size: int) -> None
         state["H_diag"] = curvature / y.dot(y)
 
 
-def two_loops(gradient: Tensor, state: dict[str, Any], history_size: int) -> Tensor:
+def two_loops(gradient: Vector, state: dict[str, Any], history_size: int) -> Vector:
     """Algorithm 7.4: -H·g from the pairs alone, newest to oldest and back."""
     pairs = list(zip(state["old_stps"], state["old_dirs"], state["ro"], strict=True))
     q = gradient.neg()
@@ -359,7 +380,7 @@ def two_loops(gradient: Tensor, state: dict[str, Any], history_size: int) -> Ten
         alphas.append(s.dot(q) * rho)
         q.add_(y, alpha=-alphas[-1].item())
     alphas.reverse()
-    r = torch.mul(q, state["H_diag"])
+    r = q.mul(state["H_diag"])
     for (s, y, rho), alpha in zip(pairs, alphas, strict=True):
         beta = y.dot(r) * rho
         r.add_(s, alpha=(alpha - beta).item())
@@ -368,40 +389,38 @@ def two_loops(gradient: Tensor, state: dict[str, Any], history_size: int) -> Ten
     return r
 
 
-def follow(gradient: Tensor, state: dict[str, Any]) -> None:
+def follow(gradient: Vector, state: dict[str, Any]) -> None:
     """Bring the history to the model's device and dtype, which may have changed since."""
     if "d" in state and (state["d"].dtype, state["d"].device) != (gradient.dtype, gradient.device):
         for key, value in state.items():
-            if isinstance(value, Tensor):
-                state[key] = value.to(gradient)
-            elif isinstance(value, list):
-                entries = cast(list[Tensor | None], value)
-                state[key] = [entry if entry is None else entry.to(gradient) for entry in entries]
+            entries = cast("list[Any]", value) if isinstance(value, list) else [value]
+            moved = [x.to(gradient) if isinstance(x, (Tensor, Parts)) else x for x in entries]
+            state[key] = moved if isinstance(value, list) else moved[0]
 
 
-# All parameters as one vector
+# The loss
 
 
 class _Loss:
-    """The closure as a function of where the parameters are: its value and the flat gradient.
+    """The closure as a function of where the parameters are: its value and the gradient as one vector.
 
     maximize: negate both, so that the minimum is the closure's maximum.
     """
 
-    def __init__(self, who: str, closure: Callable[[], Any], params: list[Tensor], maximize: bool):
-        self.who, self.closure, self.params, self.maximize = who, closure, params, maximize
+    def __init__(self, who: str, closure: Callable[[], Any], space: Space, maximize: bool):
+        self.who, self.closure, self.space, self.maximize = who, closure, space, maximize
         self.first: Any = None
         self.evaluations = 0
         self.failures = 0
 
-    def __call__(self) -> tuple[float, Tensor]:
+    def __call__(self) -> tuple[float, Vector]:
         """The loss and its gradient; the loss is infinity if either is not finite."""
         with torch.enable_grad():
             returned = self.closure()
         if self.evaluations == 0:
             self.first = returned
         self.evaluations += 1
-        value, gradient = self._as_number(returned), flat_gradient(self.params)
+        value, gradient = self.space.agreed(self._as_number(returned)), self.space.gradient()
         if self.maximize:
             value = -value
             gradient.neg_()
@@ -418,40 +437,6 @@ class _Loss:
             if isinstance(returned, Tensor):
                 given = f"a tensor of shape {tuple(returned.shape)}"
             raise errors.closure_without_loss(self.who, given) from None
-
-
-def flat_gradient(params: list[Tensor]) -> Tensor:
-    """The gradients end to end in a new tensor; a complex number counts as two real ones."""
-    parts: list[Tensor] = []
-    for param in params:
-        gradient = torch.zeros_like(param) if param.grad is None else param.grad
-        if gradient.is_sparse:
-            gradient = gradient.to_dense()
-        if gradient.is_complex():
-            gradient = torch.view_as_real(gradient.resolve_conj())
-        parts.append(gradient.reshape(-1))
-    return torch.cat(parts)
-
-
-def move(params: list[Tensor], d: Tensor, t: Scalar) -> None:
-    """θ ← θ + t·d."""
-    place = 0
-    for param in params:
-        numbers = torch.view_as_real(param) if param.is_complex() else param
-        part = d[place : place + numbers.numel()]
-        numbers.add_(part.view_as(numbers), alpha=float(t))
-        place += numbers.numel()
-
-
-def put_back(params: list[Tensor], saved: list[Tensor]) -> None:
-    """Set θ back to what was saved."""
-    for param, value in zip(params, saved, strict=True):
-        param.copy_(value)
-
-
-def largest(x: Tensor) -> Tensor:
-    """max|x|."""
-    return x.abs().max()
 
 
 LBFGS.__doc__ = docstrings.with_arguments(LBFGS, LBFGS.fields)

@@ -23,7 +23,6 @@ from steprule.engine.preparation import Preparation
 from steprule.engine.program import phases
 from steprule.engine.program.phases import Part
 from steprule.engine.runners import stacks
-from steprule.engine.sharding import parts
 from steprule.engine.weight_decay import WeightDecay
 
 
@@ -198,16 +197,6 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def _check_parameters(self, group: dict[str, Any], index: int) -> None:
         """Refuse parameters that the rule can never step; rules add their own checks."""
-
-    def _check_whole(self, group: dict[str, Any], index: int | None, who: str | None = None) -> None:
-        """Refuse parameters that no process holds completely, for rules that need the whole tensor.
-
-        who: what needs it, if that is not the rule alone.
-        """
-        names: list[str] = group.get("param_names", [])
-        for place, param in enumerate(group["params"]):
-            if parts.split(param):
-                raise errors.matrix_in_parts(who or self.who(group), given.name(names, place), index)
 
     def name_of(self, param: Tensor) -> str:
         """How messages refer to a parameter: by name, or by position among all parameters."""

@@ -10,7 +10,7 @@ numbers from 1.4·10¹⁵⁴ on they are infinite, and of those below 1.5·10⁻
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -108,25 +108,48 @@ def of_tensors(tensors: Sequence[Tensor], squares: bool, regions: Sequence[Regio
     found = [Sum() for _ in tensors]
     regions = [blocks.whole(x.shape) for x in tensors] if regions is None else regions
     for together in _pieces(tensors, regions):
-        wide = [(place, rows) for place, rows in together if rows.shape[1] > 1]
-        single = [(place, rows) for place, rows in together if rows.shape[1] == 1]
-        room = together[0][1].new_zeros(sum(len(rows) for _, rows in wide), BLOCK, dtype=torch.float64)
-        first = 0
-        for _, rows in wide:
-            room[first : first + len(rows), : rows.shape[1]] = rows
-            first += len(rows)
-        elements = [rows.reshape(-1).double() for _, rows in single]
-        added = [_block_sums(room, squares), *(x * x if squares else x for x in elements)]
-        places = [place for place, _ in (*wide, *single)]
-        counts = torch.tensor([len(rows) for _, rows in (*wide, *single)], device=room.device)
-        form = form_of(any(rows.dtype == torch.float64 for _, rows in together))
-        sums = _added(torch.cat(added), torch.repeat_interleave(counts), len(places), form)
-        for place, new in zip(places, sums, strict=True):
+        places, counts, added = _added_in_blocks(together, squares)
+        owner = torch.repeat_interleave(torch.tensor(counts, device=added.device))
+        for place, new in zip(places, _added(added, owner, len(places), _form_of(together)), strict=True):
             found[place] = found[place].plus(new)
     return found
 
 
-def _pieces(tensors: Sequence[Tensor], regions: Sequence[Region]) -> Iterator[list[tuple[int, Tensor]]]:
+def of_all(tensors: Iterable[Tensor], regions: Sequence[Region]) -> Sum:
+    """The sum of all elements of all tensors, which need not be there at the same time.
+
+    regions: which part of a whole tensor each of them is.
+    """
+    found = Sum()
+    for together in _pieces(tensors, regions):
+        _, _, added = _added_in_blocks(together, squares=False)
+        owner = torch.zeros(len(added), dtype=torch.int64, device=added.device)
+        found = found.plus(*_added(added, owner, 1, _form_of(together)))
+    return found
+
+
+def _form_of(together: Sequence[tuple[int, Tensor]]) -> Form:
+    return form_of(any(rows.dtype == torch.float64 for _, rows in together))
+
+
+def _added_in_blocks(
+    together: Sequence[tuple[int, Tensor]], squares: bool
+) -> tuple[list[int], list[int], Tensor]:
+    """For each piece of a tensor, the tensor's place and how many blocks it has; and the sums of all blocks."""
+    wide = [(place, rows) for place, rows in together if rows.shape[1] > 1]
+    single = [(place, rows) for place, rows in together if rows.shape[1] == 1]
+    room = together[0][1].new_zeros(sum(len(rows) for _, rows in wide), BLOCK, dtype=torch.float64)
+    first = 0
+    for _, rows in wide:
+        room[first : first + len(rows), : rows.shape[1]] = rows
+        first += len(rows)
+    elements = [rows.reshape(-1).double() for _, rows in single]
+    added = [_block_sums(room, squares), *(x * x if squares else x for x in elements)]
+    places, counts = zip(*((place, len(rows)) for place, rows in (*wide, *single)), strict=True)
+    return list(places), list(counts), torch.cat(added)
+
+
+def _pieces(tensors: Iterable[Tensor], regions: Sequence[Region]) -> Iterator[list[tuple[int, Tensor]]]:
     """(tensor, some of its blocks) of what is added at once, so that copies stay small."""
     together: list[tuple[int, Tensor]] = []
     size = 0

@@ -150,6 +150,23 @@ def like(tensor: Any, part: Tensor, shape: Sequence[int]) -> Tensor:
     return cast(Any, DTensor).from_local(part, tensor.device_mesh, tensor.placements, **layout)
 
 
+def stacked(tensor: Any, part: Tensor, shape: Sequence[int]) -> Tensor:
+    """As `like`, with one more dimension before the others, which counts tensors that are sharded alike."""
+    if not sharded(tensor):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    def later(placement: Any) -> Any:
+        if placement.is_replicate():
+            return placement
+        more = {"split_factor": placement.split_factor} if hasattr(placement, "split_factor") else {}
+        return type(placement)(placement.dim + 1, **more)
+
+    layout = {"shape": torch.Size(shape), "stride": tuple(_row_by_row(shape)), "run_check": False}
+    placements = list(map(later, tensor.placements))
+    return cast(Any, DTensor).from_local(part, tensor.device_mesh, placements, **layout)
+
+
 def full(like: Any, shape: Sequence[int], dtype: torch.dtype, whole: Tensor | None = None) -> Tensor:
     """A tensor of another shape that is sharded over the same processes as a DTensor, along its longest side.
 
