@@ -224,6 +224,17 @@ def what_is_sent(rank: int) -> None:
     assert sent == 2 * [2 << 20, 3 * 64 * 64 * 2]
 
 
+def autograd_is_told(rank: int) -> None:
+    """Of rows that are stepped here or sent as they are, no operation of torch tells that they have changed."""
+    param = nn.Parameter(torch.ones(1024, 1024))
+    optimizer = steprule.shard_state(steprule.AdamW([param]))
+    stale = (param**2).sum()
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
+
+
 def as_zero(rank: int) -> None:
     """torch's own way with our rules: the same numbers, and a checkpoint that loads."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -256,6 +267,7 @@ def everything(rank: int) -> None:
     checkpoints(rank)
     memory_and_what_else(rank)
     refused_and_arranged(rank)
+    autograd_is_told(rank)
     what_is_sent(rank)
 
 
