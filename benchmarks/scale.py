@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -26,8 +27,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import steprule
-from steprule.engine import settled
-from steprule.engine.sharding import exchange, here, owners, parts
+from steprule.engine.program import decisions
+from steprule.engine.program.program import Program
+from steprule.engine.runners import matrices
+from steprule.engine.sharding import exchange, operands, owners, parts
 from steprule.lab.bench_machine import facts
 
 Shape = tuple[int, ...]
@@ -50,8 +53,21 @@ class Shapes(NamedTuple):
     others: list[Shape]
 
 
+# A tensor that is laid out as what moves, and the precision of what moves.
+Like = tuple[Any, torch.dtype]
+
+
+class Moved(NamedTuple):
+    """What of a parameter goes to its owner in a step, and what comes back, by name."""
+
+    param: Any
+    program: Program
+    out: dict[str, Like]
+    back: dict[str, Like]
+
+
 class Counted(NamedTuple):
-    """Bytes by process, in the order of ranks. wholes: of whole parameters that it owns during a step."""
+    """Bytes by process, in the order of ranks. wholes: the most that it has at once of operands and slots."""
 
     sent: Tensor
     received: Tensor
@@ -94,45 +110,62 @@ def _parameter(shape: Shape, mesh: Any, device: str) -> nn.Parameter:
     return nn.Parameter(DTensor.from_local(part, mesh, placements, **layout))
 
 
-def entries_of(optimizer: Any) -> list[dict[str, Any]]:
-    """What belongs to each parameter that is stepped as a whole: itself, its gradient and its state."""
-    found: list[dict[str, Any]] = []
+def moved(optimizer: Any) -> list[Moved]:
+    """What moves for each parameter that has an owner, in a step by kernels that does no more than most do."""
+    found: list[Moved] = []
     for group in optimizer.param_groups:
-        program, runner = optimizer.program(group), settled.of_group(optimizer, group).runner
         for p in group["params"]:
-            if parts.split(p) and here.needs_whole(program.of(p), p, runner):
-                state = {k: x for k, x in optimizer.state[p].items() if isinstance(x, Tensor)}
-                found.append({"p": p, "g": p, **{f"state.{k}": x for k, x in state.items()}})
+            state = optimizer.state[p]
+            program = decisions.chosen(optimizer.program(group), group, p, state, t=3)
+            if parts.split(p) and any(program.stages):
+                stages = [i for i, stage in enumerate(program.stages) if stage is not None]
+                dtypes = {"g": p.dtype, **matrices.dtypes_of(program, p.dtype)}
+                out: dict[str, Like] = {}
+                back: dict[str, Like] = {}
+                for moves in (operands.moves_of(program, number) for number in stages):
+                    out |= {x: (p, dtypes[x]) for x in moves.takes}
+                    out |= {f"state.{x}": (state[x], state[x].dtype) for x in moves.read}
+                    back |= {x: (p, dtypes[x]) for x in moves.gives}
+                    back |= {f"state.{x}": (state[x], state[x].dtype) for x in moves.stored}
+                found.append(Moved(p, program, out, back))
     return found
 
 
-def counted(entries: Sequence[dict[str, Any]], replicas: int, shards: int) -> Counted:
+def owners_of(entries: Sequence[Moved], world: int) -> list[int]:
+    """Who owns each of these."""
+    order = owners.turns(entries[0].param, range(world)) if entries else []
+    return owners.owners([x.param.shape for x in entries], order)
+
+
+def counted(entries: Sequence[Moved], replicas: int, shards: int) -> Counted:
     """What the steps of these parameters send, by the rules of `engine/sharding/owners.py`."""
     world = replicas * shards
     sent, received, wholes = (torch.zeros(world, dtype=torch.int64) for _ in range(3))
-    order = owners.turns(entries[0]["p"], range(world)) if entries else []
-    for own, owner in zip(entries, owners.owners([x["p"].shape for x in entries], order), strict=True):
+    shares = [matrices.Shares() for _ in range(world)]
+    rounds: Counter[tuple[int, int]] = Counter()
+    for own, owner in zip(entries, owners_of(entries, world), strict=True):
         first = owner - owner % shards
         copy = slice(first, first + shards)
-        for key, x in own.items():
-            if not parts.sharded(x):
-                room = _room(x.numel(), x.element_size())
-                sent[owner] += room * (world - 1)
-                received += room
-                received[owner] -= room
-                continue
-            # The shards of the owner's own copy come to it and go back from it; then they go to all copies.
-            room = _rooms(tuple(x.shape), x.element_size(), x.placements, shards)
+        # What later words of the same step need is kept for them.
+        in_rounds = sum(stage is not None for stage in own.program.stages) == 1
+        share = shares[owner].share_of(own.program, own.param) if in_rounds else 0
+        # The shards of the owner's own copy come to it and go back from it; then they go to all copies.
+        for like, dtype in own.out.values():
+            room = _rooms(tuple(like.shape), dtype.itemsize, like.placements, shards)
             total, mine = int(room.sum()), int(room[owner - first])
             sent[copy] += room
             sent[owner] -= mine
             received[owner] += total - mine
-            wholes[owner] += x.numel() * x.element_size()
-            if key != "g":
-                sent[owner] += total - mine
-                sent[copy] += room * (replicas - 1)
-                received += room.repeat(replicas)
-                received[owner] -= mine
+            rounds[owner, share] += like.numel() * dtype.itemsize
+        for like, dtype in own.back.values():
+            room = _rooms(tuple(like.shape), dtype.itemsize, like.placements, shards)
+            total, mine = int(room.sum()), int(room[owner - first])
+            sent[owner] += total - mine
+            sent[copy] += room * (replicas - 1)
+            received += room.repeat(replicas)
+            received[owner] -= mine
+    for (owner, _), size in rounds.items():
+        wholes[owner] = max(int(wholes[owner]), size)
     return Counted(sent, received, wholes)
 
 
@@ -164,7 +197,7 @@ def measured(model: str, rule: str, replicas: int, shards: int) -> dict[str, Any
     with pretended(replicas, shards) as mesh:
         shapes = shapes_of(model)
         optimizer = made(RULES[rule], shapes, mesh)
-        entries = entries_of(optimizer) * shapes.layers
+        entries = moved(optimizer) * shapes.layers
         count = counted(entries, replicas, shards)
         row = {"model": model, "rule": rule, "replicas": replicas, "shards": shards, "matrices": len(entries)}
         row |= kept(optimizer, shapes.layers)

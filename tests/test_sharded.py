@@ -232,7 +232,7 @@ def nonfinite_everywhere(rank: int) -> None:
 
 
 def what_is_sent(rank: int) -> None:
-    """Rules of elements send nothing; whole parameters travel once each way."""
+    """Rules of elements send nothing; operands of matrices, and whole parameters, travel once each way."""
     import torch.distributed as dist
 
     put, world = layouts()["rows"], dist.get_world_size()
@@ -245,7 +245,8 @@ def what_is_sent(rank: int) -> None:
             (lambda p: steprule.AdamW(p, nonfinite="skip"), ["all_reduce"]),
             (lambda p: steprule.AdamW(p, modifiers=[steprule.GlobalNormClip(1.0)]), ["all_reduce"]),
             (steprule.LAMB, ["all_reduce"]),
-            (steprule.Muon, ["all_to_all_single", "all_reduce", "all_to_all_single"]),
+            (steprule.Muon, ["all_reduce", "all_to_all_single", "all_to_all_single", "all_reduce"]),
+            (steprule.Adafactor, ["all_to_all_single", "all_reduce", "all_to_all_single"]),
         ):
             params = [nn.Parameter(put(torch.ones(8, 8))) for _ in range(2 * world)]
             optimizer = make(params)
@@ -365,8 +366,8 @@ def explains(rank: int) -> None:
     give(params, 0, put)
     optimizer.step()
     said = optimizer.explain()
-    assert "sharded over 2 processes: 2 parameters as a whole, by the process that owns it" in said
-    assert "this process owns 1 whole parameter, and sends " in said
+    assert "sharded over 2 processes: 2 parameters as parts, except for words on matrices" in said
+    assert "this process owns 1 parameter, and sends " in said
     for p in params[:1]:
         p.grad = layouts()["columns"](torch.ones(4, 4))
     optimizer.step()

@@ -91,7 +91,10 @@ def _check(optimizer: RuleOptimizer, group: dict[str, Any]) -> None:
         raise errors.not_in_backward(own.name, f"nonfinite={group['nonfinite']!r} looks at all gradients first")
     if own.at("climb"):
         raise errors.not_in_backward(own.name, "it takes the gradients twice")
-    if any(parts.sharded(p) and here.needs_whole(program.of(p), p, None) for p in group["params"]):
+    if any(
+        parts.sharded(p) and here.needs_whole(program.of(p), p, None, views.at(group, place))
+        for place, p in enumerate(group["params"])
+    ):
         raise errors.not_in_backward(own.name, "sharded parameters are sent to the process that owns them")
 
 

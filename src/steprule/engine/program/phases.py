@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple, Protocol
 
@@ -21,9 +22,37 @@ Stages = tuple[frozenset[Any], ...]
 BEFORE_STORING = "before storing"
 # The key of a group under which it names the one that it is a part of.
 PART_OF = "part of"
-# And that of the places in it that its parameters have.
+# That of the places in it that its parameters have.
 PLACES = "places"
+# And that of what takes operands of words on whole matrices to where the whole matrices are.
+OPERANDS = "operands"
 NOTHING_RAISES: Asked = {BEFORE_STORING: ("", Partial(0.0, 0))}
+
+
+@dataclass(frozen=True)
+class OnMatrices:
+    """What a part asks for whose parameters are split: the words on whole matrices before this sweep."""
+
+    number: int
+
+    @property
+    def asked(self) -> Asked:
+        """This alone."""
+        return {self: ("", Partial(0.0, 0))}
+
+
+def waits_to_store(program: Program, split: bool) -> bool:
+    """Whether a part asks for `BEFORE_STORING`: a word on whole matrices may raise, here or elsewhere.
+
+    split: whether other processes have other parts of its parameters.
+    """
+    return program.may_raise or (split and any(program.stages))
+
+
+def matrices_elsewhere(program: Program) -> list[Any]:
+    """What a part of this program asks for if its parameters are split, besides sums."""
+    found: list[Any] = [OnMatrices(i) for i, stage in enumerate(program.stages) if stage is not None]
+    return [*found, BEFORE_STORING] if found else []
 
 
 class Part(NamedTuple):
@@ -186,19 +215,15 @@ def stages_of(program: Program, group: dict[str, Any], places: Sequence[int] = (
 
     places: as in `keys_of`.
     """
-    stages = [
-        frozenset(
-            key
-            for part in parts
-            if part is not None
-            for x in part.reductions
-            for key in keys_of(group, x, places)
-        )
-        for parts in zip_longest(program.columns, program.passes)
-    ]
-    if program.may_raise:
-        stages.insert(len(stages) - 1, frozenset({BEFORE_STORING}))
-    return tuple(filter(None, stages))
+    split, found = bool(places), list[frozenset[Any]]()
+    for number, parts in enumerate(zip_longest(program.columns, program.passes, program.stages)):
+        if split and parts[2] is not None:
+            found.append(frozenset({OnMatrices(number)}))
+        if number == len(program.passes) - 1 and waits_to_store(program, split):
+            found.append(frozenset({BEFORE_STORING}))
+        reductions = [x for part in parts[:2] if part is not None for x in part.reductions]
+        found.append(frozenset(key for x in reductions for key in keys_of(group, x, places)))
+    return tuple(filter(None, found))
 
 
 def waiting(parts: Iterable[Part]) -> set[Stages]:

@@ -303,8 +303,14 @@ class Program:
     @property
     def kinds(self) -> tuple[Program, ...]:
         """The programs of matrices and of vectors, however they are decided: one, if they are the same."""
-        own = (self,) if self.decision is None else (*self.decision.holds.kinds, *self.decision.fails.kinds)
-        return own if self.of_vectors is None else (*own, *self.of_vectors.kinds)
+        return self.choices if self.of_vectors is None else (*self.choices, *self.of_vectors.kinds)
+
+    @property
+    def choices(self) -> tuple[Program, ...]:
+        """The programs between which a decision decides for parameters of the same kind; itself without one."""
+        return (
+            (self,) if self.decision is None else (*self.decision.holds.choices, *self.decision.fails.choices)
+        )
 
     @property
     def all_slots(self) -> dict[str, Slot]:
@@ -460,7 +466,7 @@ class Program:
 
     @cached_property
     def stages(self) -> tuple[Stage | None, ...]:
-        """What is done with whole matrices before each sweep, and after the last one."""
+        """What is done with whole matrices before each sweep."""
         if self.matrices is None:
             return ()
         steps = [x for x in self._made if x.out in self._whole]
@@ -485,8 +491,8 @@ class Program:
 
     @cached_property
     def _sweeps(self) -> int:
-        """How many sweeps there are."""
-        last = [*(r for r in self.outputs.values() if r.level != "column"), *self._kept]
+        """How many sweeps there are: the last one, which stores, comes after all words on whole matrices."""
+        last = [*(r for r in self.outputs.values() if r.level != "column"), *self._kept, *self._whole]
         return 1 + max((self._stage[x.index] for x in (*last, *(x.operand for x in self._ending))), default=0)
 
     def _sweep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from typing import Any, cast
 
@@ -33,6 +33,11 @@ Values = dict[Register, Any]
 Scalars = Sequence[Sequence[float]]
 
 
+def from_sweeps(program: Program) -> set[str]:
+    """The names of the arrays that go from sweeps to words on whole matrices."""
+    return {name for stage in program.stages if stage is not None for name in stage.takes if name != "g"}
+
+
 def dtypes_of(program: Program, computed: torch.dtype) -> dict[str, torch.dtype]:
     """The precision of each array that goes from a sweep to words on whole matrices, or back."""
     stages = [stage for stage in program.stages if stage is not None]
@@ -56,10 +61,10 @@ def _narrow(steps: Sequence[Step], computed: torch.dtype) -> torch.dtype:
 class _Equal:
     """Parameters of one shape, whose matrices lie in them in the same way."""
 
-    def __init__(self, places: list[int], param: Tensor, view: View):
+    def __init__(self, places: list[int], shape: Sequence[int], view: View, device: torch.device):
         self.places = places
-        self.shape = (len(places), *param.shape)
-        self.device = param.device
+        self.shape = (len(places), *shape)
+        self.device = device
         self.view = view
         # Between sweeps: a tensor for all parameters by name, and what registers hold.
         self.arrays: dict[str, Tensor] = {}
@@ -96,13 +101,18 @@ class _Equal:
 
 
 class MatrixWork:
-    """What the parameters of a batch need for a program's words on whole matrices.
+    """What parameters that are stepped together need for a program's words on whole matrices.
 
-    params: theirs, of which only the shapes are kept. views: how their matrices lie in them.
+    shapes: theirs. views: how their matrices lie in them.
     """
 
     def __init__(
-        self, program: Program, params: Sequence[Tensor], views: Sequence[View], computed: torch.dtype
+        self,
+        program: Program,
+        shapes: Sequence[Sequence[int]],
+        views: Sequence[View],
+        computed: torch.dtype,
+        device: torch.device,
     ):
         assert program.matrices is not None
         self._program = program
@@ -110,9 +120,9 @@ class MatrixWork:
         self._computed = computed
         self.dtypes = dtypes_of(program, computed)
         together: dict[Any, list[int]] = {}
-        for place, (param, view) in enumerate(zip(params, views, strict=True)):
-            together.setdefault((param.shape, view), []).append(place)
-        self._equals = [_Equal(x, params[x[0]], view) for (_, view), x in together.items()]
+        for place, (shape, view) in enumerate(zip(shapes, views, strict=True)):
+            together.setdefault((tuple(shape), view), []).append(place)
+        self._equals = [_Equal(x, shape, view, device) for (shape, view), x in together.items()]
 
     @classmethod
     def of_all(cls, works: Sequence[MatrixWork]) -> MatrixWork:
@@ -129,12 +139,22 @@ class MatrixWork:
 
     def begin(self) -> dict[str, list[int]]:
         """Make the arrays that sweeps fill. Returns the addresses by name, one for each parameter."""
-        names = {name for stage in self._program.stages if stage for name in stage.takes if name != "g"}
+        names = from_sweeps(self._program)
+        self.make(names)
+        return {name: [x.data_ptr() for x in self.arrays(name)] for name in names}
+
+    def make(self, names: Collection[str]) -> None:
+        """Make arrays of these names."""
         for equal in self._equals:
-            equal.values = {}
             for name in names:
                 equal.make(name, self.dtypes[name])
-        return self._addresses(names)
+
+    def arrays(self, name: str) -> list[Tensor]:
+        """The arrays of a name, one for each parameter."""
+        found = {
+            place: x for own in self._equals for place, x in zip(own.places, own.arrays[name], strict=True)
+        }
+        return [found[place] for place in range(len(found))]
 
     def run(
         self,
@@ -160,7 +180,7 @@ class MatrixWork:
                 equal.keep(name, equal.values[register], self.dtypes[name])
             for name in stage.takes:
                 equal.arrays.pop(name, None)
-        return self._addresses(stage.gives)
+        return {name: [x.data_ptr() for x in self.arrays(name)] for name in stage.gives}
 
     def store(self, states: States) -> None:
         """Store the new values of slots that have none per element."""
@@ -174,20 +194,16 @@ class MatrixWork:
                 new = value.reshape(len(kept), *kept[0].shape)
                 torch._foreach_copy_(kept, list(new))  # pyright: ignore
 
+    def drop(self, names: Collection[str]) -> None:
+        """Free these arrays; what words have made of them stays."""
+        for equal in self._equals:
+            for name in names:
+                equal.arrays.pop(name, None)
+
     def forget(self) -> None:
         """Free what a step has made."""
         for equal in self._equals:
             equal.arrays, equal.values = {}, {}
-
-    def _addresses(self, names: Any) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for name in names:
-            found[name] = [0] * sum(len(equal.places) for equal in self._equals)
-            for equal in self._equals:
-                array = equal.arrays[name]
-                for row, place in enumerate(equal.places):
-                    found[name][place] = array.data_ptr() + row * array.stride(0) * array.itemsize
-        return found
 
     def _load(self, stage: Stage, equal: _Equal, gradients: Sequence[Tensor], states: States) -> None:
         """Put into registers what the steps of a stage read."""

@@ -14,6 +14,7 @@ from steprule.engine.program.phases import Asked, Going, Part, Stages
 from steprule.engine.program.sums import Partial
 from steprule.engine.runners import matrices
 from steprule.engine.runners.matrices import MatrixWork
+from steprule.engine.sharding.operands import MatrixParts
 
 
 class BeforeSweep(NamedTuple):
@@ -59,7 +60,7 @@ class Stack:
     def start(self) -> Going:
         """Take the step; after it nothing of it stays in memory, whether it ends or is given up."""
         sweeps = [member.start() for member in self.members]
-        work: MatrixWork | None = None
+        work: Any = None  # MatrixWork or, of parts, MatrixParts
         states: list[Any] = []
         known: Mapping[Any, float] | None = None
         try:
@@ -67,7 +68,7 @@ class Stack:
                 before = [x for x in asked if isinstance(x, BeforeSweep)]
                 sums_asked = [x for x in asked if not isinstance(x, BeforeSweep)]
                 if before:
-                    works: list[MatrixWork] = [x.batch.work for x in before]
+                    works = [x.batch.work for x in before]
                     if work is None:
                         work = works[0] if len(works) == 1 else MatrixWork.of_all(works)
                     states = [state for x in before for state in x.states]
@@ -121,7 +122,7 @@ def _next(sweep: Sweeps, known: Mapping[Any, float] | None) -> BeforeSweep | Ask
         return None
 
 
-def _carry_out(work: MatrixWork, before: Sequence[BeforeSweep], states: Sequence[Any]) -> None:
+def _carry_out(work: MatrixWork | MatrixParts, before: Sequence[BeforeSweep], states: Sequence[Any]) -> None:
     """The words on whole matrices before a sweep of these batches."""
     number = before[0].number
     rows = [row for x in before for row in x.batch.rows]

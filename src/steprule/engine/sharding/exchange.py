@@ -6,7 +6,7 @@ process whose every part is empty takes part like any other, and one that fails 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -67,19 +67,21 @@ class Processes:
         cast(Any, dist).all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.group)
         return numbers.cpu()
 
-    def passed_on(self, pieces: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> int:
-        """Give each process these pieces of memory, and fill the wanted ones with what each gives to this one.
+    def passing(self, pieces: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> Passing:
+        """Begin to give each process these pieces of memory, and to get what each gives to this one.
 
-        Returns how many bytes are sent to others.
+        wanted: the memory for it, which is filled at the end.
         """
         import torch.distributed as dist
 
         given = [_bytes_of(own, self.device) for own in pieces]
         sizes = [sum(map(_room, own)) for own in wanted]
         got = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
-        cast(Any, dist).all_to_all_single(got, torch.cat(given), sizes, list(map(len, given)), group=self.group)
-        _unpack(got, [x for own in wanted for x in own])
-        return sum(len(x) for process, x in enumerate(given) if process != self.here)
+        rooms, memory = list(map(len, given)), torch.cat(given)
+        options = {"group": self.group, "async_op": True}
+        work = cast(Any, dist).all_to_all_single(got, memory, sizes, rooms, **options)
+        sent = sum(rooms) - rooms[self.here]
+        return Passing(work, memory, got, [x for own in wanted for x in own], sent)
 
     def spread(self, pieces: Sequence[Sequence[Tensor]]) -> None:
         """Fill these pieces of memory, which all processes have, with what each process has in its own."""
@@ -102,6 +104,23 @@ class Processes:
         for work, memory, pack in started:
             work.wait()
             _unpack(memory, pack)
+
+
+class Passing:
+    """Pieces of memory on their way between processes."""
+
+    def __init__(self, work: Any, given: Tensor, got: Tensor, wanted: Sequence[Tensor], sent: int):
+        self._work = work
+        self._given = given  # read until the end
+        self._got = got
+        self._wanted = wanted
+        self._sent = sent
+
+    def end(self) -> int:
+        """Wait for all pieces, and put them where they belong. Returns how many bytes this process sends."""
+        self._work.wait()
+        _unpack(self._got, self._wanted)
+        return self._sent
 
 
 def _packs(pieces: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -180,14 +199,23 @@ class Sums:
     """The sums over several parameters of one step, taken over all processes.
 
     who: the optimizer, for messages. words: what is asked for in the step, by key, in an order that all
-    processes know; what has no word is only waited for. waits: whether processes wait at the end, too.
+    processes know; what has no word is only waited for. waits: whether processes wait at the end, too. then: by
+    key, what all processes do together as soon as that sum is known.
     """
 
-    def __init__(self, who: str, processes: Processes, words: Mapping[Any, str], waits: bool):
+    def __init__(
+        self,
+        who: str,
+        processes: Processes,
+        words: Mapping[Any, str],
+        waits: bool,
+        then: Mapping[Any, Callable[[], None]] | None = None,
+    ):
         self._who = who
         self._processes = processes
         self._left = dict(words)
         self._waits = waits
+        self._then = then or {}
         self._mine: dict[Any, Partial] = {}
         self._given = -1
 
@@ -217,6 +245,9 @@ class Sums:
                 self._mine.pop(key, None)
                 found[key] = self._finished(word, row, peaks.get(key, 0.0))
                 self._given = -1
+        for key in found:
+            if key in self._then:
+                self._then[key]()
         return found
 
     def end(self) -> None:

@@ -1,13 +1,16 @@
 """A step of sharded parameters, as one process sees it: local parts, and the wholes that it owns.
 
-Rules of elements step the local parts; sums are taken over all processes. Rules that need rows, columns or
-whole matrices step the whole of a parameter, in the process that owns it. What runs either are the runners of
-plain tensors. Only kernels on the CPU can take part in sums over one parameter: others step the whole, too.
+Rules of elements step the local parts; sums are taken over all processes. So do rules on matrices, except for
+words on whole matrices, which the owner of a parameter carries out. Rules that need rows or columns step the
+whole of a parameter, in the process that owns it, and so does what no kernel steps. What runs either are the
+runners of plain tensors. Only kernels on the CPU can take part in sums over one parameter: others step the
+whole, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain, compress, repeat
 from operator import is_not
 from typing import Any, NamedTuple, cast
@@ -16,42 +19,52 @@ import torch
 from torch import Tensor
 
 from steprule import errors, process_errors
-from steprule.engine import pieces, plans, settled, views
+from steprule.engine import pieces, plans, settled, stand_in, views
 from steprule.engine.blocks import Region
 from steprule.engine.program import phases
-from steprule.engine.program.phases import BEFORE_STORING, Part
+from steprule.engine.program.phases import BEFORE_STORING, OnMatrices, Part
 from steprule.engine.program.program import Program
-from steprule.engine.runners.kernels.runner import CpuKernels
-from steprule.engine.sharding import exchange, parts
+from steprule.engine.runners.kernels.runner import FLOATS, CpuKernels, Kernels
+from steprule.engine.sharding import exchange, owners, parts
 from steprule.engine.sharding.kept import Kept
-from steprule.engine.sharding.owners import Wholes
+from steprule.engine.sharding.operands import Operands, Where
+from steprule.engine.sharding.owners import Routes
 from steprule.engine.sharding.parts import PartState
 from steprule.engine.stand_in import StandIn
+from steprule.engine.views import View
 
 
-def needs_whole(program: Program, param: Any, runner: Any) -> bool:
+def needs_whole(program: Program, param: Any, runner: Any, view: View) -> bool:
     """Whether a step of a parameter with this program needs all of it in one process.
 
-    Kernels on the CPU can take part in sums over one parameter, as far as they step it.
+    Kernels can step parts of matrices, and those on the CPU can take part in sums over one parameter. view: how
+    the matrices lie in it. Unequal ones are stepped as parameters of their own, for which all has to be there.
     """
-    takes_part = isinstance(runner, CpuKernels) and param.is_contiguous()
-    return (_adds_up(program) and not takes_part) or any(
-        own.lined or own.needs_matrices for own in program.kinds
+    in_order = param.is_contiguous() and param.dtype in FLOATS
+    takes_part = isinstance(runner, Kernels) and in_order and not isinstance(view.split, tuple)
+    adds_up = isinstance(runner, CpuKernels) and in_order
+    return (_adds_up(program) and not adds_up) or any(
+        own.lined or (own.needs_matrices and not takes_part) for own in program.choices
     )
 
 
 def explain(optimizer: Any, group: dict[str, Any], runner: Any) -> list[str]:
     """How a group with sharded parameters steps, and what its last step sent."""
     here: Here | None = plans.of(optimizer).here
-    split = [p for p in group["params"] if parts.split(p)]
-    program = optimizer.program(group)
-    whole = sum(needs_whole(program.of(p), p, runner) for p in split)
-    meshes = [p.device_mesh.mesh.numel() for p in group["params"] if parts.sharded(p)]
-    said = [f"{errors.counted(len(split) - whole, 'parameter')} stepped as parts"] if len(split) > whole else []
+    program, params = optimizer.program(group), group["params"]
+    split = [(i, p) for i, p in enumerate(params) if parts.split(p)]
+    left = [p for i, p in split if not needs_whole(program.of(p), p, runner, views.at(group, i))]
+    matrices = sum(_on_matrices(program.of(p)) for p in left)
+    whole, elements = len(split) - len(left), len(left) - matrices
+    meshes = [p.device_mesh.mesh.numel() for p in params if parts.sharded(p)]
+    said = [f"{errors.counted(elements, 'parameter')} stepped as parts"] if elements else []
+    said += (
+        [f"{errors.counted(matrices, 'parameter')} as parts, except for words on matrices"] if matrices else []
+    )
     said += [f"{errors.counted(whole, 'parameter')} as a whole, by the process that owns it"] if whole else []
     over = f"{max(meshes)} process{'es' * (max(meshes) > 1)}"
     lines = [f"sharded over {over}: {', '.join(said) or 'each has all of them'}"]
-    return lines if here is None else lines + here.told(group, runner, bool(whole))
+    return lines if here is None else lines + here.told(group, runner, bool(whole or matrices))
 
 
 def begin(optimizer: Any) -> Here:
@@ -106,7 +119,10 @@ class Here(StandIn):
         self._meshes: dict[int, tuple[Any, exchange.Processes]] = {}
         self._processes: dict[tuple[int, ...], exchange.Processes] = {}
         self._together: exchange.Processes | None = None
-        self._routes: dict[tuple[int, ...], Wholes] = {}
+        self._routes: dict[tuple[int, ...], Routes] = {}
+        self._operands = Operands()
+        # Of whole parameters, in one step: how many this process owns, and how many bytes it sends.
+        self._owned = self._sent = 0
         self._brought: dict[int, int] = {}
         self._kept: list[Kept] = []
         self._words: dict[Any, str] = {}
@@ -118,6 +134,7 @@ class Here(StandIn):
         """Check all gradients and states of an optimizer, and take the parts of them that are here."""
         groups: list[dict[str, Any]] = optimizer.param_groups
         given = [optimizer.gradients_of(group["params"]) for group in groups]
+        self._operands.begin()
         if self._begin_again(optimizer, given):
             return
         self._clear()
@@ -130,6 +147,7 @@ class Here(StandIn):
                 optimizer._preparation.begin()
             mine = [self._take(group, own) for group, own in zip(groups, given, strict=True)]
             self._take_wholes(groups, given, mine)
+            self._share_matrices(groups)
             self.param_groups = []
             for group, taken in zip(groups, mine, strict=True):
                 pair = self._groups.setdefault(id(group), ({}, {}))
@@ -199,7 +217,8 @@ class Here(StandIn):
                     region = parts.region_of(param) if parts.split(param) else None
                     found.places.append(place)
                     found.regions.append(region)
-                    whole = region is not None and needs_whole(program.of(param), param, runner)
+                    own, view = program.of(param), views.at(group, place)
+                    whole = region is not None and needs_whole(own, param, runner, view)
                     found.whole.append(whole)
                     found.counts.append(self._counts(param))
                     found.names.append(names[place])
@@ -274,11 +293,24 @@ class Here(StandIn):
             self._entries.setdefault(ranks, []).append(entries)
             origin.setdefault(ranks, []).append((index, place))
             self._moved.append(param)
+        self._owned = self._sent = 0
         for ranks, own in sorted(self._entries.items()):
-            if ranks not in self._routes or not self._routes[ranks].holds(own):
-                self._routes[ranks] = Wholes(self._processes[ranks], own)
-            self._wholes[ranks] = self._routes[ranks].collect(own)
-            for number, whole in self._wholes[ranks].items():
+            processes = self._processes[ranks]
+            turns = owners.turns(own[0]["p"], ranks)
+            owner = owners.owners([x["p"].shape for x in own], turns)
+            # The gradient stays where it is.
+            back = [{key: x for key, x in entries.items() if key != "g"} for entries in own]
+            out = [entries | {"g": entries["p"]} for entries in own]
+            if ranks not in self._routes or not self._routes[ranks].hold(owner, out, back):
+                self._routes[ranks] = Routes(processes, owner, out, back)
+            wholes = self._wholes[ranks] = {
+                number: {key: owners.room_for(x) for key, x in own[number].items()}
+                for number, process in enumerate(owner)
+                if process == processes.here
+            }
+            self._owned += len(wholes)
+            self._sent += self._routes[ranks].collect(own, wholes).end()
+            for number, whole in wholes.items():
                 index, place = origin[ranks][number]
                 param, part = groups[index]["params"][place], whole["p"]
                 state = self._optimizer.state[param]
@@ -288,9 +320,23 @@ class Here(StandIn):
                 mine[index].append(_Taken(place, part, together.ranks[0] in ranks))
                 mine[index].sort(key=lambda x: x.place)
 
+    def _share_matrices(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Decide who carries out words on whole matrices of parameters that are stepped as parts."""
+        found: dict[Where, Any] = {}
+        for group in groups:
+            known, params, program = self._checked[id(group)], group["params"], self.program(group)
+            for place, whole, region in zip(known.places, known.whole, known.regions, strict=True):
+                own = program.of(params[place])
+                if region is not None and not whole and _on_matrices(own):
+                    param = params[place]
+                    given = self._processes_of(param), own, param, self._optimizer.state[param]
+                    found[id(group), place] = given
+        self._operands.share(found)
+
     def _fill(self, own: dict[str, Any], group: dict[str, Any], taken: Sequence[_Taken]) -> None:
         """Make a group of tensors that are stepped here."""
         fixed: dict[str, Any] = {phases.PART_OF: group, phases.PLACES: [x.place for x in taken]}
+        fixed[phases.OPERANDS] = self._operands
         fixed["params"] = [x.tensor for x in taken]
         for key in ("param_names", views.KEY):
             if group.get(key) is not None:
@@ -303,16 +349,15 @@ class Here(StandIn):
         self._names[id(own)] = [names[x.place] for x in taken]
         self.param_groups.append(own)
 
-    def told(self, group: dict[str, Any], runner: Any, whole: bool) -> list[str]:
+    def told(self, group: dict[str, Any], runner: Any, owned: bool) -> list[str]:
         """Of the last step of a group: what was sent, gradients that lay elsewhere, and kernels.
 
-        whole: whether any parameter of the group is stepped as a whole.
+        owned: whether any parameter of the group has an owner.
         """
         lines: list[str] = []
-        if self._routes and whole:
-            owned = sum(x.owner.count(x.here) for x in self._routes.values())
-            sent = sum(x.sent for x in self._routes.values())
-            count = errors.counted(owned, "whole parameter")
+        if owned:
+            count = errors.counted(self._owned + self._operands.owned, "parameter")
+            sent = self._sent + self._operands.sent
             lines.append(f"this process owns {count}, and sends {sent:,} bytes per step")
         if self._brought.get(id(group)):
             count = errors.counted(self._brought[id(group)], "gradient")
@@ -331,12 +376,11 @@ class Here(StandIn):
         return found
 
     def _prepare(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
-        if pieces.unequal(group):
-            made, _ = pieces.prepare(self, group, after)
-            return made
-        made, left = self.prepared(group, after)
+        prepare = pieces.prepare if pieces.unequal(group) else stand_in.prepared
+        made, left = prepare(self, group, after)
         for param in left:
-            if self.state[param].region is not None and _adds_up(self.program(group).of(param)):
+            state, own = self.state.get(param), self.program(group).of(param)
+            if state is not None and state.region is not None and (_adds_up(own) or _on_matrices(own)):
                 name = self.name_of(param)
                 from steprule.engine.runners.kernels import fused  # which needs numpy
 
@@ -358,9 +402,10 @@ class Here(StandIn):
                 known, whole = self._checked[id(group)], self.program(group)
                 for place, stepped_whole, region in zip(known.places, known.whole, known.regions, strict=True):
                     if region is not None and not stepped_whole:
-                        for program in whole.of(group["params"][place]).kinds:
+                        for program in whole.of(group["params"][place]).choices:
                             alone = [x for x in program.reductions if not x.shared]
                             words |= {phases.keys_of(group, x, [place])[0]: x.word for x in alone}
+                            words |= dict.fromkeys(phases.matrices_elsewhere(program), "")
         other = next((x for x in self._processes if not set(x) <= set(together.ranks)), None)
         if other and (words or self._entries):
             raise process_errors.other_processes(type(self._optimizer).__name__, together.ranks, other)
@@ -371,8 +416,10 @@ class Here(StandIn):
         together = self._together
         if together is None or len(together) == 1 or not (self._words or self._entries):
             return None
-        who = type(self._optimizer).__name__
-        return exchange.Sums(who, together, self._words, waits=bool(self._entries))
+        who, operands = type(self._optimizer).__name__, self._operands
+        asked = [key for key in self._words if isinstance(key, OnMatrices)]
+        then = {key: partial(operands.exchange, key.number) for key in asked}
+        return exchange.Sums(who, together, self._words, bool(self._entries), then)
 
     def leave(self, finished: bool, failed: bool) -> None:
         """End a step, after which nothing is kept alive.
@@ -396,7 +443,8 @@ class Here(StandIn):
             for whole in self._wholes[ranks].values():
                 made = self.state[whole["p"]]
                 whole |= {f"state.{key}": x for key, x in made.items() if isinstance(x, Tensor)}
-            self._routes[ranks].give_back(self._wholes[ranks], own)
+            self._sent += self._routes[ranks].give_back(self._wholes[ranks], own).end()
+            self._sent += self._routes[ranks].pass_on(own)
         for entries, made in self._plain:
             entries.update(made)  # a count may be a plain number
         torch.autograd.graph.increment_version(self._moved)
@@ -424,7 +472,12 @@ class Here(StandIn):
 
 def _adds_up(program: Program) -> bool:
     """Whether a step takes sums over one parameter."""
-    return any(not x.shared for own in program.kinds for x in own.reductions)
+    return any(not x.shared for own in program.choices for x in own.reductions)
+
+
+def _on_matrices(program: Program) -> bool:
+    """Whether a step has words on whole matrices, or on rows and columns together with them."""
+    return any(any(own.stages) for own in program.choices)
 
 
 def _form_of(tensor: Any) -> Any:

@@ -19,9 +19,9 @@ from torch import Tensor
 from steprule.engine import blocks
 from steprule.engine.blocks import Region
 from steprule.engine.sharding import parts
-from steprule.engine.sharding.exchange import Processes
+from steprule.engine.sharding.exchange import Passing, Processes
 
-# Of one parameter, the tensors that belong to it by key: DTensors, and tensors that are equal everywhere.
+# Of one parameter, the tensors that belong to it by key.
 Entries = Mapping[str, Any]
 
 
@@ -73,56 +73,50 @@ class _Route(NamedTuple):
     wanted: list[list[_Piece]]
 
 
-class Wholes:
-    """Parameters of which one process each steps the whole.
+class Routes:
+    """How what belongs to parameters gets to the processes that own these, and what they make of it back.
 
-    entries: of each parameter, as they are in this process. What becomes of them depends on how they are laid
-    out, and is kept for as long as that `holds`.
+    owner: of each parameter, the number of a process. out, back: of each parameter, by key, a tensor that is
+    laid out as what goes to the owner, and as what comes back.
     """
 
-    def __init__(self, processes: Processes, entries: Sequence[Entries]):
+    def __init__(
+        self, processes: Processes, owner: Sequence[int], out: Sequence[Entries], back: Sequence[Entries]
+    ):
         self._processes = processes
-        self._laid_out = _laid_out(entries)
-        self.owner = owners([x["p"].shape for x in entries], turns(entries[0]["p"], processes.ranks))
-        self._out = self._route(entries, self._outward)
-        self._home = self._route(entries, self._homeward)
-        repeats = any(_repeated(x) for own in entries for key, x in own.items() if key != "g")
-        self._onward = self._route(entries, self._to_others) if repeats else None
-        # In one step, by this process.
-        self.sent = 0
+        self._owner = owner
+        self._layout = _layout(out, back)
+        self._out = self._route(out, self._outward)
+        self._home = self._route(back, self._homeward)
+        repeats = any(_repeated(x) for own in back for x in own.values())
+        self._onward = self._route(back, self._to_others) if repeats else None
 
-    @property
-    def here(self) -> int:
-        """The number of this process."""
-        return self._processes.here
-
-    def holds(self, entries: Sequence[Entries]) -> bool:
+    def hold(self, owner: Sequence[int], out: Sequence[Entries], back: Sequence[Entries]) -> bool:
         """Whether these are laid out in the same way."""
-        now = _laid_out(entries)
-        return len(now) == len(self._laid_out) and all(map(is_, now, self._laid_out))
+        (keys, specs), (known, before) = _layout(out, back), self._layout
+        return owner == self._owner and keys == known and all(map(is_, specs, before))
 
-    def collect(self, entries: Sequence[Entries]) -> dict[int, dict[str, Any]]:
-        """The whole tensors of the parameters that this process owns, by place."""
-        wholes = {
-            place: {key: _whole(x) for key, x in own.items()}
-            for place, own in enumerate(entries)
-            if self.owner[place] == self._processes.here
-        }
-        self.sent = self._move(self._out, lambda piece: entries[piece.place], lambda piece: wholes[piece.place])
-        return wholes
+    def collect(self, entries: Sequence[Entries], wholes: Mapping[int, Entries]) -> Passing:
+        """Begin to give the owners what belongs to their parameters.
 
-    def give_back(self, wholes: Mapping[int, Entries], entries: Sequence[Entries]) -> None:
-        """Give everybody the parts of what the owners have made of the wholes."""
-        self.sent += self._move(
-            self._home, lambda piece: wholes[piece.place], lambda piece: entries[piece.place]
-        )
-        if self._onward is not None:
-            here: Callable[[_Piece], Entries] = lambda piece: entries[piece.place]  # noqa: E731
-            self.sent += self._move(self._onward, here, here)
+        entries: the parts that are here. wholes: by place, the memory of what this process owns.
+        """
+        return self._move(self._out, lambda piece: entries[piece.place], lambda piece: wholes[piece.place])
+
+    def give_back(self, wholes: Mapping[int, Entries], entries: Sequence[Entries]) -> Passing:
+        """Begin to give everybody the parts of what the owners have made; `pass_on` then does the rest."""
+        return self._move(self._home, lambda piece: wholes[piece.place], lambda piece: entries[piece.place])
+
+    def pass_on(self, entries: Sequence[Entries]) -> int:
+        """Give what has come back to those that have the same parts. Returns how many bytes that sends."""
+        if self._onward is None:
+            return 0
+        here: Callable[[_Piece], Entries] = lambda piece: entries[piece.place]  # noqa: E731
+        return self._move(self._onward, here, here).end()
 
     def _outward(self, place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
         """Who sends which part to the owner: its number, the owner's, and the part."""
-        owner = self.owner[place]
+        owner = self._owner[place]
         if parts.sharded(tensor):
             at = self._coordinate(tensor, owner)
             for process, coordinate, region in self._holders(tensor):
@@ -130,23 +124,20 @@ class Wholes:
                     yield process, owner, region
 
     def _homeward(self, place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
-        """What the owner sends to whom. Gradients stay where they are."""
-        owner = self.owner[place]
-        if key == "g":
-            return
+        """What the owner sends to whom."""
+        owner = self._owner[place]
         if parts.sharded(tensor):
             for process, _, region in self._outward(place, key, tensor):
                 yield owner, process, region
         else:
             for process in range(len(self._processes)):
-                if process != owner:
-                    yield owner, process, blocks.whole(tensor.shape)
+                yield owner, process, blocks.whole(tensor.shape)
 
     def _to_others(self, place: int, key: str, tensor: Any) -> Iterable[tuple[int, int, Region]]:
         """Who sends a part on to those that hold the same one: the process that got it from the owner."""
-        if key == "g" or not parts.sharded(tensor):
+        if not parts.sharded(tensor):
             return
-        owner = self._coordinate(tensor, self.owner[place])
+        owner = self._coordinate(tensor, self._owner[place])
         holders = list(self._holders(tensor))
         numbers = {at: process for process, at, _ in holders}
         for process, at, region in holders:
@@ -162,8 +153,7 @@ class Wholes:
         route = _Route([[] for _ in range(count)], [[] for _ in range(count)])
         for place, own in enumerate(entries):
             for key, tensor in own.items():
-                # The gradient is laid out as the parameter is.
-                for sender, receiver, region in who(place, key, own["p"] if key == "g" else tensor):
+                for sender, receiver, region in who(place, key, tensor):
                     if not region.empty:
                         piece = _Piece(place, key, region)
                         if sender == here:
@@ -177,11 +167,11 @@ class Wholes:
         route: _Route,
         source: Callable[[_Piece], Entries],
         target: Callable[[_Piece], Entries],
-    ) -> int:
-        """Move pieces between processes. Returns how many bytes this one sends."""
+    ) -> Passing:
+        """Begin to move pieces between processes."""
         given = [[_cut(source(x)[x.key], x.region) for x in own] for own in route.given]
         wanted = [[_cut(target(x)[x.key], x.region) for x in own] for own in route.wanted]
-        return self._processes.passed_on(given, wanted)
+        return self._processes.passing(given, wanted)
 
     def _holders(self, tensor: Any) -> Iterable[tuple[int, tuple[int, ...], Region]]:
         """Each process that holds a part of a DTensor: its number, where in the mesh it is, and which part."""
@@ -195,9 +185,10 @@ class Wholes:
         return tuple(where[0].tolist())
 
 
-def _laid_out(entries: Sequence[Entries]) -> list[Any]:
-    """What routes depend on. The gradient is laid out as the parameter is."""
-    return [x._spec if parts.sharded(x) else key for own in entries for key, x in own.items() if key != "g"]
+def _layout(out: Sequence[Entries], back: Sequence[Entries]) -> tuple[list[list[str]], list[Any]]:
+    """What routes depend on: keys, and how what they stand for is laid out."""
+    entries = [*out, *back]
+    return list(map(list, entries)), [getattr(x, "_spec", None) for own in entries for x in own.values()]
 
 
 def _agrees(tensor: Any, process: Sequence[int], owner: Sequence[int]) -> bool:
@@ -220,10 +211,10 @@ def _repeated(tensor: Any) -> bool:
     return any(number > 1 and placement.is_replicate() for number, placement in pairs)
 
 
-def _whole(tensor: Any) -> Any:
-    """Memory for a whole tensor; what is the same everywhere, as it is."""
+def room_for(tensor: Any) -> Tensor:
+    """Memory for all of a tensor that may be sharded; what is the same everywhere, as a copy."""
     if not parts.sharded(tensor):
-        return tensor
+        return tensor.clone()
     like = parts.local(tensor)
     return torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=like.dtype, device=like.device)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steprule.engine import blocks, storage, views
 from steprule.engine.fields import counts_on_device
-from steprule.engine.program.phases import PLACES
+from steprule.engine.program.phases import OPERANDS, PART_OF, PLACES
 from steprule.engine.program.program import Program, Reduction
 from steprule.engine.runners import reference
 from steprule.engine.runners.kernels.addresses import Addresses
@@ -20,6 +20,7 @@ from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.engine.runners.kernels.forms import Forms
 from steprule.engine.runners.kernels.runner import Kernels
 from steprule.engine.runners.matrices import MatrixWork, bytes_of
+from steprule.engine.sharding.operands import MatrixParts
 from steprule.engine.sharding.parts import is_piece, region_in, shape_of
 
 _numel: Callable[[Tensor], int] = Tensor.numel
@@ -61,19 +62,22 @@ class Batch:
         self.counted = keys_of(program, states[0])
         dtypes = {letter: states[0][key].dtype for letter, key in self.keys.items()}
         dtypes |= {"p": params[0].dtype, "g": own[0].dtype}
-        self.work: MatrixWork | None = None
+        pairs = list(zip(states, params, strict=True))
+        wholes: list[Sequence[int]] = [shape_of(p, x) for x, p in pairs]
+        self.work: MatrixWork | MatrixParts | None = None
         if program.matrices is not None:
             found = [views.at(group, place) for place in places]
-            self.work = MatrixWork(program, params, found, reference.compute_dtype(params[0]))
+            computed = reference.compute_dtype(params[0])
+            if self._split:
+                self.work = MatrixParts(program, params, states, found, computed)
+            else:
+                self.work = MatrixWork(program, wholes, found, computed, params[0].device)
             dtypes |= self.work.dtypes
+            wholes = [view.shape(shape) for view, shape in zip(found, wholes, strict=True)]
         self.lengths = list(map(_numel, params))
         there = counts_there(program, group)
-        shapes: list[Sequence[int]] = [x.shape for x in params]
-        if self.work is not None:
-            shapes = [views.at(group, place).shape(x.shape) for place, x in zip(places, params, strict=True)]
-        pairs = list(zip(states, params, strict=True))
+        shapes = [x.shape for x in params]
         regions = [region_in(x) or blocks.whole(blocks.in_memory(p).shape) for x, p in pairs]
-        wholes = shapes if self.work is not None else [shape_of(p, x) for x, p in pairs]
         ready = kernels.ready(program, dtypes, states, shapes, wholes, regions, params[0].device, there)
         self.launch, self.counters, self.rounding = ready
         self.scalars: Any = None
@@ -164,16 +168,28 @@ class Batch:
     @property
     def rows(self) -> list[Sequence[float]]:
         """The scalars of each parameter, as far as they are computed."""
-        table = self.scalars if self.counters.table is None else self.counters.table
-        return [table[row] for row in self.counters.rows]
+        return [self._table[row] for row in self.counters.rows]
+
+    @property
+    def _table(self) -> Any:
+        return self.scalars if self.counters.table is None else self.counters.table
+
+    def offer(
+        self, number: int, group: dict[str, Any], gradients: Sequence[Tensor], states: Sequence[dict[str, Any]]
+    ) -> bool:
+        """Where matrices are split, offer what words on them need before a sweep. Returns whether any do."""
+        work = self.work
+        if not isinstance(work, MatrixParts) or not work.offer(number, self.rows, gradients, states):
+            return False
+        group[OPERANDS].offer(number, work, id(group[PART_OF]), self.split_places(group))
+        return True
 
     def run(self, number: int, scaling: tuple[Any, ...]) -> list[tuple[Reduction, Any]]:
         """What comes between two stages of scalars: values per column, and a sweep.
 
         Returns the reductions that are finished by then, with what each came to over each tensor.
         """
-        table = self.scalars if self.counters.table is None else self.counters.table
-        given = table, self.counters.rows, *scaling
+        given = self._table, self.counters.rows, *scaling
         found: list[tuple[Reduction, Any]] = []
         columns = self.program.columns[number] if number < len(self.program.columns) else None
         if columns is not None:

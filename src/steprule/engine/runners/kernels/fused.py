@@ -33,7 +33,7 @@ from steprule.engine.runners.kernels.runner import Kernels
 from steprule.engine.runners.reference import next_step
 from steprule.engine.runners.runner import Prepared
 from steprule.engine.runners.stacks import BeforeSweep, Member, Stack, Sweeps
-from steprule.engine.sharding.parts import region_in
+from steprule.engine.sharding.parts import is_piece, region_in
 
 # Options of a group that no program knows and no state shows, yet a plan depends on.
 OPTIONS = ("state_dtype", "low_precision", "capturable", "fused", "views")
@@ -93,10 +93,11 @@ def prepare(
             partial(_sweeps, batch, written, scaler, group, gradients, states, after),
             partial(_names, optimizer, group, batch.places),
         )
-        stages = phases.stages_of(batch.program, group, batch.split_places(group))
+        split = batch.split_places(group)
+        stages = phases.stages_of(batch.program, group, split)
         alike = None if batch.alike is None else (*batch.alike, stages)
         stack = Stack(optimizer.who(group), alike, batch.size, (member,))
-        parts.append(stack.part(stages, batch.program.may_raise))
+        parts.append(stack.part(stages, phases.waits_to_store(batch.program, bool(split))))
     return parts, left
 
 
@@ -128,8 +129,10 @@ def _sweeps(
             batch.counters.add(number, reduced)
         if batch.work is not None:
             given = [cast(Tensor, gradients[place]) for place in batch.places]
+            if batch.offer(number, group, given, states):
+                yield phases.OnMatrices(number).asked
             yield BeforeSweep(number, batch, given, states)
-            if program.may_raise and number == len(program.passes) - 1:
+            if number == len(program.passes) - 1 and phases.waits_to_store(program, bool(places)):
                 yield phases.NOTHING_RAISES
         asked: dict[Any, tuple[str, Partial]] = {}
         if number == storing:  # not before: until then the step may be given up
@@ -268,6 +271,7 @@ class Plan:
             tuple(beside(program, state)),
             tuple(keys),
             region_in(state) is None,
+            is_piece(state),
             *dtypes,
         )
 
