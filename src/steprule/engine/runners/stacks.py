@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steprule import matrix_errors
 from steprule.engine.program import sums
-from steprule.engine.program.phases import Asked, Going, Part, Stages
+from steprule.engine.program.phases import Asked, Going, OnMatrices, Part, Stages
 from steprule.engine.program.sums import Partial
 from steprule.engine.runners import matrices
 from steprule.engine.runners.matrices import MatrixWork
@@ -22,6 +22,7 @@ class BeforeSweep(NamedTuple):
 
     number: int
     batch: Any
+    group: dict[str, Any]
     gradients: Sequence[Tensor]
     states: Sequence[dict[str, Any]]
 
@@ -72,6 +73,9 @@ class Stack:
                     if work is None:
                         work = works[0] if len(works) == 1 else MatrixWork.of_all(works)
                     states = [state for x in before for state in x.states]
+                    # Of parts there is one batch, whose words other processes carry out, too.
+                    if _offered(before[0]):
+                        yield OnMatrices(before[0].number).asked
                     _carry_out(work, before, states)
                 known = (yield _added(sums_asked)) if sums_asked else None
             if work is not None:
@@ -120,6 +124,12 @@ def _next(sweep: Sweeps, known: Mapping[Any, float] | None) -> BeforeSweep | Ask
         return sweep.send(known)  # type: ignore[arg-type]
     except StopIteration:
         return None
+
+
+def _offered(before: BeforeSweep) -> bool:
+    """Whether other processes take part in the words before a sweep of this batch, which are then offered."""
+    number, batch, *given = before
+    return batch.offer(number, *given)
 
 
 def _carry_out(work: MatrixWork | MatrixParts, before: Sequence[BeforeSweep], states: Sequence[Any]) -> None:

@@ -129,9 +129,7 @@ def _sweeps(
             batch.counters.add(number, reduced)
         if batch.work is not None:
             given = [cast(Tensor, gradients[place]) for place in batch.places]
-            if batch.offer(number, group, given, states):
-                yield phases.OnMatrices(number).asked
-            yield BeforeSweep(number, batch, given, states)
+            yield BeforeSweep(number, batch, group, given, states)
             if number == len(program.passes) - 1 and phases.waits_to_store(program, bool(places)):
                 yield phases.NOTHING_RAISES
         asked: dict[Any, tuple[str, Partial]] = {}
