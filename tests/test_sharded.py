@@ -209,6 +209,23 @@ def one_fails(rank: int) -> None:
                 p.fill_(1)
 
 
+def one_cannot_load(rank: int) -> None:
+    """A NaN in what one process loads is an error in all, and none has loaded anything."""
+    put = layouts()["rows"]
+    optimizer = steprule.AdamW([nn.Parameter(put(torch.ones(4, 4)))])
+    give(flat(optimizer), 0, put)
+    optimizer.step()
+    saved, before = optimizer.state_dict(), optimizer.state[flat(optimizer)[0]]["exp_avg"]
+    spoiled = put(torch.ones(4, 4))
+    if rank == 1:
+        spoiled._local_tensor[0, 0] = torch.nan
+    saved["state"][0]["exp_avg"] = spoiled
+    error, message = (ValueError, "NaN") if rank == 1 else (RuntimeError, "another process has failed to load")
+    with pytest.raises(error, match=message):
+        optimizer.load_state_dict(saved)
+    assert optimizer.state[flat(optimizer)[0]]["exp_avg"] is before
+
+
 def broken(*given: Any) -> None:
     raise RuntimeError("broken on purpose")
 
@@ -522,6 +539,7 @@ def small_checks(rank: int) -> None:
         sums_and_modifiers,
         gradients_elsewhere,
         one_fails,
+        one_cannot_load,
         nonfinite_everywhere,
         what_is_sent,
         what_was_taken_before,

@@ -16,9 +16,9 @@ def other_processes(who: str, some: Sequence[int], others: Sequence[int]) -> Val
     )
 
 
-def failed_elsewhere(who: str) -> RuntimeError:
-    """Another process has raised in the same step."""
-    return RuntimeError(f"{who}: another process has failed in this step. Its own message says why.")
+def failed_elsewhere(who: str, during: str = "in this step") -> RuntimeError:
+    """Another process has raised in the same step, or while it loaded the same checkpoint."""
+    return RuntimeError(f"{who}: another process has failed {during}. Its own message says why.")
 
 
 def other_losses(who: str, least: float, most: float) -> ValueError:

@@ -23,6 +23,7 @@ from steprule.engine.preparation import Preparation
 from steprule.engine.program import phases
 from steprule.engine.program.phases import Part
 from steprule.engine.runners import stacks
+from steprule.engine.sharding import parts, together
 from steprule.engine.weight_decay import WeightDecay
 
 
@@ -455,7 +456,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         with self._as_shared():
-            loaded, report = state_dicts.fit(self, state_dict, strict, hyperparams)
+            with self._all_or_none():
+                loaded, report = state_dicts.fit(self, state_dict, strict, hyperparams)
             if report.renamed:
                 first = report.renamed[0]
                 message = errors.loaded_by_position(type(self).__name__, first.saved, first.current)
@@ -468,6 +470,11 @@ class CheckedOptimizer(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
         return report
+
+    def _all_or_none(self) -> Any:
+        """In the `with` block, all processes that share parameters fail if one does: each sees its parts."""
+        meshes = [p.device_mesh for x in self.param_groups for p in x["params"] if parts.sharded(p)]
+        return together.all_or_none(type(self).__name__, meshes) if meshes else nullcontext()
 
     def _check_loaded(self, state: Mapping[Tensor, Any]) -> None:
         """Refuse a loaded state before it replaces the current one; rules add their own checks."""
