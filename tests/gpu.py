@@ -30,7 +30,7 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda:0")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-CHUNK, BLOCK = 32, 16
+CHUNK, BLOCK = 256, 128
 # 0-dim, one, none, less than a block, a block and one, a chunk in many dimensions, over two and a bit.
 SHAPES = ((), (1,), (0,), (3,), (BLOCK + 1,), (2, CHUNK // 4, 2), (2 * CHUNK + 21,))
 

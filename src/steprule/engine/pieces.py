@@ -123,11 +123,11 @@ class Pieces(StandIn):
         return runner.explain(self, self._group) if self._group else []
 
     def _cut(
-        self, place: int, param: Tensor, gradient: Tensor, state: Mapping[str, Any], view: View, name: str
+        self, place: int, param: Tensor, gradient: Tensor, state: dict[str, Any], view: View, name: str
     ) -> list[tuple[int, Tensor, View, str]]:
         if not isinstance(view.split, tuple):
             own = PartState(state)
-            own.region = getattr(state, "region", None)
+            own.region, own.source = getattr(state, "region", None), state
             self.state[param], self._gradients[id(param)] = own, gradient
             return [(place, param, view, name)]
         ends = list(accumulate(view.split))
@@ -141,7 +141,7 @@ class Pieces(StandIn):
             own = PartState((key, _rows(x, param, first, end, number)) for key, x in state.items())
             shape = tuple(param.shape)
             own.region = Region(shape, tuple(piece.shape), (first, *(0 for _ in shape[1:])))
-            own.alone = True
+            own.alone, own.source = True, None if number else state
             self.state[piece], self._gradients[id(piece)] = own, gradient[first:end]
             found.append((place, piece, replace(view, split=1), f"{name}, rows {first} to {end - 1}"))
         return found

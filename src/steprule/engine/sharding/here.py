@@ -24,7 +24,7 @@ from steprule.engine.blocks import Region
 from steprule.engine.program import phases
 from steprule.engine.program.phases import BEFORE_STORING, OnMatrices, Part
 from steprule.engine.program.program import Program
-from steprule.engine.runners.kernels.runner import FLOATS, CpuKernels, Kernels
+from steprule.engine.runners.kernels.runner import FLOATS, Kernels
 from steprule.engine.sharding import exchange, owners, parts
 from steprule.engine.sharding.kept import Kept
 from steprule.engine.sharding.operands import Operands, Where
@@ -37,13 +37,12 @@ from steprule.engine.views import View
 def needs_whole(program: Program, param: Any, runner: Any, view: View) -> bool:
     """Whether a step of a parameter with this program needs all of it in one process.
 
-    Kernels can step parts of matrices, and those on the CPU can take part in sums over one parameter. view: how
-    the matrices lie in it. Unequal ones are stepped as parameters of their own, for which all has to be there.
+    Kernels can step parts of matrices, and take part in sums over one parameter. view: how the matrices lie in
+    it. Unequal ones are stepped as parameters of their own, for which all has to be there.
     """
-    in_order = param.is_contiguous() and param.dtype in FLOATS
-    takes_part = isinstance(runner, Kernels) and in_order and not isinstance(view.split, tuple)
-    adds_up = isinstance(runner, CpuKernels) and in_order
-    return (_adds_up(program) and not adds_up) or any(
+    in_order = isinstance(runner, Kernels) and param.is_contiguous() and param.dtype in FLOATS
+    takes_part = in_order and not isinstance(view.split, tuple)
+    return (_adds_up(program) and not in_order) or any(
         own.lined or (own.needs_matrices and not takes_part) for own in program.choices
     )
 
@@ -263,6 +262,7 @@ class Here(StandIn):
             state = PartState({k: x._local_tensor if type(x) is dtensor else x for k, x in entries})
             state.region = region
             if type(param) is dtensor:
+                state.source = states[param]
                 self._moved.append(param)
                 if type(gradient) is dtensor and gradient._spec is not param._spec:
                     there, gradient = gradient, exchange.arranged(param, gradient)

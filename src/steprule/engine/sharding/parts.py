@@ -115,6 +115,13 @@ class PartState(dict[str, Any]):
     region: Region | None = None
     # Whether it is stepped as if it were a parameter: then only codes and what is random go by the whole.
     alone = False
+    # The state that it is of. Where a count or a key in it is replaced, it is replaced there, too.
+    source: dict[str, Any] | None = None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        if self.source is not None and isinstance(value, Tensor) and not value.dim():
+            self.source[key] = value
 
 
 def region_in(state: Mapping[str, Any]) -> Region | None:

@@ -27,26 +27,22 @@ class Functions:
     def __init__(self, name: str, text: str):
         self.kernel, self.combine = functions_of(name, text)
 
-    def run(
-        self,
-        tables: Sequence[Tensor],
-        programs: int,
-        bounds: Tensor,
-        partials: Tensor,
-        reductions: int,
-        options: Mapping[str, Any],
-    ) -> Any:
-        """Launch so many programs, then bring together what the reductions came to, tensor by tensor.
-
-        bounds: which chunks are whose. partials: room for what each chunk comes to.
-        """
+    def start(
+        self, tables: Sequence[Tensor], programs: int, partials: Tensor, options: Mapping[str, Any]
+    ) -> None:
+        """Launch so many programs. partials: room for what each chunk comes to."""
         given = [partials] if self.combine is not None else []
-        self.kernel.run(*tables, *given, grid=(programs,), **OPTIONS, **options)
+        known = {name: x for name, x in options.items() if name != "SHARING" or name in self.kernel.arg_names}
+        if programs:
+            self.kernel.run(*tables, *given, grid=(programs,), **OPTIONS, **known)
+
+    def combined(self, bounds: Tensor, partials: Tensor, reductions: int, options: Mapping[str, Any]) -> Any:
+        """Bring together what the reductions came to, tensor by tensor. bounds: which chunks are whose."""
         if self.combine is None:
             return ()
         tensors = len(bounds) - 1
         reduced = torch.empty(reductions, tensors, dtype=torch.float64, device=bounds.device)
-        others = {name: value for name, value in options.items() if name != "ALIGNED"}
+        others = {name: value for name, value in options.items() if name not in ("ALIGNED", "SHARING")}
         self.combine.run(bounds, partials, reduced, grid=(tensors,), **OPTIONS, **others)
         return reduced
 

@@ -3,9 +3,9 @@
 The source is Python for Triton, meant to be read: it is in the cache folder.
 
 A pass has two functions: `entries` does the work for one block of elements, `kernel` goes through one chunk of
-one tensor. Full blocks are not masked, so that every thread loads and stores 16 bytes at a time. If a pass has
-reductions, `combine` adds up the results of each tensor's chunks, always in the same order. Words that Triton
-lacks are functions of `gpu.words`.
+one tensor. Full blocks are not masked, so that every thread loads and stores 16 bytes at a time. Sums of blocks
+are stored, and `gpu.sums` adds them up; other reductions of a pass, and all of one that goes by rows, are brought
+together by `combine`, always in the same order. Words that Triton lacks are functions of `gpu.words`.
 """
 
 from __future__ import annotations

@@ -19,22 +19,23 @@ import torch
 from torch import Tensor
 
 from steprule import errors
-from steprule.engine import lines
 from steprule.engine.blocks import Region
 from steprule.engine.program import exact, sums
 from steprule.engine.program.program import Program, Reduction
 from steprule.engine.program.sums import Partial
 from steprule.engine.runners.kernels.cache import NoKernel
-from steprule.engine.runners.kernels.chunks import chunks, first_chunks
 from steprule.engine.runners.kernels.gpu import kernel as gpu_kernel
 from steprule.engine.runners.kernels.gpu.functions import Functions, file_of
-from steprule.engine.runners.kernels.gpu.line_memory import Lines, pieces_of
-from steprule.engine.runners.kernels.places import EVEN, laid, of_chunks, pieces
-from steprule.engine.runners.kernels.printing import arrays_of, needs_of
+from steprule.engine.runners.kernels.gpu.line_memory import Lines
+from steprule.engine.runners.kernels.gpu.rooms import Sums
+from steprule.engine.runners.kernels.gpu.work import Part, Work
+from steprule.engine.runners.kernels.printing import arrays_of, is_exact
 
 # How many elements one program of the launch processes, and how many it holds in registers at a time.
 CHUNK = 1 << 13
 BLOCK = 1 << 10
+# And how many at most where it rounds at random or encodes them, which takes more registers.
+NARROW = 1 << 9
 
 
 class Launch:
@@ -67,33 +68,19 @@ class Launch:
         # The others are read one value at a time.
         self._wide = [not name.endswith(("_scale", "_key")) for name in self._inputs]
         self._texts = gpu_kernel.sources(program, dtypes)
-        self._elements = sum(map(math.prod, shapes))
+        self._sizes = list(map(math.prod, shapes))
         texts = iter(self._texts)
         self._kernels = [None if sweep.idle else Functions(*next(texts)) for sweep in program.passes]
-        sizes = np.array(list(map(math.prod, shapes)), dtype=np.int64)
-        needs = needs_of(program, dtypes)._replace(summed=False)
-        columns = [0] * len(shapes)
-        if program.lined:
-            columns = [lines.fact(shape, "columns", stacked=False) for shape in shapes]
-        tensors = [laid(x, needs, own) for x, own in zip(regions, columns, strict=True)] if any(needs) else []
-        if program.lined:
-            cut = chunks(sizes, pieces_of(program, shapes, CHUNK))
-        else:
-            cut = pieces(tensors, CHUNK) if tensors else chunks(sizes, CHUNK)
-        layouts = np.array([x.table for x in tensors], dtype=np.int64)
-        self._placed = [self._send(layouts), self._send(of_chunks(tensors, cut))] if tensors else []
-        self._programs = len(cut)
-        self._chunks = self._send(cut)
-        self._even = not np.bitwise_or.reduce(cut[:, 1], initial=0) % EVEN
-        self._bounds = self._send(first_chunks(cut, len(sizes)))
-        self._lengths = self._send(np.maximum(sizes, 1), torch.float64)
-        self._unscaled = self._send(np.array([1.0, 0.0]), torch.float32)
+        self._work = Work(program, dtypes, shapes, regions, CHUNK, self._send)
         self._reductions = [list(sweep.reductions) for sweep in program.passes]
-        self._partials = self._send(np.zeros(len(cut) * max(map(len, self._reductions))))
-        self._pointers = np.zeros((len(sizes), len(self._inputs)), dtype=np.int64)
+        taken = [len(x) - n for x, n in zip(self._reductions, self._work.added, strict=True)]
+        self._partials = self._send(np.zeros(len(self._work.cut) * max(taken)))
+        self._lengths = self._send(np.maximum(self._sizes, 1), torch.float64)
+        self._unscaled = self._send(np.array([1.0, 0.0]), torch.float32)
+        self._pointers = np.zeros((len(shapes), len(self._inputs)), dtype=np.int64)
         self._lines: Lines | None = None
         if program.lined:
-            self._lines = Lines(program, dtypes, shapes, cut, self._send)
+            self._lines = Lines(program, dtypes, shapes, self._work.cut, self._send)
             self._pointers = np.concatenate((self._pointers, self._lines.places), axis=1)
         self._sent: tuple[Any, Tensor] | None = None
         self._rows: tuple[list[int], Tensor] | None = None
@@ -123,7 +110,7 @@ class Launch:
         rows: list[int],
         scaling: Tensor | None = None,
         sweep: int = 0,
-    ) -> list[Tensor]:
+    ) -> list[Any]:
         """One sweep.
 
         scalars: rows of what `Program.scalars` have computed so far, or a table of them on the device.
@@ -131,11 +118,8 @@ class Launch:
         scaler is at work. Returns, for each reduction of the sweep, what it came to over each tensor.
         """
         with _on(self.device):
-            found = [self._start(reduction.word) for reduction in self._reductions[sweep]]
-            if not self._programs:
-                return found
-            tables, aligned = self._tables(scalars, rows, scaling), self._aligned()
-            return list(self._launch(sweep, tables, aligned))
+            tables = self._tables(scalars, rows, scaling)
+            return self._launch(sweep, tables, self._options(self._aligned()))
 
     def run_columns(
         self,
@@ -147,64 +131,90 @@ class Launch:
         """What is computed for each column before a sweep, or after the last one; as `run`."""
         assert self._lines is not None
         with _on(self.device):
-            tables = self._tables(scalars, rows, scaling)
-            return list(self._lines.run(stage, [*tables, *self._more()], self._options(self._aligned())))
+            (part,) = self._work.parts
+            tables = self._with(part, self._tables(scalars, rows, scaling))
+            return list(self._lines.run(stage, tables, self._options(self._aligned())))
 
     def _tables(
         self, scalars: Sequence[Sequence[float]] | Tensor, rows: list[int], scaling: Tensor | None
     ) -> list[Tensor]:
+        """What is the same for all parts of the work."""
         if not isinstance(scalars, Tensor):
             scalars = self._send(np.array(scalars, dtype=np.float64), self.dtype)
         if self._rows is None or self._rows[0] != rows:
             self._rows = list(rows), self._send(np.array(rows, dtype=np.int64))
-        tables = [self._pointer_table(), self._chunks, self._rows[1], scalars.to(self.dtype)]
-        return [*tables, self._unscaled if scaling is None else scaling, *self._placed]
+        scaling = self._unscaled if scaling is None else scaling
+        return [self._pointer_table(), self._rows[1], scalars.to(self.dtype), scaling]
 
-    def _more(self) -> list[Tensor]:
-        """What kernels on rows and columns are also given: how many there are, and whose chunks are which."""
-        return [] if self._lines is None else [*self._lines.tables, self._bounds]
+    def _with(self, part: Part, tables: list[Tensor]) -> list[Tensor]:
+        """What kernels are given; on rows and columns also how many there are, and whose chunks are which."""
+        more = [] if self._lines is None else [*self._lines.tables, self._work.bounds]
+        return [tables[0], part.chunks, *tables[1:], *part.placed, *more]
 
     def _aligned(self) -> bool:
         addresses = self._pointers[:, : len(self._wide)][:, self._wide]
-        return self._even and not np.bitwise_or.reduce(addresses, axis=None) & 15
+        return self._work.even and not np.bitwise_or.reduce(addresses, axis=None) & 15
 
-    def finished(self, reduction: Reduction, shares: Tensor) -> Tensor:
+    def finished(self, reduction: Reduction, shares: Tensor | Sums) -> Tensor:
         """What a reduction comes to over each tensor."""
+        shares = shares.rounded if isinstance(shares, Sums) else shares
         if reduction.word == "mean" and self._lines is not None and reduction.operand.level != "element":
             return shares / self._lines.counts[reduction.operand.level]
         if reduction.word == "mean":
             return shares / self._lengths
         return shares.sqrt() if reduction.word == "norm" else shares
 
-    def together(self, word: str, shares: Tensor) -> Partial:
-        """What a reduction comes to over all tensors, before it is finished."""
-        values: list[float] = cast(Any, shares).tolist()
-        parts = [Partial(x if word == "largest" else exact.of_number(x), 0) for x in values]
-        return sums.together(word, parts)._replace(elements=self._elements)
+    def partials(self, word: str, shares: Any) -> list[Partial]:
+        """What a reduction comes to over each tensor, before it is finished; this waits for the device."""
+        if isinstance(shares, Sums):
+            values: list[Any] = [exact.from_limbs(row) for row in cast(Any, shares.limbs).tolist()]
+        else:
+            values = [x if word == "largest" else exact.of_number(x) for x in shares.tolist()]
+        return [Partial(value, size) for value, size in zip(values, self._sizes, strict=True)]
 
-    def _start(self, word: str) -> Tensor:
-        start = -math.inf if word == "largest" else 0.0
-        return torch.full((len(self._pointers),), start, dtype=torch.float64, device=self.device)
+    def column(self, values: list[float]) -> Tensor:
+        """What finished reductions of each tensor are, as `finished` gives them."""
+        return self._send(np.array(values, dtype=np.float64))
 
-    def _launch(self, sweep: int, tables: list[Tensor], aligned: bool, only_compile: bool = False) -> Any:
-        tables, count = [*tables, *self._more()], len(self._reductions[sweep])
-        given = tables, self._programs, self._bounds, self._partials, count
-        kernel = self._kernels[sweep]
-        return () if kernel is None else kernel.run(*given, self._options(aligned, only_compile))
+    def together(self, word: str, shares: Any) -> Partial:
+        """What a reduction comes to over all tensors, before it is finished; this waits for the device."""
+        if isinstance(shares, Sums):
+            limbs: list[int] = cast(Any, shares.limbs.sum(0)).tolist()
+            return Partial(exact.from_limbs(limbs), sum(self._sizes))
+        return sums.together(word, self.partials(word, shares))
+
+    def _launch(self, sweep: int, tables: list[Tensor], options: dict[str, Any]) -> list[Any]:
+        """One sweep, and what each of its reductions comes to over each tensor."""
+        kernel, work, added = self._kernels[sweep], self._work, self._work.added[sweep]
+        if kernel is None:
+            return []
+        for part in work.parts:
+            given = [*self._with(part, tables), *(part.rooms if added else [])]
+            block = min(BLOCK, NARROW) if part.placed and not added else BLOCK
+            more = {"BLOCK": block, "SHARING": part.lanes}
+            kernel.start(given, part.programs, self._partials, {**options, **more})
+        reductions = self._reductions[sweep]
+        count = len(reductions) - added
+        taken = iter(kernel.combined(work.bounds, self._partials, count, options))
+        if not added or work.rooms is None:
+            return list(taken)
+        exactly = iter(work.rooms.added(added, options["warmup"]))
+        return [next(exactly if is_exact(x) else taken) for x in reductions]
 
     def _options(self, aligned: bool, only_compile: bool = False) -> dict[str, Any]:
         return {"ALIGNED": aligned, "BLOCK": BLOCK, "warmup": only_compile}
 
     def _compile(self) -> None:
         """Compile the kernels, or find those that an earlier process compiled."""
-        integers, numbers = self._chunks, self._lengths.to(self.dtype)
+        integers, numbers = self._work.bounds, self._lengths.to(self.dtype)
+        options = self._options(True, only_compile=True)
         try:
             with _on(self.device):
-                tables = [integers, integers, integers, numbers, self._unscaled, *self._placed]
+                tables = [integers, integers, numbers, self._unscaled]
                 for sweep in range(len(self._kernels)):
-                    self._launch(sweep, tables, aligned=True, only_compile=True)
+                    self._launch(sweep, tables, options)
                 if self._lines is not None:
-                    self._lines.compile([*tables, *self._more()], self._options(True, only_compile=True))
+                    self._lines.compile(self._with(self._work.parts[0], tables), options)
         except Exception as error:
             raise NoKernel(f"no kernel could be made ({type(error).__name__}: {error})") from error
 

@@ -110,7 +110,8 @@ class Lines:
         rest = rest[len(self._placed) :]
         given = [pointers, self._chunks, rows, scalars, scaling, *self._placed, *rest]
         count = self._reductions[stage]
-        return kernel.run(given, self._programs, self._bounds, self._partials, count, options)
+        kernel.start(given, self._programs, self._partials, options)
+        return kernel.combined(self._bounds, self._partials, count, options)
 
     def compile(self, tables: Sequence[Tensor], options: Mapping[str, Any]) -> None:
         """Compile the kernels of all parts."""

@@ -99,8 +99,7 @@ class _Doubles(Printer):
         given += ["layouts", "places"] if self.placed else []
         given += ["heights", "widths", "bounds"]
         given += ["partials"] if self.totals else []
-        flags = ["ALIGNED: tl.constexpr", "BLOCK: tl.constexpr"]
-        return ["@triton.jit", f"def kernel({', '.join([*given, *flags])}):"]
+        return ["@triton.jit", f"def kernel({', '.join([*given, *self._flags()])}):"]
 
     def _places(self) -> Iterator[str]:
         """Where the chunk is, and the slots per row or column."""
@@ -141,7 +140,8 @@ class LinePrinter(_Doubles):
     def _turn(self, number: int, turn: Turn) -> list[str]:
         is_coded = self._has_codes(turn)
         given = [*self._given_to(turn), *self._sums(turn), "base", "column"]
-        given += ["first", "inside", "BLOCK: tl.constexpr"] if is_coded else ["lanes", "inside"]
+        flags = ["BLOCK: tl.constexpr", "SHARING: tl.constexpr"]
+        given += ["first", "inside", *flags] if is_coded else ["lanes", "inside"]
         lines = ["@triton.jit", f"def turn{number}({', '.join(given)}):"]
         lines += [] if is_coded else ["    first = base + column"]
         lines += [f"    i = {'base + column' if is_coded else 'first + lanes'}"]
@@ -284,10 +284,10 @@ class LinePrinter(_Doubles):
         if self._has_codes(turn):
             lines += [
                 "for first in range(0, filled, BLOCK):",
-                f"    {into}{call}, first + lanes, line * end + first, None, BLOCK)",
+                f"    {into}{call}, first + lanes, line * end + first, None, BLOCK, SHARING)",
                 "for first in range(filled, end, BLOCK):",
-                "    i, inside = within(first + lanes, width, strip, scales, columns)",
-                f"    {into}{call}, i, line * end + first, inside, BLOCK)",
+                "    i, inside = within(first + lanes, width, strip, 0, scales, columns, SHARING)",
+                f"    {into}{call}, i, line * end + first, inside, BLOCK, SHARING)",
             ]
         else:
             lines += [

@@ -7,18 +7,28 @@ if the arrays have that dtype, and rounded once, to nearest with ties to even, w
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from steprule.engine import storage
-from steprule.engine.program.program import Columns, Instruction, Operand, Pass, Program, Register
+from steprule.engine.program.program import (
+    Columns,
+    Instruction,
+    Operand,
+    Pass,
+    Program,
+    Reduction,
+    Register,
+)
+from steprule.engine.runners.kernels.places import Needs
 from steprule.engine.runners.kernels.printing import (
     arrays_of,
     coded,
     draws_in,
-    is_placed,
+    is_exact,
     names_of,
+    needs_of,
     noisy,
 )
 
@@ -94,6 +104,20 @@ FOLDS = {"total": "tl.sum({0})", "mean": "tl.sum({0})", "norm": "tl.sum({0})", "
 PLACES = ("width", "strip", "begun", "first_block", "blocks", "element", "span")
 
 
+def needs_on_gpu(program: Program, dtypes: Mapping[str, torch.dtype]) -> Needs:
+    """What the kernels of a program do that depends on where elements are in the whole tensor.
+
+    Where elements are added up, each block has lanes of its own, as where it shares a scale.
+    """
+    needs = needs_of(program, dtypes)
+    return Needs(needs.rounded or (needs.summed and not program.lined), False, needs.drawn)
+
+
+def added_in(program: Program, sweep: Pass | Columns) -> Sequence[Reduction]:
+    """The reductions of a pass that are sums of blocks; others are taken within a chunk."""
+    return [] if program.lined else [x for x in sweep.reductions if is_exact(x)]
+
+
 class Printer:
     """Prints a pass in which every element is on its own."""
 
@@ -106,7 +130,8 @@ class Printer:
         self.touched = [name for name in self.arrays if name in sweep.inputs or name in sweep.outputs]
         self.coded = [x for x in coded(program, dtypes) if x in self.touched]
         # Whether kernels are told where the chunks are in the whole tensors.
-        self.placed = is_placed(program, dtypes)
+        needs = needs_on_gpu(program, dtypes)
+        self.placed = needs.rounded or needs.drawn
         beside = [f"{name}_scale" for name in self.coded]
         beside += [x for x in ("compensation", "low_bits") if x in dtypes and "p" in self.touched]
         self.walked = [*self.touched, *beside]
@@ -114,7 +139,13 @@ class Printer:
         self.draws = draws_in(sweep.instructions)
         used = {x for step in sweep.instructions for x in step.operands}
         self.scalars = [i for i in range(program.scalar_count) if any(str(x) == f"c{i}" for x in used)]
-        self.totals = [f"total{place}" for place in range(len(sweep.reductions))]
+        self.added = added_in(program, sweep)
+        self.blocked = bool(self.coded or self.added)
+        # Sums are taken from turn to turn, unless blocks have to be there as a whole to be encoded.
+        self.in_turns = bool(self.added) and not any(x in self.coded for x in sweep.outputs)
+        self.sums = [f"sum{place}" for place in range(len(self.added) if self.in_turns else 0)]
+        self.taken = [x for x in sweep.reductions if x not in self.added]
+        self.totals = [f"total{place}" for place in range(len(self.taken))]
 
     def text(self, title: str) -> str:
         """The whole source."""
@@ -133,11 +164,14 @@ class Printer:
 
     def _entries(self) -> list[str]:
         """The function that loads, computes and stores."""
-        given = [*self._given(), *self.totals, "first", "i" if self.coded else "lanes", "inside"]
-        given += ["BLOCK: tl.constexpr"] if self.coded else []
+        whole = self.blocked and not self.in_turns
+        given = [*self._given(), *self.totals, *self.sums, "q" if self.in_turns else "first"]
+        given += ["i" if self.blocked else "lanes", "inside", *(["BLOCK: tl.constexpr"] if whole else [])]
+        given += ["SHARING: tl.constexpr"] if self.blocked or self.noisy else []
         lines = ["@triton.jit", f"def entries({', '.join(given)}):"]
-        lines += [] if self.coded else ["    i = first + lanes"]
-        lines += ["    shared = (first + tl.arange(0, BLOCK)) // SHARING"] if self.coded else []
+        lines += [] if self.blocked else ["    i = first + lanes"]
+        lanes = "(first + tl.arange(0, BLOCK))" if whole else "q"
+        lines += [f"    shared = {lanes} // SHARING"] if self.coded else []
         if self.noisy or self.draws:
             lines += ["    if inside is None:", *(f"    {line}" for line in self._position_in_full())]
             lines += ["    else:", *(f"    {line}" for line in self._position(self.noisy, self.draws))]
@@ -145,7 +179,17 @@ class Printer:
             lines.append(f"    {register} = {self._load(name)}")
         for step in self.sweep.instructions:
             lines += [f"    {step.out} = {x}" for x in self._expressions(step)]
-        for total, step in zip(self.totals, self.sweep.reductions, strict=True):
+        for place, step in enumerate(self.added):
+            value = f"{self._number(step.operand)}.to(tl.float64)"
+            lines += [f"    value = tl.broadcast_to({value}, i.shape)"]
+            value = "value * value" if step.word == "norm" else "value"
+            if self.in_turns:
+                given = f"sum{place}, sums + {place}, loose, i, inside, {value}, {len(self.added)}"
+                lines += [f"    sum{place} = added({given})"]
+            else:
+                given = f"loose, first, i, inside, {value}, {len(self.added)}, BLOCK, SHARING"
+                lines += [f"    store_sums(sums + {place}, {given})"]
+        for total, step in zip(self.totals, self.taken, strict=True):
             start, form = REDUCTIONS[step.word]
             value = self._number(step.operand)
             lines += [f"    value = {value}.to(tl.float64)"]
@@ -153,7 +197,8 @@ class Printer:
             lines += [f"    {total} = {form.format(total, 'value')}"]
         for name, register in self.sweep.outputs.items():
             lines += [f"    {line}" for line in self._store(name, self._number(register))]
-        return [*lines, f"    return {', '.join(self.totals)}"] if self.totals else lines
+        kept = [*self.totals, *self.sums]
+        return [*lines, f"    return {', '.join(kept)}"] if kept else lines
 
     def _given(self) -> list[str]:
         """What `entries` is handed because it is the same for all entries of a tensor."""
@@ -161,7 +206,8 @@ class Printer:
         scaling = ["unscale"] if "g" in self.sweep.inputs else []
         scalars = [f"c{i}" for i in self.scalars if f"c{i}" in names]
         arrays = [f"at_{name}" for name in self.walked]
-        return [*arrays, *self._given_for_noise(self.noisy, self.draws), *scaling, *scalars]
+        sums = ["sums", "loose"] if self.added else []
+        return [*arrays, *sums, *self._given_for_noise(self.noisy, self.draws), *scaling, *scalars]
 
     def _given_for_noise(self, noisy: Iterable[str], draws: Iterable[int]) -> list[str]:
         """What random roundings and draws are made of, and where the chunk begins."""
@@ -201,8 +247,8 @@ class Printer:
     def _store(self, name: str, value: str) -> list[str]:
         """Lines that store."""
         if name in self.coded:
-            given = f"first, i, inside, {value}, noise_at(key_{name}, block, place), {self._kind(name)}, BLOCK"
-            return [f"store_codes(at_{name}, at_{name}_scale, {given})"]
+            given = f"at_{name}, at_{name}_scale, first, i, inside, {value}, noise_at(key_{name}, block, place)"
+            return [f"store_codes({given}, {self._kind(name)}, BLOCK, SHARING)"]
         if name == "p" and "low_bits" in self.walked:
             return [
                 f"upper = upper_half({value})",
@@ -243,53 +289,77 @@ class Printer:
         """The function that every program of the launch runs, on a chunk of its own."""
         given = ["pointers", "chunks", "rows", "scalars", "scaling"]
         given += ["layouts", "places"] if self.placed else []
+        given += ["rooms", "sums"] if self.added else []
         given += ["partials"] if self.totals else []
-        flags = ["ALIGNED: tl.constexpr", "BLOCK: tl.constexpr"]
-        lines = ["@triton.jit", f"def kernel({', '.join([*given, *flags])}):"]
+        lines = ["@triton.jit", f"def kernel({', '.join([*given, *self._flags()])}):"]
         lines += [f"    {line}" for line in self._before()]
-        call = f"entries({', '.join([*self._given(), *self.totals])}"
-        kept = f"{', '.join(self.totals)} = " if self.totals else ""
-        lines += [f"    {line}" for line in self._loops(f"{kept}{call}")]
-        for place, (total, step) in enumerate(zip(self.totals, self.sweep.reductions, strict=True)):
+        kept = [*self.totals, *self.sums]
+        call = f"entries({', '.join([*self._given(), *kept])}"
+        call = f"{', '.join(kept)} = {call}" if kept else call
+        lines += [f"    {line}" for line in (self._turns if self.in_turns else self._loops)(call)]
+        for place, (total, step) in enumerate(zip(self.totals, self.taken, strict=True)):
             folded = FOLDS[step.word].format(total)
             cell = f"{len(self.totals)} * tl.program_id(0).to(tl.int64) + {place}"
             lines.append(f"    tl.store(partials + {cell}, {folded})")
         return lines
 
+    def _flags(self) -> list[str]:
+        flags = ["ALIGNED: tl.constexpr", "BLOCK: tl.constexpr"]
+        return [*flags, "SHARING: tl.constexpr"] if self.placed else flags
+
     def _loops(self, call: str) -> list[str]:
         """The loops over the elements of a chunk, block by block."""
-        simple = ["(strip == SHARING)"] if self.coded or self.noisy else []
-        simple += ["(length <= width)"] if self.coded or self.noisy or self.draws else []
-        if not self.coded and simple:
+        simple = ["(strip == SHARING)"] if self.blocked or self.noisy else []
+        simple += ["(begun == 0)"] if self.blocked else []
+        simple += ["(length <= width)"] if self.blocked or self.noisy or self.draws else []
+        if self.blocked:
             return [
-                "lanes = tl.arange(0, BLOCK)",
+                "across = tl.minimum(scales, (begun + length + strip - 1) // strip)",
+                "end = (length + width - 1) // width * across * SHARING",
                 f"full = tl.where({' & '.join(simple)}, length // BLOCK * BLOCK, 0)",
                 "for first in range(0, full, BLOCK):",
-                f"    {call}, first, lanes, None)",
-                "for first in range(full, length, BLOCK):",
-                f"    {call}, first, lanes, first + lanes < length)",
+                f"    {call}, first, first + lanes, None, BLOCK, SHARING)",
+                "for first in range(full, end, BLOCK):",
+                "    i, inside = within(first + lanes, width, strip, begun, across, length, SHARING)",
+                f"    {call}, first, i, inside, BLOCK, SHARING)",
             ]
-        if not self.coded:
+        more = ", SHARING" if self.noisy else ""
+        if simple:
             return [
-                "lanes = tl.arange(0, BLOCK)",
-                "full = length // BLOCK * BLOCK",
+                f"full = tl.where({' & '.join(simple)}, length // BLOCK * BLOCK, 0)",
                 "for first in range(0, full, BLOCK):",
-                f"    {call}, first, lanes, None)",
-                "if full < length:",
-                f"    {call}, full, lanes, full + lanes < length)",
+                f"    {call}, first, lanes, None{more})",
+                "for first in range(full, length, BLOCK):",
+                f"    {call}, first, lanes, first + lanes < length{more})",
             ]
         return [
-            "lanes = tl.arange(0, BLOCK)",
-            "across = tl.minimum(scales, (length + strip - 1) // strip)",
-            "end = (length + width - 1) // width * across * SHARING",
-            # Where blocks fill their lanes.
-            f"full = tl.where({' & '.join(simple)}, length // BLOCK * BLOCK, 0)",
+            "full = length // BLOCK * BLOCK",
             "for first in range(0, full, BLOCK):",
-            f"    {call}, first, first + lanes, None, BLOCK)",
-            "for first in range(full, end, BLOCK):",
-            "    i, inside = within(first + lanes, width, strip, across, length)",
-            f"    {call}, first, i, inside, BLOCK)",
+            f"    {call}, first, lanes, None)",
+            "if full < length:",
+            f"    {call}, full, lanes, full + lanes < length)",
         ]
+
+    def _turns(self, call: str) -> Iterator[str]:
+        """The loops of a pass with sums: blocks that fill BLOCK together, 16 elements of each in a turn."""
+        yield "across = tl.minimum(scales, (begun + length + strip - 1) // strip)"
+        yield "count = (length + width - 1) // width * across"
+        simple = "(strip == SHARING) & (begun == 0) & (length <= width)"
+        yield f"full = tl.where({simple}, length // BLOCK * BLOCK, 0)"
+        turn = "lanes + (first + LANES * turn)"
+        for begin, end in (("0", "full"), ("full", "count * SHARING")):
+            yield f"for first in range({begin}, {end}, BLOCK):"
+            for x in self.sums:
+                yield f"    {x} = tl.zeros(lanes.shape, tl.float64)"
+            yield "    for turn in tl.static_range(SHARING // LANES):"
+            if begin == "0":
+                yield f"        {call}, {turn}, {turn}, None, SHARING)"
+            else:
+                yield f"        i, inside = within({turn}, width, strip, begun, across, length, SHARING)"
+                yield f"        {call}, {turn}, i, inside, SHARING)"
+            for place, x in enumerate(self.sums):
+                given = f"loose, first // SHARING, count, {x}, {len(self.sums)}, BLOCK // SHARING"
+                yield f"    store_lanes(sums + {place}, {given})"
 
     def _before(self) -> Iterator[str]:
         """Where the chunk is, and what is the same for all its elements; a skipped step has none."""
@@ -311,19 +381,27 @@ class Printer:
             yield f"row = scalars + {self.program.scalar_count} * tl.load(rows + tensor)"
         for index in self.scalars:
             yield f"c{index} = tl.load(row + {index})"
-        for total, step in zip(self.totals, self.sweep.reductions, strict=True):
-            yield f"{total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)"
+        if self.added:
+            room = "tl.load(rooms + tl.program_id(0).to(tl.int64))"
+            yield f"sums, loose = sums + {len(self.added)} * {room}, tl.load(layouts + 2) == 1"
+        if self.in_turns:
+            yield "lanes = tl.arange(0, BLOCK // (SHARING // LANES))"
+            yield "lanes = lanes // LANES * SHARING + lanes % LANES"
+        else:
+            yield "lanes = tl.arange(0, BLOCK)"
+        for total, step in zip(self.totals, self.taken, strict=True):
+            yield f"{total} = tl.full(lanes.shape, {REDUCTIONS[step.word][0]}, tl.float64)"
 
     def _placing(self) -> Iterator[str]:
         """Where the chunk is in the whole tensor, and how it goes along lines."""
-        if not (self.coded or self.noisy or self.draws):
+        if not (self.blocked or self.noisy or self.draws):
             return
         yield "layouts, places = layouts + 6 * tensor, places + 5 * tl.program_id(0).to(tl.int64)"
         yield "width = tl.minimum(tl.load(layouts), 2147483647).to(tl.int32)"
         yield "strip, begun = tl.load(layouts + 1).to(tl.int32), tl.load(places + 1).to(tl.int32)"
         yield "first_block, blocks = tl.load(places), tl.load(layouts + 3)"
         yield "element, span = tl.load(places + 3), tl.load(layouts + 5)"
-        if self.coded:
+        if self.blocked:
             yield "scales = tl.load(layouts + 4).to(tl.int32)"
 
     def _keys(self) -> Iterator[str]:
@@ -351,7 +429,7 @@ class Printer:
             "    chunk, end = tl.load(bounds + tensor), tl.load(bounds + tensor + 1)",
         ]
         count = len(self.totals)
-        steps = list(zip(self.totals, self.sweep.reductions, strict=True))
+        steps = list(zip(self.totals, self.taken, strict=True))
         for total, step in steps:
             lines.append(f"    {total} = tl.full((BLOCK,), {REDUCTIONS[step.word][0]}, tl.float64)")
         lines += ["    while chunk < end:", "        lanes = chunk + tl.arange(0, BLOCK)"]

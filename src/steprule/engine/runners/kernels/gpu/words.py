@@ -4,17 +4,18 @@ They round and store values bit for bit as `reference` and `storage` do. Importi
 Triton, so only a generated kernel does it.
 """
 # Triton has no type annotations: arguments and results here are blocks of values on the device.
-# pyright: basic
+# pyright: basic, reportOperatorIssue=false, reportArgumentType=false
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from steprule.engine import blocks, draws, storage
+from steprule.engine import draws, storage
+from steprule.engine.program import exact
 
 # Module-level numbers must be constants for Triton.
-SHARING = tl.constexpr(blocks.BLOCK)
+LANES = tl.constexpr(exact.LANES)
 EXPONENT, NOT_FINITE = tl.constexpr(storage.EXPONENT), tl.constexpr(storage.NOT_FINITE)
 MANTISSA = tl.constexpr(storage.MANTISSA)
 STEP = tl.constexpr(storage.GOLDEN)
@@ -164,17 +165,18 @@ def noise_at(key, block, place):
 
 
 @triton.jit
-def within(q, width, strip, across, length):
-    """Which element of a chunk each lane is, and whether it is one, if each block has 128 lanes.
+def within(q, width, strip, begun, across, length, SHARING: tl.constexpr):
+    """Which element of a chunk each lane is, and whether it is one, if each block has so many lanes.
 
-    q: the lane. width: the elements of a line. strip: of a block. across: the blocks of a line.
+    q: the lane. width: the elements of a line. strip: of a block. begun: how many of its first block are
+    before it. across: the blocks of a line.
     """
     block = q // SHARING
     line = block // across
-    lane = q % SHARING
-    along = (block - line * across) * strip + lane
+    end = (block - line * across + 1) * strip - begun
+    along = tl.maximum(end - strip, 0) + q % SHARING
     i = line * width + along
-    return i, (lane < strip) & (along < width) & (i < length)
+    return i, (along < end) & (along < width) & (i < length)
 
 
 # Random numbers, as in `draws`.
@@ -234,7 +236,18 @@ def from_code(code, scale, KIND: tl.constexpr):
 
 
 @triton.jit
-def store_codes(codes, scales, first, i, inside, x, noise, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def store_codes(
+    codes,
+    scales,
+    first,
+    i,
+    inside,
+    x,
+    noise,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SHARING: tl.constexpr,
+):
     """Encode values as codes, rounded up or down by noise, with the scales of their blocks."""
     zero: tl.constexpr = KIND[0]
     rows: tl.constexpr = BLOCK // SHARING
@@ -251,9 +264,97 @@ def store_codes(codes, scales, first, i, inside, x, noise, KIND: tl.constexpr, B
     code = code & KIND[2]
     if KIND[2] == 127:
         code = code | ((bits_of(x) >> 31) << 7)
-    there = None
-    if inside is not None:
-        there = tl.max(tl.reshape(inside.to(tl.int32), (rows, SHARING)), 1) != 0
     blocks = first // SHARING + tl.arange(0, rows)
-    tl.store(scales + blocks, (exponent >> EXPONENT).to(tl.uint8), there)
+    tl.store(scales + blocks, (exponent >> EXPONENT).to(tl.uint8), any_inside(inside, rows, SHARING))
     tl.store(codes + i, code.to(codes.dtype.element_ty), inside)
+
+
+# Sums
+
+
+@triton.jit
+def added(total, sums, loose, i, inside, x, EACH: tl.constexpr):
+    """The sums of lanes with one element more each; of a loose tensor, each element is stored.
+
+    sums: where the chunk has room for them, every EACH-th number.
+    """
+    if inside is not None:
+        x = tl.where(inside, x, 0.0)
+    if loose:
+        tl.store(sums + EACH * i, x, inside)
+    return total + x
+
+
+@triton.jit
+def store_lanes(sums, loose, block, count, total, EACH: tl.constexpr, rows: tl.constexpr):
+    """Store the sums of blocks, of which each has 16 lanes, unless their tensor is loose."""
+    if loose == 0:
+        blocks = block + tl.arange(0, rows)
+        found = folded(tl.reshape(total, (rows, LANES)), rows)
+        tl.store(sums + EACH * blocks, found, blocks < count)
+
+
+@triton.jit
+def store_sums(
+    sums, loose, first, i, inside, x, EACH: tl.constexpr, BLOCK: tl.constexpr, SHARING: tl.constexpr
+):
+    """Store the sum of each block; of a loose tensor, each element.
+
+    sums: where the chunk has room for them, every EACH-th number.
+    """
+    rows: tl.constexpr = BLOCK // SHARING
+    if inside is not None:
+        x = tl.where(inside, x, 0.0)
+    if loose:
+        tl.store(sums + EACH * i, x, inside)
+    else:
+        blocks = first // SHARING + tl.arange(0, rows)
+        tl.store(sums + EACH * blocks, block_sums(x, rows, SHARING), any_inside(inside, rows, SHARING))
+
+
+@triton.jit
+def any_inside(inside, rows: tl.constexpr, SHARING: tl.constexpr):
+    """Whether any lane of each block is an element; None if all are."""
+    found = None
+    if inside is not None:
+        found = tl.max(tl.reshape(inside.to(tl.int32), (rows, SHARING)), 1) != 0
+    return found
+
+
+@triton.jit
+def block_sums(x, rows: tl.constexpr, SHARING: tl.constexpr):
+    """The sum of each block: see `exact`."""
+    turns: tl.constexpr = SHARING // LANES
+    x = tl.permute(tl.reshape(x, (rows, turns, LANES)), (0, 2, 1))
+    if turns == 8:
+        a, b = tl.split(tl.reshape(x, (rows, LANES, 4, 2)))
+        a, c = tl.split(tl.reshape(a, (rows, LANES, 2, 2)))
+        b, d = tl.split(tl.reshape(b, (rows, LANES, 2, 2)))
+        x0, x4 = tl.split(a)
+        x1, x5 = tl.split(b)
+        x2, x6 = tl.split(c)
+        x3, x7 = tl.split(d)
+        total = ((((((x0 + x1) + x2) + x3) + x4) + x5) + x6) + x7
+    elif turns == 4:
+        a, b = tl.split(tl.reshape(x, (rows, LANES, 2, 2)))
+        x0, x2 = tl.split(a)
+        x1, x3 = tl.split(b)
+        total = ((x0 + x1) + x2) + x3
+    else:
+        x0, x1 = tl.split(x)
+        total = x0 + x1
+    return folded(total, rows)
+
+
+@triton.jit
+def folded(x, rows: tl.constexpr):
+    """The sum of each row of 16: its first half plus the second, until one is left."""
+    x = halved(halved(halved(halved(x, rows, 8), rows, 4), rows, 2), rows, 1)
+    return tl.reshape(x, (rows,))
+
+
+@triton.jit
+def halved(x, rows: tl.constexpr, half: tl.constexpr):
+    """The first half of each row plus the second."""
+    a, b = tl.split(tl.permute(tl.reshape(x, (rows, 2, half)), (0, 2, 1)))
+    return a + b
