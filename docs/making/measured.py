@@ -26,6 +26,7 @@ __all__ = [
     "matrix_times",
     "ms",
     "races",
+    "steps_on_gpus",
 ]
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -73,6 +74,13 @@ def matrix_times() -> list[tuple[Path, dict[str, Any], dict[tuple[str, str], flo
 
 
 @cache
+def steps_on_gpus() -> list[tuple[Path, dict[str, Any]]]:
+    """Every file of benchmarks/gpu_steps.py."""
+    paths = sorted(RESULTS.glob("**/steps.json"))
+    return [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+@cache
 def losses_in_fewer_bits() -> list[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
     """Every file of benchmarks/storage_accuracy.py: its facts and rows."""
     found: list[tuple[Path, dict[str, Any], list[dict[str, Any]]]] = []
@@ -99,10 +107,10 @@ def learning_rate_chart(race: Race) -> str:
 
 def facts_of(facts: dict[str, Any]) -> str:
     """Where and when something was measured."""
+    on_cpu = facts.get("device", "cpu") == "cpu"
     parts = [
-        facts["processor"],
-        f"{facts['cores']} cores",
-        f"{facts['threads']} threads",
+        *([facts["processor"], f"{facts['cores']} cores", f"{facts['threads']} threads"] if on_cpu else []),
+        *([] if on_cpu else [facts["device"]]),
         f"torch {facts['torch']}",
         f"commit {facts['commit'][:12]}",
         facts.get("date", "")[:10],

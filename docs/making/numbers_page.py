@@ -28,7 +28,16 @@ def numbers_page() -> str:
         "Every table here is made from a file in `benchmarks/results` while this page is built. "
         "`benchmarks/README.md` says how each is measured. Measure your own machine with `steprule bench`."
     )
-    parts = ["# Numbers", introduction, *_steps(), *_iterations(), *_matrices(), *_storage(), *_races()]
+    parts = [
+        "# Numbers",
+        introduction,
+        *_steps(),
+        *_gpus(),
+        *_iterations(),
+        *_matrices(),
+        *_storage(),
+        *_races(),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -60,6 +69,37 @@ def _steps() -> list[str]:
         "its floor means no more than that."
     )
     return [section("A step", introduction), *parts]
+
+
+def _gpus() -> list[str]:
+    parts: list[str] = []
+    for path, facts in measured.steps_on_gpus():
+        rows: list[list[str]] = []
+        for row in facts["steps"]:
+            options = ", ".join(f"{key}={value}" for key, value in row["options"].items())
+            what = f"{row['name']}, {options}" if options else row["name"]
+            times, alone = row["step_ms"], row["kernels_ms"]
+            torch_alone = next((x for key, x in alone.items() if key.startswith("torch")), None)
+            cells = [times.get("steprule"), alone.get("steprule"), times.get("torch fused"), torch_alone]
+            cells.append(times.get("torch foreach", times.get("torch")))
+            rows.append([f"`{what}`", row["dtype"], *map(measured.ms, cells)])
+        headings = [
+            "Optimizer",
+            "Parameters",
+            "steprule",
+            "kernels alone",
+            "torch fused",
+            "kernels alone",
+            "torch",
+        ]
+        copied = f"A copy moves {facts['copy_gb_per_second']:,} GB/s there. {facts.get('note', '')}".strip()
+        parts += [table(headings, rows, numbers_from=2), f"{_file(path)}: {measured.facts_of(facts)}. {copied}"]
+    introduction = (
+        "Milliseconds of one step on a GPU with the parameters of GPT-2 small (Muon: its 48 matrices), and "
+        "what the kernels alone take. The last column is torch's default, which works on lists of tensors. Where a "
+        "step takes longer than its kernels, the host is slower than the device; in training it runs ahead."
+    )
+    return [section("A step on a GPU", introduction, *parts)] if parts else []
 
 
 def _iterations() -> list[str]:

@@ -4,7 +4,7 @@ The source is Python for Triton, meant to be read: it is in the cache folder.
 
 A pass has two functions: `entries` does the work for one block of elements, `kernel` goes through one chunk of
 one tensor. Full blocks are not masked, so that every thread loads and stores 16 bytes at a time. Sums of blocks
-are stored, and `gpu.sums` adds them up; other reductions of a pass, and all of one that goes by rows, are brought
+are stored, and `gpu.sums` adds them up; other reductions, and all of a pass that goes by rows, are brought
 together by `combine`, always in the same order. Words that Triton lacks are functions of `gpu.words`.
 """
 
