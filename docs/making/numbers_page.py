@@ -96,8 +96,9 @@ def _gpus() -> list[str]:
         parts += [table(headings, rows, numbers_from=2), f"{_file(path)}: {measured.facts_of(facts)}. {copied}"]
     introduction = (
         "Milliseconds of one step on a GPU with the parameters of GPT-2 small (Muon: its 48 matrices), and "
-        "what the kernels alone take. The last column is torch's default, which works on lists of tensors. Where a "
-        "step takes longer than its kernels, the host is slower than the device; in training it runs ahead."
+        "what the kernels alone take. The last column is torch's default, which works on lists of tensors. "
+        "Where a step takes longer than its kernels, the host is slower than the device; in training it runs "
+        "ahead."
     )
     return [section("A step on a GPU", introduction, *parts)] if parts else []
 
