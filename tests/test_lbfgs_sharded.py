@@ -21,10 +21,9 @@ pytestmark = pytest.mark.skipif(
 # Parts of unequal size, parts that are empty, and a single number.
 SHAPES = ((101, 8), (7, 3), (1, 5), (300,), ())
 OPTIONS: dict[str, dict[str, Any]] = {
-    "fixed": {"max_iter": 4, "lr": 0.1},
+    "fixed": {"max_iter": 4, "lr": torch.tensor(0.1), "maximize": True},
     "searched": {"max_iter": 4, "line_search_fn": "strong_wolfe"},
     "short": {"max_iter": 5, "line_search_fn": "strong_wolfe", "history_size": 2},
-    "uphill": {"max_iter": 3, "lr": torch.tensor(0.1), "maximize": True},
 }
 
 
@@ -54,7 +53,7 @@ def closure_of(optimizer: Any, put: Any) -> Callable[[], Tensor]:
 
 def run(put: Any, options: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
     optimizer = steprule.LBFGS(parameters(put, dtype), **options)
-    for _ in range(3):
+    for _ in range(2):
         optimizer.step(closure_of(optimizer, put))
     return optimizer
 
