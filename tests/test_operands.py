@@ -10,6 +10,7 @@ import torch
 from layouts import in_processes, layouts, whole
 from rules import numbers
 from test_sharded import assert_equal, give, twins
+from test_storage_runners import STORAGES
 from torch import Tensor, nn
 
 import steprule
@@ -76,6 +77,14 @@ def in_views(rank: int) -> None:
             twins(lambda p, rule=rule: rule([{"params": p, "views": given}]), put, shapes)
     unequal = [{"split": (50, 30, 16)}, *given[1:]]
     twins(lambda p: steprule.NorMuon([{"params": p, "views": unequal}]), layouts()["rows"], shapes)
+
+
+def in_storages(rank: int) -> None:
+    """Parameters and elementwise state in fewer bits, with rows and columns that end where blocks do."""
+    for number, (dtype, options) in enumerate(STORAGES.values()):
+        rule = RULES[number % 4]
+        put = layouts()["columns" if number % 2 else "rows"]
+        twins(lambda p, rule=rule, own=options: rule(p, **own), put, ((64, 256), (18, 256)), dtype=dtype)
 
 
 def in_rounds(rank: int) -> None:
@@ -173,6 +182,7 @@ def under_fsdp(rank: int) -> None:
     """Models as `fully_shard` and `parallelize_module` shard them: copies, and both at once."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import distribute_tensor
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
@@ -196,8 +206,6 @@ def under_fsdp(rank: int) -> None:
             for number in range(3):
                 for p, q in zip(one.parameters(), many.parameters(), strict=True):
                     p.grad = numbers(tuple(p.shape), torch.float32, number)
-                    from torch.distributed.tensor import distribute_tensor
-
                     replicated = distribute_tensor(p.grad, q.device_mesh)
                     q.grad = replicated.redistribute(q.device_mesh, q.placements)
                 for optimizer in optimizers:
@@ -206,7 +214,7 @@ def under_fsdp(rank: int) -> None:
 
 
 def two(rank: int) -> None:
-    for check in (with_modifiers, in_views, in_rounds, what_is_sent, one_fails, explains):
+    for check in (with_modifiers, in_views, in_storages, in_rounds, what_is_sent, one_fails, explains):
         check(rank)
 
 

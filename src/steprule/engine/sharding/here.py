@@ -56,11 +56,12 @@ def explain(optimizer: Any, group: dict[str, Any], runner: Any) -> list[str]:
     matrices = sum(_on_matrices(program.of(p)) for p in left)
     whole, elements = len(split) - len(left), len(left) - matrices
     meshes = [p.device_mesh.mesh.numel() for p in params if parts.sharded(p)]
-    said = [f"{errors.counted(elements, 'parameter')} stepped as parts"] if elements else []
-    said += (
-        [f"{errors.counted(matrices, 'parameter')} as parts, except for words on matrices"] if matrices else []
-    )
-    said += [f"{errors.counted(whole, 'parameter')} as a whole, by the process that owns it"] if whole else []
+    how = {
+        "stepped as parts": elements,
+        "as parts, except for words on matrices": matrices,
+        "as a whole, by the process that owns it": whole,
+    }
+    said = [f"{errors.counted(count, 'parameter')} {text}" for text, count in how.items() if count]
     over = f"{max(meshes)} process{'es' * (max(meshes) > 1)}"
     lines = [f"sharded over {over}: {', '.join(said) or 'each has all of them'}"]
     return lines if here is None else lines + here.told(group, runner, bool(whole or matrices))
