@@ -22,6 +22,7 @@ from steprule.engine.runners.kernels.runner import Kernels
 from steprule.engine.runners.matrices import MatrixWork, bytes_of
 from steprule.engine.sharding.operands import MatrixParts
 from steprule.engine.sharding.parts import is_piece, region_in, shape_of
+from steprule.engine.views import View
 
 _numel: Callable[[Tensor], int] = Tensor.numel
 
@@ -67,11 +68,7 @@ class Batch:
         self.work: MatrixWork | MatrixParts | None = None
         if program.matrices is not None:
             found = [views.at(group, place) for place in places]
-            computed = reference.compute_dtype(params[0])
-            if self._split:
-                self.work = MatrixParts(program, params, states, found, computed)
-            else:
-                self.work = MatrixWork(program, wholes, found, computed, params[0].device)
+            self.work = self._matrix_work(params, states, found, wholes)
             dtypes |= self.work.dtypes
             wholes = [view.shape(shape) for view, shape in zip(found, wholes, strict=True)]
         self.lengths = list(map(_numel, params))
@@ -105,6 +102,19 @@ class Batch:
         self.addresses["g"] = Addresses(own)
         for letter in ("p", *self.keys):
             self.launch.place(letter, self.addresses[letter].known)
+
+    def _matrix_work(
+        self,
+        params: list[Tensor],
+        states: Sequence[dict[str, Any]],
+        found: list[View],
+        wholes: Sequence[Sequence[int]],
+    ) -> MatrixWork | MatrixParts:
+        """What works on whole matrices, as the views have them."""
+        computed = reference.compute_dtype(params[0])
+        if self._split:
+            return MatrixParts(self.program, params, states, found, computed)
+        return MatrixWork(self.program, wholes, found, computed, params[0].device)
 
     def _columns(self, params: list[Tensor], states: Sequence[dict[str, Any]]) -> dict[str, list[Tensor]]:
         """The tensors of each slot, of what is stored next to it, and of each count, by letter or key."""
