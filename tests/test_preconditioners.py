@@ -243,3 +243,31 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], problem: str) -
             @staticmethod
             def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
                 return -h.lr * g
+
+
+# Other libraries
+
+# Parameters that start as zeros, after six steps of SOAP of pytorch-optimizer 4.1.0 in float64 (its qr is in
+# fp32) with precondition_frequency=2 and max_precondition_dim=3. SOAP of heavyball 3.2.1 in fp32 ends within
+# 2e-5 of them if it refreshes in the same steps.
+SOAP_ELSEWHERE = [
+    [[2.83604, 2.2005, -1.607], [2.34586, 4.34786, -1.0544], [-2.64957, 4.02528, 0.47487]],
+    [[2.57549, 2.86268], [-2.03653, -0.103], [3.24244, -1.74204], [-2.67998, 1.46075], [-0.74421, 5.65957]],
+    [[2.23379, 2.61484, -0.92663, 0.87726], [5.79416, -0.72648, -2.73863, 3.13192]],
+]
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_soap_ends_where_other_libraries_do(dtype: torch.dtype, runner: dict[str, Any]) -> None:
+    wanted = [torch.tensor(x, dtype=dtype) for x in SOAP_ELSEWHERE]
+    params = [nn.Parameter(torch.zeros_like(x)) for x in wanted]
+    options = {"lr": 1.0, "betas": (0.9, 0.8), "eps": 1e-8, "weight_decay": 0.0, "every": 2, "max_side": 3}
+    optimizer = steprule.SOAP(params, **options, **runner)
+    for t in range(1, 7):
+        for param in params:
+            k = torch.arange(1, 1 + param.numel(), dtype=torch.float64)
+            param.grad = torch.sin(k**2 * (t + 1)).reshape(param.shape).to(dtype)
+        optimizer.step()
+    for param, x in zip(params, wanted, strict=True):
+        torch.testing.assert_close(param.detach(), x, rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-5)

@@ -23,6 +23,7 @@ __all__ = [
     "facts_of",
     "learning_rate_chart",
     "losses_in_fewer_bits",
+    "matrix_peers",
     "matrix_times",
     "ms",
     "races",
@@ -71,6 +72,13 @@ def matrix_times() -> list[tuple[Path, dict[str, Any], dict[tuple[str, str], flo
         times = {(x["set"], x["what"]): x["ms"] for x in content["results"]}
         found.append((path, content["machine"], times))
     return found
+
+
+@cache
+def matrix_peers() -> list[tuple[Path, dict[str, Any]]]:
+    """Every file of benchmarks/matrix_peers.py."""
+    paths = sorted(RESULTS.glob("**/matrix-peers.json"))
+    return [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
 
 
 @cache

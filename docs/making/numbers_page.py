@@ -35,6 +35,7 @@ def numbers_page() -> str:
         *_gpus(),
         *_iterations(),
         *_matrices(),
+        *_matrix_peers(),
         *_storage(),
         *_races(),
     ]
@@ -141,6 +142,34 @@ def _matrices() -> list[str]:
         "Newton-Schulz steps take."
     )
     return [section("Rules on whole matrices", introduction, *parts)] if parts else []
+
+
+def _matrix_peers() -> list[str]:
+    """Milliseconds by what was measured and by set, and for a step how many times its products that is."""
+    parts: list[str] = []
+    for path, content in measured.matrix_peers():
+        found = {(row["what"], row["set"]): row for row in content["results"]}
+        sets = [name for name in measured.SETS if any(key[1] == name for key in found)]
+        rows: list[list[str]] = []
+        for what in dict.fromkeys(what for what, _ in found):
+            own = [found.get((what, name), {}) for name in sets]
+            cells = [
+                measured.ms(row.get("ms")) + (f" ({row['products']:.2f} ×)" if "products" in row else "")
+                for row in own
+            ]
+            rows.append([what, *cells])
+            if any("with_refreshes" in row for row in own):
+                amortised = [measured.ms(row.get("with_refreshes")) for row in own]
+                rows.append([f"{what}, with a refresh every {content['every']} steps", *amortised])
+        versions = ", ".join(f"{package} {version}" for package, version in content["peers"].items())
+        headings = ["Milliseconds", *(measured.SETS[name] for name in sets)]
+        facts = [measured.facts_of(content["machine"]), *([versions] if versions else [])]
+        parts += [table(headings, rows, numbers_from=1), f"{_file(path)}: {', '.join(facts)}."]
+    introduction = (
+        "One step of Muon and of SOAP between refreshes, and how many times the rule's matrix products alone "
+        "that is. `benchmarks/matrix_peers.py` says with which options each ran, and in what they differ."
+    )
+    return [section("Muon and SOAP of other libraries", introduction, *parts)] if parts else []
 
 
 def _storage() -> list[str]:
