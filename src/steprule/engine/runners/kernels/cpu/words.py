@@ -102,7 +102,8 @@ def _lerp(builder, a, b, weight):
     return llvm("fma")(builder, part, builder.fsub(b, a), builder.select(small, a, b))
 
 
-# The arctangent of r is r + r·z·P(z)/Q(z), where z is r², up to r = 0.66 (Cephes, atan.c).
+# The arctangent of r is r + r·z·P(z)/Q(z), where z is r², up to r = 0.66 (Cephes, atan.c). Beyond it, it is π/4
+# and that of (r - 1)/(r + 1), which is found from both sides of the triangle with one division.
 ARC_TOP = (
     -8.750608600031904122785e-1,
     -1.615753718733365076637e1,
@@ -139,12 +140,13 @@ def _angle(builder, y, x):
     height, width = (llvm("fabs")(builder, v) for v in (y, x))
     steep = builder.fcmp_ordered(">", height, width)
     low, high = builder.select(steep, width, height), builder.select(steep, height, width)
-    alike = builder.select(builder.fcmp_ordered("==", low, zero), zero, one)
+    # Of two infinities and of two zeros, there is no quotient.
     same = builder.fcmp_ordered("==", low, high)
-    ratio = builder.select(same, alike, builder.fdiv(low, high))
-    far = builder.fcmp_ordered(">", ratio, number(0.66))
-    beyond = builder.fdiv(builder.fsub(ratio, one), builder.fadd(ratio, one))
-    r = builder.select(far, beyond, ratio)
+    far = builder.fcmp_ordered(">", low, builder.fmul(high, number(0.66)))
+    far = builder.or_(far, builder.and_(same, builder.fcmp_ordered(">", low, zero)))
+    top = builder.select(far, builder.fsub(low, high), low)
+    bottom = builder.select(far, builder.fadd(low, high), high)
+    r = builder.fdiv(builder.select(same, zero, top), builder.select(same, one, bottom))
     z = builder.fmul(r, r)
     part = builder.fdiv(builder.fmul(z, polynomial(z, ARC_TOP)), polynomial(z, ARC_BOTTOM))
     angle = builder.fadd(builder.fmul(r, part), r)

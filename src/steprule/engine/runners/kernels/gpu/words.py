@@ -57,11 +57,13 @@ def atan2(y, x):
     y, x = tl.broadcast(y.to(tl.float64), x.to(tl.float64))
     height, width = tl.abs(y), tl.abs(x)
     steep = height > width
-    ratio = tl.where(steep, width, height) / tl.where(steep, height, width)
-    ratio = tl.where(height == width, tl.where(height == 0.0, 0.0, 1.0), ratio)
+    low, high = tl.where(steep, width, height), tl.where(steep, height, width)
+    # Of two infinities and of two zeros, there is no quotient.
+    same = low == high
     # atan as in Cephes: a rational function up to 0.66, beyond it from π/4 on.
-    far = ratio > 0.66
-    r = tl.where(far, (ratio - 1.0) / (ratio + 1.0), ratio)
+    far = (low > high * 0.66) | (same & (low > 0.0))
+    above = tl.where(same, 0.0, tl.where(far, low - high, low))
+    r = above / tl.where(same, 1.0, tl.where(far, low + high, high))
     z = r * r
     # A number of its own, not in an operation, would be rounded to single precision.
     top = z * -8.750608600031904122785e-1 + -1.615753718733365076637e1
