@@ -91,6 +91,8 @@ def small_checks(rank: int) -> None:
     checkpoints(rank)
     different_losses(rank)
     not_finite_in_one(rank)
+    less_room(rank)
+    half_precision(rank)
     what_it_says(rank)
 
 
@@ -149,6 +151,26 @@ def not_finite_in_one(rank: int) -> None:
         with pytest.warns(RuntimeWarning, match="nothing moved"):
             optimizer.step(closure)
         assert_same(results(optimizer)[0], [numbers(s, torch.float32, 10 + i) for i, s in enumerate(SHAPES)])
+
+
+def less_room(rank: int) -> None:
+    """Of a history that has become too long the newest pairs stay, even if the next step adds none."""
+    put = layouts()["rows"]
+    optimizer = run(put, {"max_iter": 4, "history_size": 5})
+    first = optimizer.state[flat(optimizer)[0]]
+    rows, ratios = whole(first["old_stps"]), first["ro"].clone()
+    assert first["pairs"] == 5
+    optimizer.param_groups[0].update(history_size=2, tolerance_grad=1e9)
+    optimizer.step(closure_of(optimizer, put))
+    assert first["pairs"] == 2
+    assert_same([whole(first["old_stps"]), first["ro"]], [rows[3:], ratios[3:]])
+
+
+def half_precision(rank: int) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        found = [results(run(put, {"max_iter": 4, "lr": 0.01}, dtype)) for put in layouts().values()]
+        for own in found[1:]:
+            assert_same(own, found[0], str(dtype))
 
 
 def what_it_says(rank: int) -> None:

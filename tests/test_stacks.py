@@ -90,6 +90,13 @@ def test_matrices_of_another_precision_are_not() -> None:
     assert seen == [(2, 64, 80), (2, 64, 80)]
 
 
+def test_matrices_without_elements_take_no_part() -> None:
+    seen: list[tuple[int, ...]] = []
+    params = [nn.Parameter(numbers(shape, torch.float32, seed=i)) for i, shape in enumerate(((0, 6), *SHAPES))]
+    take(looking(seen)([{"params": [p]} for p in params]), params, 1)
+    assert (3, 64, 80) in seen
+
+
 MODIFIERS: list[list[Any]] = [[], [steprule.GlobalNormClip(0.1), steprule.Cautious(), steprule.EMA(0.9)]]
 
 

@@ -148,7 +148,8 @@ class Sharded:
         first |= {key: state[key] for key in ("func_evals", "n_iter")}
         first["prev_loss"] = state["prev_loss"] if begun else math.inf
         first |= {key: float(state[key]) if begun else 0.0 for key in ("t", "H_diag")}
-        ratios = state.get("ro", [])
+        # The newest ones, if there is less room than before.
+        ratios = state.get("ro", [])[-history_size:]
         first["pairs"] = len(ratios)
         first["ro"] = torch.zeros(history_size, dtype=torch.float64, device="cpu")
         first["ro"][: len(ratios)] = torch.tensor(list(map(float, ratios)), dtype=torch.float64)
@@ -161,7 +162,7 @@ class Sharded:
             for key in HISTORIES:
                 room = self._room(own, key, param, region, history_size)
                 # The oldest first: a pair moves to where an older one was.
-                for row, vector in enumerate(state.get(key, [])):
+                for row, vector in enumerate(state.get(key, [])[-history_size:]):
                     room[row].copy_(vector.tensors[place])
 
     def _room(self, state: dict[str, Any], key: str, param: Any, region: Region, rows: int | None) -> Tensor:
@@ -211,7 +212,7 @@ class Sharded:
     def move(self, d: Parts, t: Any) -> None:
         """θ ← θ + t·d."""
         for param, part in zip(self.params, d.tensors, strict=True):
-            _real(parts.local(param.detach())).add_(part, alpha=float(t))
+            _add(_real(parts.local(param.detach())), part, float(t))
         torch.autograd.graph.increment_version(list(self.params))
 
     def copies(self) -> list[Tensor]:
@@ -300,7 +301,7 @@ class Parts:
     def add_(self, other: Parts, *, alpha: float) -> Parts:
         """x ← x + alpha·y."""
         for x, y in zip(self.tensors, other.tensors, strict=True):
-            x.add_(y, alpha=alpha)
+            _add(x, y, alpha)
         return self
 
     def neg_(self) -> Parts:
@@ -312,6 +313,15 @@ class Parts:
     def to(self, other: Parts) -> Parts:
         """The same elements, in the dtype and on the device of another vector."""
         return Parts(self.space, [x.to(y) for x, y in zip(self.tensors, other.tensors, strict=True)])
+
+
+def _add(x: Tensor, y: Tensor, alpha: float) -> None:
+    """x ← x + alpha·y, where each element is rounded once."""
+    if y.dtype in (torch.bfloat16, torch.float16):
+        # torch rounds products, too, at some places in memory and not at others: how x is cut would show.
+        x.copy_(x.float().add_(y, alpha=alpha))
+    else:
+        x.add_(y, alpha=alpha)
 
 
 def _real(x: Tensor) -> Tensor:

@@ -105,12 +105,11 @@ def stacked(steps: Sequence[tuple[dict[str, Any], list[Part]]]) -> list[tuple[di
             if stack is None or stack.alike is None:
                 kept.append(part)
                 continue
-            own, place = last.get(stack.alike, (kept, -1))
-            size = stack.size + (own[place].stack.size if place >= 0 else matrices.BYTES)
-            if size <= matrices.BYTES:
-                first: Stack = own[place].stack
-                both = replace(first, size=size, members=(*first.members, *stack.members))
-                own[place] = both.part(part.stages, part.may_raise)
+            own, place = last.get(stack.alike, (kept, len(kept)))
+            first: Stack | None = own[place].stack if stack.alike in last else None
+            if first is not None and first.size + stack.size <= matrices.BYTES:
+                size, members = first.size + stack.size, (*first.members, *stack.members)
+                own[place] = replace(first, size=size, members=members).part(part.stages, part.may_raise)
             else:
                 last[stack.alike] = kept, len(kept)
                 kept.append(part)
