@@ -44,12 +44,11 @@ def root(x: Tensor) -> Tensor:
 
 
 def power(x: Tensor, exponent: Any) -> Tensor:
-    """torch's own where it only multiplies and takes roots, otherwise C's."""
+    """torch's own where it only multiplies and takes roots, otherwise C's in double precision, rounded once."""
     if isinstance(exponent, (int, float)) and exponent in POWERS:
         return torch.pow(x, exponent)
-    single = x.dtype == torch.float32
-    function = getattr(ctypes.CDLL(None), "powf" if single else "pow")
-    function.restype = ctypes.c_float if single else ctypes.c_double
+    function = ctypes.CDLL(None).pow
+    function.restype = ctypes.c_double
     function.argtypes = [function.restype] * 2
     return element_by_element(function, x, exponent)
 

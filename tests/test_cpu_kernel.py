@@ -19,6 +19,8 @@ from kernels import (
     has_angles,
     has_kernel,
     odd_points,
+    power,
+    with_one_nan,
 )
 from rules import LOOPS, Case, assert_same, by_lines, each, flat, numbers
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ import steprule
 from steprule import Elementwise, hyper, slot
 from steprule.engine.runners.kernels import fused
 from steprule.engine.runners.kernels.cpu import launch as cpu_launch
-from steprule.words import clamp, exp, larger, lerp, log, sign, smaller, sqrt, where
+from steprule.words import becomes, clamp, exp, larger, lerp, log, sign, smaller, sqrt, where
 
 pytest.importorskip("numba", reason="the kernels are compiled by it")
 
@@ -194,6 +196,36 @@ def test_exp_log_and_power_are_close(dtype: torch.dtype) -> None:
         Curves([param], **switches).step()
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(*(x.detach() for x in params), rtol=8 * eps, atol=32 * eps)
+
+
+class Power(Elementwise):
+    """A step to a power of the parameter.
+
+    When: never.
+
+        θ ← θ^g
+
+    State: none.
+    Source: none.
+    """
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return becomes(p**g)
+
+
+def test_powers_are_those_of_c_in_double_rounded_once() -> None:
+    sizes = [0.0, 1.0, math.inf, 0.5, 2.0, 3.0, 1 / 3, 1e-45, 3e38, 1.0000001, 0.99999994, 150.5, 2.0**24]
+    odd = torch.tensor([*sizes, *(-x for x in sizes), math.nan])
+    x, y = (z.reshape(-1).clone() for z in torch.meshgrid(odd, odd, indexing="ij"))
+    random = torch.Generator().manual_seed(0)
+    x = torch.cat((x, torch.randn(4000, generator=random).mul(20).exp()))
+    y = torch.cat((y, torch.randn(4000, generator=random).mul(3)))
+    param = nn.Parameter(x.clone())
+    param.grad = y
+    Power([param], **FUSED).step()
+    given, wanted = with_one_nan(param.detach()), with_one_nan(power(x, y))
+    assert_same(given, wanted)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)

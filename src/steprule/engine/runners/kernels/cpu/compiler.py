@@ -41,7 +41,15 @@ def surroundings() -> str:
     here = Path(__file__)
     words = map(
         here.with_name,
-        ("words.py", "line_words.py", "storage_words.py", "draw_words.py", "sums.py", "sums_of_doubles.py"),
+        (
+            "words.py",
+            "power_words.py",
+            "line_words.py",
+            "storage_words.py",
+            "draw_words.py",
+            "sums.py",
+            "sums_of_doubles.py",
+        ),
     )
     files = (here, *words, blocks.__file__, storage.__file__, draws.__file__, exact.__file__)
     texts = b"".join(Path(file).read_bytes() for file in files)

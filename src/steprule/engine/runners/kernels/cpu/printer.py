@@ -74,6 +74,11 @@ REDUCTIONS = {
 }
 
 
+def _needs_power(step: Instruction) -> bool:
+    """Whether the word is a power that products, quotients and roots cannot make."""
+    return step.word == "exponential" or (step.word == "power" and step.operands[1] not in POWERS)
+
+
 class Printer:
     """Prints a pass in which every element is on its own."""
 
@@ -103,6 +108,7 @@ class Printer:
         beside = {"low_bits", "compensation"} & set(self.arrays)
         more = ["storage_words"] if self.coded or self.noisy or beside else []
         more += ["draw_words"] if self.draws else []
+        more += ["power_words"] if any(map(_needs_power, self.sweep.instructions)) else []
         more += ["sums"] if self.summed else []
         more += ["sums_of_doubles"] if self.summed and self.number == "float64" else []
         head += [f"from steprule.engine.runners.kernels.cpu.{name} import *" for name in more]

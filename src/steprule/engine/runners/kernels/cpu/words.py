@@ -164,7 +164,6 @@ absolute = unary(llvm("fabs"))
 sqrt = unary(llvm("sqrt"))
 exp = unary(llvm("exp"))
 log = unary(llvm("log"))
-power = binary(llvm("pow"))
 atan2 = binary(_angle)
 fma = ternary(llvm("fma"))  # x · y + z, rounded once
 lerp = ternary(_lerp)  # x + z · (y - x), from whichever end is nearer
