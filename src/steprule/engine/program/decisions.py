@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from steprule.engine import lines, views
 from steprule.engine.program.program import Program
 from steprule.engine.sharding.parts import shape_of
+
+# Asked for at every step of every parameter, and the same each time.
+_facts = lru_cache(maxsize=4096)(lines.facts)
 
 
 def chosen(
@@ -24,7 +28,7 @@ def chosen(
     while own.decision is not None:
         double = param.dtype == torch.float64
         shape = views.of(group, param).shape(shape_of(param, state))
-        numbers = lines.facts(shape, double, own.decision.facts)
+        numbers: dict[str, Any] = {**_facts(tuple(shape), double, own.decision.facts)}
         for letter, slot in own.scalar_slots.items():
             numbers[letter] = float(group[slot.key]) if slot.shared else state[slot.key].item()
         own = own.decision.holds if own.decision.function(group, t, numbers) else own.decision.fails
