@@ -509,7 +509,13 @@ def test_words_on_what_words_in_fewer_bits_have_made() -> None:
 
 
 ON_MATRICES = [rule for rule in steprule.catalogue().values() if getattr(rule, "on_matrices", False)]
-EDGES = (((4, 6), (6, 4), (4, 6)), ((1, 1), (1, 5), (5, 1)), ((0, 5), (3, 4)), ((3, 0), (3, 4)))
+EDGES = (
+    ((4, 6), (6, 4), (4, 6)),
+    ((1, 1), (1, 5), (5, 1)),
+    ((0, 5), (3, 4)),
+    ((3, 0), (3, 4)),
+    ((0, 5), (0, 5), (3, 0), (3, 0)),
+)
 
 
 @pytest.mark.parametrize("shapes", EDGES)
@@ -525,3 +531,10 @@ def test_small_and_empty_matrices_in_every_rule(rule: Any, default: torch.dtype,
         torch.set_default_dtype(before)
     # In bfloat16 the iteration may round another way where products of several matrices are added up.
     assert_close(params, wanted, 2e-3 if "method" in rule.fields or rule is steprule.Scion else 1e-9)
+
+
+@pytest.mark.parametrize("switches", [{}, LOOP], ids=["kernels", "loop"])
+@pytest.mark.parametrize("rule", [steprule.SOAP, steprule.Shampoo, steprule.Kron])
+def test_stacks_of_empty_matrices(rule: Any, switches: dict[str, Any]) -> None:
+    optimizer, _ = stepped(rule, 3, shapes=((2, 0, 5), (2, 0, 5), (3, 4)), **switches)
+    assert [float(x["step"]) for x in optimizer.state.values()] == [3.0] * 3

@@ -111,9 +111,9 @@ def is_writable(tensor: Tensor) -> bool:
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         return False
     strides = tensor.stride() if tensor.layout == torch.strided else ()
-    return 0 not in strides or all(
-        stride or size < 2 for stride, size in zip(strides, tensor.shape, strict=True)
-    )
+    if 0 not in strides or not tensor.numel():
+        return True
+    return all(stride or size < 2 for stride, size in zip(strides, tensor.shape, strict=True))
 
 
 def _is_number(value: Any) -> bool:

@@ -219,7 +219,7 @@ class MatrixWork:
             if register not in equal.values:
                 key = self._matrices.slots[letter].key
                 stacked = _stack([states[place][key] for place in equal.places])
-                value = stacked[0] if equal.alone else stacked.reshape(-1, *stacked.shape[-2:])
+                value = stacked[0] if equal.alone else stacked.flatten(0, -3)
                 level = register.level
                 machine = self._machine(equal)
                 dtype = machine.dtype if level in ("left", "right") else machine.lined_dtype
