@@ -165,6 +165,75 @@ def test_a_gradient_scaler_with_forced_infinities(rule: Any, options: dict[str, 
         assert given.state[one].get("step", 4) == 4
 
 
+HOST = {
+    "plain": (torch.float32, {}),
+    "int8": (torch.float32, {"state_dtype": "int8"}),
+    "master": (torch.bfloat16, {"low_precision": "master", "state_dtype": "bf16"}),
+    "clipped": (torch.float32, {"modifiers": [steprule.GlobalNormClip(0.1)], "nonfinite": "skip"}),
+}
+
+
+@pytest.mark.parametrize("kept", HOST)
+@pytest.mark.parametrize("rule", [steprule.AdamW, steprule.Lion, steprule.NAdam])
+def test_state_in_main_memory(rule: Any, kept: str) -> None:
+    """The numbers of the same step on the CPU, also of state that was on the GPU meanwhile."""
+    dtype, options = HOST[kept]
+    given = steprule.state_on_host(rule(parameters(SHAPES, dtype), **options))
+    wanted = rule(parameters(SHAPES, dtype, "cpu"), **options)
+    for step in range(4):
+        for optimizer in (given, wanted):
+            give(optimizer, step)
+            if step == 2:
+                flat(optimizer)[3].grad = None
+            optimizer.step()
+    assert_same_numbers(given, wanted)
+    assert all(x.is_cpu for state in given.state.values() for x in state.values())
+    assert all(x.pinned for x in given.elsewhere._twins.values())
+    assert "runner: cpu_kernel" in given.explain()
+    there = rule(parameters(SHAPES, dtype), **options)
+    there.load_state_dict(given.state_dict())
+    given.load_state_dict(there.state_dict())
+    given.offload_state()
+    for optimizer in (given, wanted):
+        give(optimizer, 5)
+        optimizer.step()
+    assert_same_numbers(given, wanted)
+    assert all(x.is_cpu for state in given.state.values() for x in state.values())
+
+
+def test_state_in_main_memory_takes_none_on_the_gpu() -> None:
+    params = [nn.Parameter(torch.ones(1 << 20, device=CUDA)) for _ in range(4)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = steprule.state_on_host(steprule.AdamW(params))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        optimizer.step()
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() == before
+
+
+def test_state_in_main_memory_with_a_gradient_scaler() -> None:
+    """The scaler unscales on the GPU, also with fused=True."""
+    given = steprule.state_on_host(steprule.AdamW(parameters(SHAPES, torch.float32), fused=True))
+    wanted = steprule.AdamW(parameters(SHAPES, torch.float32, "cpu"))
+    assert not given._step_supports_amp_scaling
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
+    for step in range(3):
+        scale = scaler.get_scale() if step else 2.0**10
+        scaler.scale(torch.zeros((), device=CUDA))
+        give(given, step, scale)
+        if step == 1:
+            flat(given)[3].grad[5] = math.inf
+        else:
+            give(wanted, step)
+            wanted.step()
+        scaler.step(given)
+        scaler.update()
+    assert_same_numbers(given, wanted)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_group_on_two_devices() -> None:
     params = [nn.Parameter(torch.ones(99, device=f"cuda:{i % 2}")) for i in range(4)]

@@ -162,7 +162,7 @@ def memory_and_what_else(rank: int) -> None:
     assert_same(large.detach(), before, "a skipped step")
     assert "sharded over 2 processes: 2 parameters stepped as parts" in optimizer.explain()
     copied = copy.deepcopy(optimizer)
-    assert copied.state_shares is not optimizer.state_shares
+    assert copied.elsewhere is not optimizer.elsewhere
     for wrong, message in (
         (optimizer, "its state is shared already"),
         (steprule.AdaHessian(model), "estimates of the curvature"),
@@ -201,7 +201,7 @@ def refused_and_arranged(rank: int) -> None:
             one.step()
             shared.step()
         assert_same(params[0].detach(), params[1].detach(), make.__name__)
-        assert pickle.loads(pickle.dumps(shared)).state_shares is not None
+        assert pickle.loads(pickle.dumps(shared)).elsewhere is not None
 
 
 def _bytes(x: Any) -> int:

@@ -47,7 +47,7 @@ def api_pages() -> dict[str, str]:
 
 
 MAKING = ("create", "find", "describe", "catalogue", "modifier_catalogue", "explain", "memory_report")
-MAKING += ("split", "audit", "hutchinson", "step_in_backward", "StepInBackward")
+MAKING += ("split", "audit", "hutchinson", "step_in_backward", "StepInBackward", "shard_state", "state_on_host")
 CHECKPOINTS = ("save_checkpoint", "load_checkpoint", "convert_state", "LoadReport")
 WRITING = ("Elementwise", "Matrix", "Modifier", "GenericAdaptiveOptimizer")
 WRITING += ("hyper", "decay", "slot", "scalar_slot", "WeightDecay")

@@ -66,6 +66,7 @@ from steprule.elementwise.yogi import Yogi as Yogi
 from steprule.engine.checkpoint.file import load_checkpoint as load_checkpoint
 from steprule.engine.checkpoint.file import save_checkpoint as save_checkpoint
 from steprule.engine.checkpoint.report import LoadReport as LoadReport
+from steprule.engine.host import state_on_host as state_on_host
 from steprule.engine.in_backward import StepInBackward as StepInBackward
 from steprule.engine.in_backward import step_in_backward as step_in_backward
 from steprule.engine.memory import MemoryReport as MemoryReport

@@ -1,4 +1,4 @@
-"""Every message about parameters that are sharded over processes."""
+"""Every message about parameters that are sharded over processes, or whose state is elsewhere."""
 
 from __future__ import annotations
 
@@ -54,11 +54,18 @@ def no_model_and_optimizer(model: str, optimizer: str) -> TypeError:
     )
 
 
-def cannot_share(kind: str) -> TypeError:
+def no_stated_rule(call: str, kind: str) -> TypeError:
     """Not one of our optimizers, or one whose step is written by hand."""
     return TypeError(
-        f"shard_state: given {kind}, must be an optimizer of steprule whose rule is stated in an update, as in "
-        "shard_state(steprule.AdamW(model))."
+        f"{call}: given {kind}, must be an optimizer of steprule whose rule is stated in an update, as in "
+        f"{call}(steprule.AdamW(model))."
+    )
+
+
+def not_on_host(who: str, group: int | None, problem: str, fix: str) -> ValueError:
+    """State that cannot be kept in main memory."""
+    return ValueError(
+        f"state_on_host: the state of {who}{in_group(group)} cannot be kept in main memory: {problem}. {fix}"
     )
 
 

@@ -51,9 +51,7 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
         rule.check_parameter(param, partial(optimizer.name_of, param), None)
     if param.dim() < 2 and program.needs_matrices:
         raise group_errors.vector_for_matrices(who, optimizer.name_of(param), tuple(param.shape), None)
-    if not usable.is_writable(param):
-        fix = "Give the optimizer a clone of it, made outside of torch.inference_mode()."
-        raise errors.parameter_not_writable(who, optimizer.name_of(param), usable.READ_ONLY, fix)
+    check_writable(optimizer, who, param)
     if group.get("differentiable") and param.is_leaf and param.requires_grad:
         problem = "is a leaf Variable that requires grad, which differentiable=True cannot change in place"
         fix = "Give the optimizer what is computed from it, such as p.clone(), or leave differentiable out."
@@ -69,6 +67,13 @@ def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]
         raise errors.gradient_elsewhere(who, optimizer.name_of(param), gradient.device, param.device)
     if gradient.is_complex() and not param.is_complex():
         raise errors.complex_gradient(who, optimizer.name_of(param))
+
+
+def check_writable(optimizer: Any, who: str, param: Tensor) -> None:
+    """Refuse a parameter that torch cannot write to in place."""
+    if not usable.is_writable(param):
+        fix = "Give the optimizer a clone of it, made outside of torch.inference_mode()."
+        raise errors.parameter_not_writable(who, optimizer.name_of(param), usable.READ_ONLY, fix)
 
 
 def _in_codes(optimizer: Any, param: Tensor, group: dict[str, Any]) -> bool:

@@ -76,8 +76,9 @@ def step_in_backward(model: nn.Module, optimizer: Any) -> StepInBackward:
     """
     if not (isinstance(model, nn.Module) and isinstance(optimizer, RuleOptimizer)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise errors.no_model_and_optimizer(type(model).__name__, type(optimizer).__name__)
-    if optimizer.state_shares is not None:
-        raise errors.not_in_backward(type(optimizer).__name__, "its state is shared, see shard_state")
+    if optimizer.elsewhere is not None:
+        reason = f"its state is {optimizer.elsewhere.state_is}"
+        raise errors.not_in_backward(type(optimizer).__name__, reason)
     for group in optimizer.param_groups:
         _check(optimizer, group)
     return StepInBackward(model, optimizer)

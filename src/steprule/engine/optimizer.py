@@ -18,6 +18,7 @@ from steprule import errors, group_errors, rule_errors
 from steprule.engine import given, group_keys, moving, nonfinite, notices, plans, views, weight_decay
 from steprule.engine.checkpoint import state_dicts
 from steprule.engine.checkpoint.report import LoadReport
+from steprule.engine.elsewhere import Elsewhere
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
 from steprule.engine.preparation import Preparation
 from steprule.engine.program import phases
@@ -252,16 +253,16 @@ class CheckedOptimizer(torch.optim.Optimizer):
             self._check_new_keys()
             gate = nonfinite.gate(self)
             if self._may_step(checked_later=gate is not None):
-                with self._as_shared(moves=True):
+                with self._inside(moves=True):
                     self._step_groups(gate)
         return loss
 
-    # How the state is shared with processes that have the whole model, too.
-    state_shares: Any = None
+    # What is stepped in place of the parameters: see `shard_state` and `state_on_host`.
+    elsewhere: Elsewhere | None = None
 
-    def _as_shared(self, moves: bool = False) -> Any:
-        """Where state is shared, have DTensors in place of parameters; `moves` if these change."""
-        return nullcontext() if self.state_shares is None else self.state_shares.inside(self, moves)
+    def _inside(self, moves: bool = False) -> Any:
+        """Have what is stepped in place of the parameters; `moves` if these change."""
+        return nullcontext() if self.elsewhere is None else self.elsewhere.inside(self, moves)
 
     def _take_gradients_uphill(self, closure: Callable[[], Any] | None) -> None:
         """Where a modifier asks for it, take the gradients again at another point."""
@@ -455,7 +456,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        with self._as_shared():
+        with self._inside():
             with self._all_or_none():
                 loaded, report = state_dicts.fit(self, state_dict, strict, hyperparams)
             if report.renamed:
@@ -463,8 +464,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
                 message = errors.loaded_by_position(type(self).__name__, first.saved, first.current)
                 notices.warn(message)
             self.__setstate__(loaded)
-            if self.state_shares is not None:
-                self.state_shares.cut_state(self)
+            if self.elsewhere is not None:
+                self.elsewhere.cut_state(self)
         plans.forget(self)
         self._state_is_away = False
         for hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -501,7 +502,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def reload_state(self) -> None:
         """Move the state to where each parameter is."""
-        moving.move_state(self, lambda param: moving.to(param.device))
+        with self._inside():
+            moving.move_state(self, lambda param: moving.to(param.device))
         self._state_is_away = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -512,7 +514,7 @@ class CheckedOptimizer(torch.optim.Optimizer):
 
     def explain(self) -> str:
         """What each group does: rule, parameters, state, runner and why."""
-        with self._as_shared():
+        with self._inside():
             return self._explain()
 
     def _explain(self) -> str:

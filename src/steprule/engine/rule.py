@@ -95,7 +95,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own: dict[str, Any] = {"_parts": self._parts} if self._parts else {}
-        own |= {"state_shares": self.state_shares} if self.state_shares else {}
+        own |= {"elsewhere": self.elsewhere} if self.elsewhere else {}
         # A copy that is uphill, too, must find the way back.
         return {**super().__getstate__(), **own, **({"uphill": self.uphill} if self.uphill else {})}
 
@@ -261,8 +261,8 @@ class RuleOptimizer(CheckedOptimizer):
             if reason is not None:
                 raise group_errors.not_in_pieces(who, reason, index)
         storage.check_parameters(who, own.slots, group, index)
-        if self.state_shares is not None:
-            self.state_shares.check(self, group, index)
+        if self.elsewhere is not None:
+            self.elsewhere.check(self, group, index)
         names: list[str] = group.get("param_names", [])
         for place, param in enumerate(group["params"]):
             if not is_lazy(param):  # it is checked when it has a gradient
@@ -329,7 +329,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def init_state(self) -> None:
         """Create the state of every trainable parameter, without a step."""
-        with self._as_shared():
+        with self._inside():
             self._make_state(frozen=False)
 
     def _make_state(self, frozen: bool) -> None:
@@ -462,7 +462,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def train(self, mode: bool = True) -> RuleOptimizer:
         """Put the training weights back into the model; `train(False)` is `eval()`."""
-        with self._as_shared(moves=evaluation.changes(self, mode)):
+        with self._inside(moves=evaluation.changes(self, mode)):
             (evaluation.leave if mode else evaluation.enter)(self)
         return self
 
@@ -512,6 +512,8 @@ class RuleOptimizer(CheckedOptimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Whether `step` itself unscales gradients and skips steps; gradient scalers look for this name."""
         groups = self.param_groups
+        if self.elsewhere is not None:
+            return False  # what the device has to know of a step is not there
         asked = bool(groups) and all(group.get("fused") for group in groups)
         # Words on whole matrices read the gradient as it is.
         whole = any(self.rule_of(group).on_matrices for group in groups)
@@ -550,6 +552,7 @@ class RuleOptimizer(CheckedOptimizer):
         lines += views.told(group, self.names_in(group)) if own.rule.on_matrices else []
         lines += [f"not {runner}: {reason}" for runner, reason in chosen.passed_over.items()]
         lines += effects.without_effect(self, group)
+        lines += self.elsewhere.told(group) if self.elsewhere is not None else []
         if sharded.any_sharded([group]):
             from steprule.engine.sharding import here
 

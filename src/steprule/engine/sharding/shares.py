@@ -7,9 +7,9 @@ parameter's rows. So it steps as any other optimizer of sharded parameters, and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from steprule import process_errors as errors
 from steprule.engine import plans, storage
+from steprule.engine.elsewhere import Elsewhere
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.sharding import exchange, parts
 
@@ -33,14 +34,16 @@ class _Twin(NamedTuple):
     rows: list[Tensor]
 
 
-class Shares:
+class Shares(Elsewhere):
     """How the state of one optimizer is shared."""
 
+    state_is: ClassVar[str] = "shared"
+
     def __init__(self, mesh: Any):
+        super().__init__()
         self.mesh = mesh
         self._processes = exchange.Processes(mesh)
         self._twins: dict[int, _Twin] = {}
-        self._places: Mapping[int, Any] = {}
 
     def __reduce__(self) -> Any:
         # Of an optimizer that is copied or pickled: process groups cannot be.
@@ -125,14 +128,6 @@ class Shares:
             part = torch.empty_like(own, dtype=part.dtype).copy_(part)
         return parts.like(twin.sharded, part, gradient.shape)
 
-    def _exchange(self, optimizer: Any, others: Mapping[int, Tensor]) -> None:
-        """Put other tensors in the place of those with these ids."""
-        for group in optimizer.param_groups:
-            group["params"][:] = [others.get(id(x), x) for x in group["params"]]
-        kept = ((others.get(id(x), x), state) for x, state in optimizer.state.items())
-        optimizer.state = defaultdict(dict, kept)
-        optimizer._places, self._places = self._places, optimizer._places
-
 
 def _cut(value: Any, like: Any) -> Any:
     """What belongs here of a whole entry, kept as another entry is."""
@@ -172,7 +167,7 @@ def shard_state(optimizer: Any, mesh: Any = None) -> Any:
 
     who = type(optimizer).__name__
     if not isinstance(optimizer, RuleOptimizer):
-        raise errors.cannot_share(who)
+        raise errors.no_stated_rule("shard_state", who)
     if not dist.is_available() or not dist.is_initialized():
         raise errors.no_processes(who)
     _check(who, optimizer, mesh)
@@ -193,13 +188,14 @@ def shard_state(optimizer: Any, mesh: Any = None) -> Any:
     except BaseException:
         optimizer.state = defaultdict(dict, before)
         raise
-    optimizer.state_shares = shares
+    optimizer.elsewhere = shares
     return optimizer
 
 
 def _check(who: str, optimizer: RuleOptimizer, mesh: Any) -> None:
-    if optimizer.state_shares is not None:
-        raise errors.not_shared(who, "its state is shared already", "Call shard_state once.")
+    if optimizer.elsewhere is not None:
+        problem = f"its state is {optimizer.elsewhere.state_is} already"
+        raise errors.not_shared(who, problem, "Call either shard_state or state_on_host, once.")
     if mesh is not None and getattr(mesh, "ndim", None) != 1:
         raise errors.not_shared(
             who, "the mesh has not one dimension", "Give one of its dimensions: mesh['name']."
