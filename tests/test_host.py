@@ -148,6 +148,25 @@ def test_what_happens_to_parameters_between_steps() -> None:
     assert flat(made[1])[0].stride() == (1, 30)
 
 
+def test_other_storage_moves_parameters_before_a_step() -> None:
+    """What a parameter had beside its 16 bits is rounded into them when its state is asked for."""
+    made: list[Any] = []
+    for number in range(2):
+        param = nn.Parameter(numbers((40,), torch.bfloat16, 1))
+        optimizer = steprule.AdamW([param], lr=1e-3, low_precision="master")
+        if number:
+            steprule.state_on_host(optimizer)
+        for step in range(3):
+            param.grad = numbers((40,), torch.bfloat16, step)
+            optimizer.step()
+        before = param.detach().clone()
+        optimizer.param_groups[0]["low_precision"] = "stochastic"
+        optimizer.init_state()
+        assert not torch.equal(before, param)
+        made.append(optimizer)
+    assert_same_run(made[1], made[0])
+
+
 def test_sparse_gradients_and_frozen_parameters() -> None:
     made: list[Any] = []
     for number in range(2):

@@ -63,7 +63,7 @@ class OnHost(Elsewhere):
     def inside(self, optimizer: Any, moves: bool = False) -> Generator[None]:
         """In the `with` block, the optimizer has copies of the parameters in main memory, and its state there.
 
-        moves: whether gradients are needed, and what has changed is copied back.
+        moves: whether gradients are needed. What changes is copied back in any case: new storage may, too.
         """
         for index, group in enumerate(optimizer.param_groups):
             # Options may have changed since `check`.
@@ -80,7 +80,7 @@ class OnHost(Elsewhere):
             with torch.no_grad():
                 for twin in twins:
                     twin.here.grad = None
-                    if moves and twin.here._version != twin.version:
+                    if twin.here._version != twin.version:
                         twin.param.copy_(twin.here, non_blocking=twin.pinned)
 
     def told(self, group: dict[str, Any]) -> list[str]:
@@ -175,9 +175,9 @@ def _problem(optimizer: Any, group: dict[str, Any]) -> tuple[str, str] | None:
 def state_on_host(optimizer: Any) -> Any:
     """Keep the state in main memory and step there, where the parameters are on a GPU.
 
-    Use it if the state does not fit beside the model: the GPU's memory then has parameters and gradients
-    only. At each step both are copied to main memory, stepped by the CPU's kernels in any rule and any storage,
-    8 bits included, and the parameters are copied back. The numbers are those of the same step on the CPU.
+    Use it if the state does not fit beside the model: the GPU's memory then has none of it. At each step
+    parameters and gradients are copied to main memory, the CPU's kernels step there, by any rule and in any
+    storage, 8 bits included, and the parameters are copied back. The numbers are those of a step on the CPU.
 
         model.cuda()
         optimizer = steprule.state_on_host(steprule.AdamW(model))

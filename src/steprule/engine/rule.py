@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import FunctionType
 from typing import Any, ClassVar, Literal, cast
@@ -462,7 +462,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def train(self, mode: bool = True) -> RuleOptimizer:
         """Put the training weights back into the model; `train(False)` is `eval()`."""
-        with self._inside(moves=evaluation.changes(self, mode)):
+        with self._inside(moves=True) if evaluation.changes(self, mode) else nullcontext():
             (evaluation.leave if mode else evaluation.enter)(self)
         return self
 
