@@ -127,9 +127,14 @@ def test_what_happens_to_parameters_between_steps() -> None:
             elif step == 4:
                 params[1].requires_grad_(False)
                 params[1].grad = None
+                del optimizer.state[params[1]]
+                optimizer.init_state()
+                assert not optimizer.state.get(params[1])
                 optimizer.add_param_group({"params": params[3:], "lr": 0.01})
             elif step == 5:
                 params[1].requires_grad_(True)
+                optimizer.init_state()
+                assert optimizer.state[params[1]]
                 params[2].data, params[2].grad = params[2].data.double(), params[2].grad.double()
                 del optimizer.state[params[2]]
             elif step == 6:
