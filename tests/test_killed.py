@@ -26,9 +26,11 @@ pytestmark = pytest.mark.skipif(
 )
 # Seconds after which a process whose partner is gone must have ended; gloo would wait for three minutes.
 SOON = 60
-# Rule, and where in its step a process dies: wholes on their way back, sums, and where nothing is sent.
+# Rule, and where in its step a process dies: results of words and wholes on their way back, sums, and where
+# nothing is sent.
 WHERE: dict[str, tuple[Any, Any, str, int]] = {
-    "wholes": (steprule.Muon, exchange.Processes, "passed_on", 2),
+    "results": (steprule.Muon, exchange.Processes, "passing", 2),
+    "wholes": (steprule.Adafactor, exchange.Processes, "passing", 2),
     "sums": (steprule.LAMB, exchange.Processes, "added", 1),
     "nothing": (steprule.AdamW, Here, "prepare", 1),
 }

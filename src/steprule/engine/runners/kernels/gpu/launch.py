@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from steprule import errors
+from steprule.engine import blocks
 from steprule.engine.blocks import Region
 from steprule.engine.program import exact, sums
 from steprule.engine.program.program import Program, Reduction
@@ -202,7 +203,7 @@ class Launch:
         return [next(exactly if is_exact(x) else taken) for x in reductions]
 
     def _options(self, aligned: bool, only_compile: bool = False) -> dict[str, Any]:
-        return {"ALIGNED": aligned, "BLOCK": BLOCK, "warmup": only_compile}
+        return {"ALIGNED": aligned, "BLOCK": BLOCK, "SHARING": blocks.BLOCK, "warmup": only_compile}
 
     def _compile(self) -> None:
         """Compile the kernels, or find those that an earlier process compiled."""
