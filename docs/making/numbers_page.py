@@ -167,7 +167,8 @@ def _matrix_peers() -> list[str]:
         parts += [table(headings, rows, numbers_from=1), f"{_file(path)}: {', '.join(facts)}."]
     introduction = (
         "One step of Muon and of SOAP between refreshes, and how many times the rule's matrix products alone "
-        "that is. `benchmarks/matrix_peers.py` says with which options each ran, and in what they differ."
+        "that is. `benchmarks/matrix_peers.py` says with which options each ran, and in what they differ; "
+        "heavyball ran without torch.compile, which it uses otherwise."
     )
     return [section("Muon and SOAP of other libraries", introduction, *parts)] if parts else []
 
