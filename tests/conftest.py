@@ -99,5 +99,5 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     from gpu import pretend_a_gpu, small_chunks
 
     pretend_a_gpu(monkeypatch)
-    with small_chunks():
+    with small_chunks(2048, 512):
         yield {}
