@@ -111,6 +111,22 @@ class Angles(Elementwise):
         return becomes(atan2(g, p))
 
 
+class Powered(Elementwise):
+    """A power of elements by elements.
+
+    When: never.
+
+        θ ← θ^g
+
+    State: none.
+    Source: none.
+    """
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
+        return becomes(p**g)
+
+
 # What is special to an angle, next to numbers of all sizes.
 ODD = [0.0, -0.0, 1.0, -1.0, 0.25, -0.37, math.inf, -math.inf, math.nan, 1e-30, -1e-30, 3e30, 2.5, 0.66, 1e-3]
 

@@ -12,6 +12,7 @@ from kernels import (
     LOOP,
     SHAPES,
     Angles,
+    Powered,
     Reduced,
     assert_same_numbers,
     both,
@@ -29,7 +30,7 @@ import steprule
 from steprule import Elementwise, hyper, slot
 from steprule.engine.runners.kernels import fused
 from steprule.engine.runners.kernels.cpu import launch as cpu_launch
-from steprule.words import becomes, clamp, exp, larger, lerp, log, sign, smaller, sqrt, where
+from steprule.words import clamp, exp, larger, lerp, log, sign, smaller, sqrt, where
 
 pytest.importorskip("numba", reason="the kernels are compiled by it")
 
@@ -198,22 +199,6 @@ def test_exp_log_and_power_are_close(dtype: torch.dtype) -> None:
     torch.testing.assert_close(*(x.detach() for x in params), rtol=8 * eps, atol=32 * eps)
 
 
-class Power(Elementwise):
-    """A step to a power of the parameter.
-
-    When: never.
-
-        θ ← θ^g
-
-    State: none.
-    Source: none.
-    """
-
-    @staticmethod
-    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
-        return becomes(p**g)
-
-
 def test_powers_are_those_of_c_in_double_rounded_once() -> None:
     sizes = [0.0, 1.0, math.inf, 0.5, 2.0, 3.0, 1 / 3, 1e-45, 3e38, 1.0000001, 0.99999994, 150.5, 2.0**24]
     odd = torch.tensor([*sizes, *(-x for x in sizes), math.nan])
@@ -223,7 +208,7 @@ def test_powers_are_those_of_c_in_double_rounded_once() -> None:
     y = torch.cat((y, torch.randn(4000, generator=random).mul(3)))
     param = nn.Parameter(x.clone())
     param.grad = y
-    Power([param], **FUSED).step()
+    Powered([param], **FUSED).step()
     given, wanted = with_one_nan(param.detach()), with_one_nan(power(x, y))
     assert_same(given, wanted)
 

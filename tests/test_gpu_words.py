@@ -24,7 +24,7 @@ from gpu import (
     both,
     small_chunks,
 )
-from kernels import Angles, Reduced, exact_roots, odd_points
+from kernels import Angles, Powered, Reduced, exact_roots, odd_points
 from rules import Case, assert_same, flat, numbers
 from torch import Tensor, nn
 
@@ -156,22 +156,6 @@ def test_an_angle_is_that_of_torch_on_odd_values(dtype: torch.dtype) -> None:
     for given, meant in ((x.cpu(), y) for x, y in pairs):
         torch.testing.assert_close(given, meant, rtol=4 * eps, atol=0, equal_nan=True)
         assert torch.equal(given.signbit() & ~given.isnan(), meant.signbit() & ~meant.isnan())
-
-
-class Powered(Elementwise):
-    """A power of elements by elements.
-
-    When: never.
-
-        θ ← θ^g
-
-    State: none.
-    Source: none.
-    """
-
-    @staticmethod
-    def update(h: Any, p: Any, g: Any, s: Any, t: float) -> Any:
-        return steprule.words.becomes(p**g)
 
 
 def test_a_power_is_that_of_c_on_odd_values() -> None:

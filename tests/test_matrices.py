@@ -136,8 +136,8 @@ def assert_steps_as_the_loop(rule: Any, dtype: torch.dtype, **options: Any) -> N
         assert ours.state[param]["step"] == loop.state[like]["step"] if "step" in ours.state[param] else True
 
 
-def test_equal_matrices_are_worked_on_together() -> None:
-    seen: list[tuple[int, ...]] = []
+def looking(seen: list[tuple[int, ...]]) -> Any:
+    """A rule that notes the shapes of the matrices that its word is given."""
 
     @matrix_word
     def looked_at(x: Tensor) -> Tensor:
@@ -146,12 +146,18 @@ def test_equal_matrices_are_worked_on_together() -> None:
 
     class Looks(Matrix):
         lr: float = hyper(default=0.1)
+        clip: bool = hyper(default=False)
 
         @staticmethod
         def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
-            return -h.lr * looked_at(g)
+            return -h.lr * looked_at(g / norm(g) if h.clip else g)
 
-    stepped(Looks, 1)
+    return Looks
+
+
+def test_equal_matrices_are_worked_on_together() -> None:
+    seen: list[tuple[int, ...]] = []
+    stepped(looking(seen), 1)
     assert sorted(seen) == [(1, 7), (2, 64, 80), (3, 5), (64, 64), (80, 64)]
 
 

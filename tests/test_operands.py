@@ -104,7 +104,7 @@ def in_rounds(rank: int) -> None:
 
 
 def bytes_of(rule: Any, put: Any, steps: int = 2) -> float:
-    """What all processes together send in a step for an element, but for their own parts."""
+    """What all processes together send in a step for an element, except for their own parts."""
     import torch.distributed as dist
 
     params = [nn.Parameter(put(torch.ones(64, 32))) for _ in range(4)]

@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 import torch
 from rules import assert_same, numbers
-from test_matrices import LOOP, RULES, Whitening, assert_close
-from torch import Tensor, nn
+from test_matrices import LOOP, RULES, Whitening, assert_close, looking
+from torch import nn
 
 import steprule
-from steprule import hyper
-from steprule.declare import Matrix
 from steprule.engine.runners import matrices
 from steprule.engine.runners.matrices import MatrixWork
-from steprule.matrix.words import matrix_word
-from steprule.words import norm
 
 SHAPES = ((64, 80), (80, 64), (64, 80), (32, 48), (64, 80))
 
@@ -40,25 +36,6 @@ def take(optimizer: Any, params: list[Any], steps: int, late: int | None = None)
             if place == late and step < 2:
                 param.grad = None
         optimizer.step()
-
-
-def looking(seen: list[tuple[int, ...]]) -> Any:
-    """A rule that notes the shapes of the matrices that its word is given."""
-
-    @matrix_word
-    def looked_at(x: Tensor) -> Tensor:
-        seen.append(tuple(x.shape))
-        return x.clone()
-
-    class Looks(Matrix):
-        lr: float = hyper(default=0.1)
-        clip: bool = hyper(default=False)
-
-        @staticmethod
-        def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
-            return -h.lr * looked_at(g / norm(g) if h.clip else g)
-
-    return Looks
 
 
 def test_equal_matrices_of_all_groups_are_worked_on_together() -> None:

@@ -66,7 +66,7 @@ def assert_same(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> None:
 
 
 def assert_close(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> None:
-    """Whether all are equal but for the last bits, and not as they were at first."""
+    """Whether all are equal except for the last bits, and not as they were at first."""
     for x, y, first in zip(found, wanted, Network().parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(x, first.to(x.dtype), rtol=1e-3)

@@ -176,8 +176,8 @@ def state_on_host(optimizer: Any) -> Any:
     """Keep the state in main memory and step there, where the parameters are on a GPU.
 
     Use it if the state does not fit beside the model: the GPU's memory then has none of it. At each step
-    parameters and gradients are copied to main memory, the CPU's kernels step there, by any rule and in any
-    storage, 8 bits included, and the parameters are copied back. The numbers are those of a step on the CPU.
+    parameters and gradients are copied to main memory, the CPU's kernels step there, in any storage, 8 bits
+    included, and the parameters are copied back. The numbers are those of a step on the CPU.
 
         model.cuda()
         optimizer = steprule.state_on_host(steprule.AdamW(model))

@@ -1,7 +1,7 @@
 """Powers in single precision for CPU kernels: unlike calls of C's `powf`, they go into vectors.
 
-xʸ is 2 to the power of y·log₂|x|. Both functions are series in double precision, with errors below 10⁻¹³, so
-that a power is the nearest float of the true one, but for one in a million.
+xʸ is 2 to the power of y·log₂|x|. Both functions are series in double precision, with errors below 10⁻¹³:
+a power is the float nearest to the true one, except in very rare cases.
 """
 # The body of a word sees only numba's objects, which have no type annotations.
 # pyright: basic
@@ -80,9 +80,10 @@ def _power(builder, x, y):
     odd = builder.and_(is_whole, builder.fcmp_unordered("!=", llvm("floor")(builder, half), half))
     negative = when("<", llvm("copysign")(builder, one, x), zero)
     power = builder.select(builder.and_(negative, odd), builder.fneg(power), power)
-    unsaid = builder.and_(when("<", x, zero), builder.and_(when("<", size, infinite), builder.not_(is_whole)))
-    unsaid = builder.or_(unsaid, builder.fcmp_unordered("uno", x, y))
-    power = builder.select(unsaid, number(math.nan), power)
+    between = builder.and_(when("<", size, infinite), builder.not_(is_whole))
+    undefined = builder.and_(when("<", x, zero), between)
+    undefined = builder.or_(undefined, builder.fcmp_unordered("uno", x, y))
+    power = builder.select(undefined, number(math.nan), power)
     # Whatever the other one is, NaN included.
     power = builder.select(builder.or_(when("==", y, zero), when("==", x, one)), one, power)
     both = builder.and_(when("==", x, number(-1.0)), when("==", llvm("fabs")(builder, y), infinite))
