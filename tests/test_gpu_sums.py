@@ -125,23 +125,42 @@ def test_limbs_are_rounded_to_the_nearest_double(form: exact.Form, data: st.Data
         table[place, :count] = row
         table[place, count - zeros : count] = 0
     table[-3, -3], table[-2, -2], table[-1, -1] = 2, 1, 3
-    rounded = torch.zeros(len(table), dtype=torch.float64, device=DEVICE)
-    given = torch.as_tensor(table).to(DEVICE), rounded, torch.tensor([len(table)], device=DEVICE)
+    assert np.array_equal(rounded(table, form), exactly(table), equal_nan=True)
+
+
+@pytest.mark.parametrize("form", [exact.SINGLE, exact.DOUBLE], ids=["single", "double"])
+def test_what_is_halfway_goes_to_the_even_double(form: exact.Form) -> None:
+    table = np.zeros((12, form.width), dtype=np.int64)
+    table[:, 5] = [sign * (2**53 + more) for more in (1, 3) for sign in (1, -1) for _ in range(3)]
+    # And a little more or less than halfway, far below.
+    table[:, 1] = [0, 1, -1] * 4
+    given = rounded(table, form)
+    assert np.array_equal(given, exactly(table))
+    assert len(set(map(abs, given))) == 3
+
+
+def rounded(table: Any, form: exact.Form) -> Any:
+    """What a kernel makes of rows of limbs."""
+    found = torch.zeros(len(table), dtype=torch.float64, device=DEVICE)
+    given = torch.as_tensor(table).to(DEVICE), found, torch.tensor([len(table)], device=DEVICE)
     sizes = {"LIMBS": form.limbs, "LOWEST": form.lowest, "BLOCK": 32}
     kernels.round_rows.run(*given, grid=(1,), warmup=False, **sizes)
-    wanted = [exact.from_limbs(row.tolist()).rounded() for row in table]
-    assert np.array_equal(rounded.cpu().numpy(), wanted, equal_nan=True)
+    return found.cpu().numpy()
 
 
-@pytest.mark.parametrize("shape", [(64, 147), (5, 97), (9000,)], ids=str)
-def test_a_launch_knows_whether_16_bytes_can_be_loaded_at_a_time(shape: Any) -> None:
+def exactly(table: Any) -> list[float]:
+    return [exact.from_limbs(row.tolist()).rounded() for row in table]
+
+
+@pytest.mark.parametrize(("shape", "aligned"), [((64, 147), True), ((9000,), True), ((3, 12345), False)])
+def test_a_launch_knows_whether_16_bytes_can_be_loaded_at_a_time(shape: Any, aligned: bool) -> None:
+    """Lines of the last one are longer than a chunk, and begin where they do."""
     optimizer = steprule.Lion([nn.Parameter(torch.zeros(shape).bfloat16())], low_precision="stochastic")
     program = optimizer.program(optimizer.param_groups[0])
     dtypes = dict.fromkeys(("p", "g", "m"), torch.bfloat16) | {"rounding_key": torch.int64}
     launch = gpu_launch.Launch(program, dtypes, [shape], [blocks.whole(shape)], DEVICE)
-    starts = launch._work.cut[:, 1]
-    assert launch._aligned() == all(start % 16 == 0 for start in starts)
-    assert launch._aligned() == (shape != (5, 97) or len(starts) == 1)
+    assert len(launch._work.cut) > 1
+    assert launch._aligned() == aligned == all(start % 16 == 0 for start in launch._work.cut[:, 1])
 
 
 def in_parts(rank: int) -> None:
