@@ -23,7 +23,6 @@ from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
 from steprule.engine.preparation import Preparation
 from steprule.engine.program import phases
 from steprule.engine.program.phases import Part
-from steprule.engine.runners import stacks
 from steprule.engine.sharding import parts, together
 from steprule.engine.weight_decay import WeightDecay
 
@@ -280,7 +279,9 @@ class CheckedOptimizer(torch.optim.Optimizer):
             for group, new in zip(self.param_groups, after, strict=True):
                 with torch.set_grad_enabled(bool(group.get("differentiable"))):
                     steps.append((group, self._prepare_group(group, new)))
-            if self._here is None:
+            if self._here is None and any(part.stack for _, own in steps for part in own):
+                from steprule.engine.runners import stacks  # not at start-up: most rules have none
+
                 steps = stacks.stacked(steps)
             parts = [part for _, own in steps for part in own]
             if waiting := phases.waiting(parts):
