@@ -113,6 +113,7 @@ def test_only_the_gradients_of_one_layer_exist_at_a_time() -> None:
     [
         ({"modifiers": [steprule.GlobalNormClip(1.0)]}, "needs the gradients of several parameters at once"),
         ({"modifiers": [steprule.SAM()]}, "takes the gradients twice"),
+        ({"modifiers": [steprule.Lookahead()]}, "share 'lookahead.steps', which belongs to whole steps"),
         ({"nonfinite": "skip"}, "nonfinite='skip' looks at all gradients first"),
     ],
 )

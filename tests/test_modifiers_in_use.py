@@ -233,6 +233,39 @@ def test_metrics_of_every_third_step_cost_nothing_at_the_others(
     assert resumed.metrics()["gradient_norm"] == pytest.approx(resumed.gradient_norm, rel=1e-6)
 
 
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("modifier", [steprule.Lookahead(3), steprule.OuterNesterov(3)])
+def test_between_the_steps_that_have_it_a_step_is_that_of_the_rule(modifier: Any, runner: str) -> None:
+    def make(*modifiers: Any) -> Any:
+        params = [nn.Parameter(numbers(shape, torch.float32, 7)) for shape in ((40, 3), (5,))]
+        return steprule.AdamW(params, modifiers=modifiers, **RUNNERS[runner])
+
+    with_it, plain = make(modifier), make()
+    started = [p.detach().clone() for p in flat(with_it)]
+    for number in range(2):
+        for optimizer in (with_it, plain):
+            advance(optimizer, 1, first=number)
+        assert_same([p.detach() for p in flat(with_it)], [p.detach() for p in flat(plain)])
+    kept = [with_it.state[p][f"{type(modifier).name}.slow"] for p in flat(with_it)]
+    assert_same(kept, started)
+    for optimizer in (with_it, plain):
+        advance(optimizer, 1, first=2)
+    assert_same(kept, [p.detach() for p in flat(with_it)])
+    assert not any(torch.equal(*pair) for pair in zip(flat(with_it), flat(plain), strict=True))
+
+
+def test_a_cuda_graph_cannot_hold_a_step_that_differs_from_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = optimizer_with(["Lookahead"])
+    before = [p.detach().clone() for p in flat(optimizer)]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(
+        RuntimeError, match=r"Lookahead acts in one of \d+ steps only, and the host decides in which"
+    ):
+        advance(optimizer, 1)
+    assert_same([p.detach() for p in flat(optimizer)], before)
+
+
 def test_estimates_are_not_counted_as_steps_to_measure() -> None:
     param = nn.Parameter(torch.ones(3))
     optimizer = steprule.AdaHessian([param], modifiers=[steprule.Metrics(every=2)])

@@ -336,6 +336,14 @@ def groups_differ(who: str, name: str, one: object, other: object):
     )
 
 
+def captured_rhythm(who: str, modifier: str, every: int):
+    """A CUDA graph would repeat the step with the modifier, or without it, forever."""
+    return RuntimeError(
+        f"{who}: a CUDA graph is being captured, but {modifier} acts in one of {every} steps only, and the "
+        f"host decides in which. Step outside of the graph, or leave {modifier} out."
+    )
+
+
 def captured_sums(who: str):
     """A CUDA graph would repeat the step with the same sum over all parameters forever."""
     return RuntimeError(

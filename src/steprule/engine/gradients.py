@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steprule import errors, group_errors, process_errors
 from steprule.engine import storage, usable, views
+from steprule.engine.program.trace import trace
 from steprule.engine.runners.kernels.forms import has_elements
 from steprule.engine.sharding import parts
 
@@ -19,11 +20,12 @@ SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr
 
 def check(optimizer: Any, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
     """Refuse a gradient that the rule cannot use, naming the parameter."""
-    own = optimizer.composition(group)
+    # With modifiers that rest now: a later step must not refuse what this one takes.
+    own = optimizer.full_composition(group)
     who, rule = own.rule.__name__, own.rule
     if gradient.layout in SPARSE and rule.gradients == "dense":
         raise errors.sparse_gradient(who, optimizer.name_of(param))
-    program = optimizer.program(group).of(param)
+    program = trace(own, group).of(param)
     if gradient.is_sparse and (program.reductions or program.facts):
         raise errors.sparse_with_reduction(who, optimizer.name_of(param))
     added = any(x.out is None for x in program.reductions)
@@ -79,7 +81,7 @@ def check_writable(optimizer: Any, who: str, param: Tensor) -> None:
 def _in_codes(optimizer: Any, param: Tensor, group: dict[str, Any]) -> bool:
     """Whether a slot of the parameter is kept in 8-bit codes, as the group asks or as loaded."""
     state: Mapping[str, Any] = optimizer.state.get(param) or {}
-    slots = optimizer.composition(group).slots.values()
+    slots = optimizer.full_composition(group).slots.values()
     return any(storage.kind_of(x, group) == "int8" or f"{x.key}_codes" in state for x in slots)
 
 

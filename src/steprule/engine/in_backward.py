@@ -86,8 +86,10 @@ def step_in_backward(model: nn.Module, optimizer: Any) -> StepInBackward:
 
 def _check(optimizer: RuleOptimizer, group: dict[str, Any]) -> None:
     own, program = optimizer.composition(group), optimizer.program(group)
-    if program.shares or any(slot.shared and slot.exists(group) for slot in own.slots.values()):
+    if program.shares:
         raise errors.not_in_backward(own.name, "it needs the gradients of several parameters at once")
+    for key in (slot.key for slot in own.slots.values() if slot.shared and slot.exists(group)):
+        raise errors.not_in_backward(own.name, f"its parameters share '{key}', which belongs to whole steps")
     if group.get("nonfinite", "ignore") != "ignore":
         raise errors.not_in_backward(own.name, f"nonfinite={group['nonfinite']!r} looks at all gradients first")
     if own.at("climb"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from steprule.engine.fields import Field, Slot
 
@@ -26,13 +27,20 @@ class ModifierBase:
     counts_steps: ClassVar[bool] = False
     # For `parameter`: whether it needs the change, and so comes after the rule.
     sees_change: ClassVar[bool] = False
-    # Whether only every n-th step has it. n is its field `every`; its slot `steps`, one per group, counts them.
-    rests: ClassVar[bool] = False
+    # Which of n steps has it: all, or the first or the last alone. It costs the others nothing.
+    # n is its field `every`; its slot `steps`, one per group, counts them.
+    acts: ClassVar[Literal["always", "first", "last"]] = "always"
     # The names of modifiers and rules that it makes no sense with, or "weight_decay", each with the reason.
     not_with: ClassVar[dict[str, str]] = {}
 
     def __init__(self, **values: Any):
         self.values = values
+
+    @classmethod
+    def rests(cls, group: Mapping[str, Any]) -> bool:
+        """Whether the next step of a group goes without it, if not all have it."""
+        every, taken = group[f"{cls.name}.every"], group[f"{cls.name}.steps"]
+        return (taken if cls.acts == "first" else taken + 1) % every != 0
 
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.values.items())

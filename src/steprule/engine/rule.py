@@ -117,11 +117,15 @@ class RuleOptimizer(CheckedOptimizer):
 
     def composition(self, group: Mapping[str, Any]) -> Composition:
         """The rule of a group with all that the group adds to it."""
+        return self._composed(group, tuple(x for x in self._modifiers(group) if x not in self._resting))
+
+    def full_composition(self, group: Mapping[str, Any]) -> Composition:
+        """The same with the modifiers that rest in this step: what the state of a parameter is made for."""
+        return self._composed(group, self._modifiers(group))
+
+    def _composed(self, group: Mapping[str, Any], modifiers: tuple[Any, ...]) -> Composition:
         rule = self.rule_of(group)
         decay = weight_decay.of_group(rule, group)
-        modifiers = self._modifiers(group)
-        if self._resting:
-            modifiers = tuple(x for x in modifiers if x not in self._resting)
         return composed(rule, rule.update, modifiers, bool(group.get("maximize")), decay)
 
     def declared(self, group: Mapping[str, Any]) -> Composition:
@@ -283,7 +287,7 @@ class RuleOptimizer(CheckedOptimizer):
         Raises: RuntimeError for a state that cannot be this parameter's.
         """
         state = self.state[param]
-        problem = usable.problem_of(self.composition(group).slots.values(), param, state, group)
+        problem = usable.problem_of(self.full_composition(group).slots.values(), param, state, group)
         if problem is not None:
             raise errors.state_does_not_fit(self.who(group), self.name_of(param), *problem)
         if torch.is_inference_mode_enabled():
@@ -293,7 +297,7 @@ class RuleOptimizer(CheckedOptimizer):
         return self._filled(state, param, group)
 
     def _filled(self, state: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        before, slots = dict(state), self.composition(group).slots.values()
+        before, slots = dict(state), self.full_composition(group).slots.values()
         for slot in slots:
             if state.get(slot.key) is None:
                 state.pop(slot.key, None)
@@ -314,7 +318,7 @@ class RuleOptimizer(CheckedOptimizer):
     ) -> dict[str, Any]:
         """The state entries that the next step creates for a parameter."""
         new: dict[str, Any] = {}
-        own = self.composition(group)
+        own = self.full_composition(group)
         if "step" not in there and own.counts(group):
             # torch counts SparseAdam's steps in a plain int, and cannot continue from a tensor bit for bit.
             device = param.device if counts_on_device(group) else "cpu"
@@ -355,15 +359,17 @@ class RuleOptimizer(CheckedOptimizer):
     _resting: tuple[Any, ...] = ()
 
     def _prepare_group(self, group: dict[str, Any], after: dict[str, float]) -> list[Part]:
-        resting: list[Any] = []
-        for modifier in self._modifiers(group):
-            if modifier.rests and group[f"{modifier.name}.every"] > 1:
-                taken = group[f"{modifier.name}.steps"]
-                after[f"{modifier.name}.steps"] = taken + 1
-                resting += [modifier] if taken % group[f"{modifier.name}.every"] else []
+        modifiers = self._modifiers(group)
+        counting = [x for x in modifiers if x.acts != "always" and group[f"{x.name}.every"] > 1]
+        for modifier in counting:
+            after[f"{modifier.name}.steps"] = group[f"{modifier.name}.steps"] + 1
+            if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+                every = group[f"{modifier.name}.every"]
+                raise errors.captured_rhythm(self.who(group), modifier.__name__, every)
+        resting = tuple(x for x in counting if x.rests(group))
         if not resting:
             return self._prepare_step(group, after)
-        self._resting = tuple(resting)
+        self._resting = resting
         try:
             return self._prepare_step(group, after)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from steprule.declare import Modifier, hyper, parameter, scalar_slot, slot
 from steprule.words import Number, clamp, ema, lerp, where
@@ -71,15 +71,16 @@ class Average(Modifier):
 class Lookahead(Modifier):
     """Every k steps, go back part of the way to where the last k steps began.
 
-    When: noisy training that is stable with it at a higher lr.
+    When: noisy training that is stable with it at a higher lr. The steps between take no longer for it.
 
         every k steps: a ← a + α·(θ - a), θ ← a           a starts as the parameter
 
-    State: 1 value per element (slow), 1 per tensor (steps).
+    State: 1 value per element (slow), and how many steps a group has taken.
     Source: Zhang, Lucas, Hinton, Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back", algorithm 1,
     https://arxiv.org/abs/1907.08610
     """
 
+    acts: ClassVar[Literal["always", "first", "last"]] = "last"
     not_with: ClassVar[dict[str, str]] = {
         **dict.fromkeys(
             ("ScheduleFree", "ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"),
@@ -92,11 +93,9 @@ class Lookahead(Modifier):
     step_back: float = hyper(default=0.5, at_least=0, at_most=1, meaning="α, the part of the way that is kept")
 
     slow = slot("slow", starts=parameter)
-    steps = scalar_slot("steps")
+    steps = slot("steps", per="group")
 
     @staticmethod
     def apply(h: Any, p: Number, new: Number, s: Any, t: Any) -> Number:
-        s.steps = s.steps + 1
-        now = s.steps % h.every == 0
-        s.slow = where(now, lerp(s.slow, new, h.step_back), s.slow)
-        return where(now, s.slow, new)
+        s.slow = lerp(s.slow, new, h.step_back)
+        return s.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from steprule.declare import Modifier, hyper, scalar_slot, slot
 from steprule.words import Number, norm
@@ -20,7 +20,7 @@ class Metrics(Modifier):
     State: 3 values per tensor (gradient_norm, update_norm, weight_norm), and how many steps a group has taken.
     """
 
-    rests: ClassVar[bool] = True
+    acts: ClassVar[Literal["always", "first", "last"]] = "first"
 
     every: int = hyper(default=1, at_least=1, meaning="from one step that is measured to the next")
 

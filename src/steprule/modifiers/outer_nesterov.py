@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from steprule.declare import Modifier, hyper, parameter, scalar_slot, slot
-from steprule.words import Number, where
+from steprule.declare import Modifier, hyper, parameter, slot
+from steprule.words import Number
 
 
 class OuterNesterov(Modifier):
     """Every k steps, take the way of these steps as one gradient and step with Nesterov momentum on it.
 
-    When: pre-training of language models with AdamW or Muon; it costs no time and two copies of the weights.
+    When: pre-training of language models with AdamW or Muon; it costs two copies of the weights,
+    and time in every k-th step only.
     With momentum=0 it is Lookahead.
 
         after every k-th step:
@@ -20,11 +21,12 @@ class OuterNesterov(Modifier):
             a ← a - η·(d + μ·b)
             θ ← a
 
-    State: 2 values per element (slow, momentum_buffer), 1 per tensor (steps).
+    State: 2 values per element (slow, momentum_buffer), and how many steps a group has taken.
     Source: Kallusky, Rao, Nandavanam, Shi 2025, "SNOO: Step-K Nesterov Outer Optimizer",
     https://arxiv.org/abs/2510.15830; DiLoCo and MuLoCo do the same over several workers.
     """
 
+    acts: ClassVar[Literal["always", "first", "last"]] = "last"
     not_with: ClassVar[dict[str, str]] = {
         **dict.fromkeys(
             ("ScheduleFree", "ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam", "Lookahead"),
@@ -39,14 +41,11 @@ class OuterNesterov(Modifier):
 
     slow = slot("slow", starts=parameter)
     b = slot("momentum_buffer")
-    steps = scalar_slot("steps")
+    steps = slot("steps", per="group")
 
     @staticmethod
     def apply(h: Any, p: Number, new: Number, s: Any, t: Any) -> Number:
-        s.steps = s.steps + 1
-        now = s.steps % h.every == 0
         d = s.slow - new
-        b = h.momentum * s.b + d
-        s.slow = where(now, s.slow - h.outer_lr * (d + h.momentum * b), s.slow)
-        s.b = where(now, b, s.b)
-        return where(now, s.slow, new)
+        s.b = h.momentum * s.b + d
+        s.slow = s.slow - h.outer_lr * (d + h.momentum * s.b)
+        return s.slow
