@@ -16,13 +16,13 @@ SOAPs in the same one.
     products of SOAP      six, all equal matrices at once: the gradient into the basis (2), the update out of it
                           (2), and the two that the factors take in, which the same operations average
     8 products of SOAP    those and two that turn the momentum, which a library avoids that keeps it turned, as
-                          heavyball does; steprule and pytorch-optimizer do not
+                          steprule and heavyball do; pytorch-optimizer does not
 
 All start from equal parameters in fp32, with the same step size, betas, decay, ε and longest side. They differ:
 
-    heavyball SOAP          runs without torch.compile, by default with it; merge_dims=False; keeps the momentum
-                            in the basis; divides by the larger of √V and ε; a refresh adds a little of the old
-                            basis. Its default refreshes in every second step, here in every tenth
+    heavyball SOAP          runs without torch.compile, by default with it; merge_dims=False; divides by the
+                            larger of √V and ε; a refresh adds a little of the old basis. Its default refreshes
+                            in every second step, here in every tenth
     pytorch-optimizer SOAP  steps one matrix after another
     pytorch-optimizer Muon  stacks equal matrices (its default); products in bf16, as torch's and ours
 """

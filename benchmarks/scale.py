@@ -141,7 +141,7 @@ def counted(entries: Sequence[Moved], replicas: int, shards: int) -> Counted:
     """What the steps of these parameters send, by the rules of `engine/sharding/owners.py`."""
     world = replicas * shards
     sent, received, wholes = (torch.zeros(world, dtype=torch.int64) for _ in range(3))
-    shares = [matrices.Shares() for _ in range(world)]
+    shares = [matrices.Shares(matrices.BYTES) for _ in range(world)]
     rounds: Counter[tuple[int, int]] = Counter()
     for own, owner in zip(entries, owners_of(entries, world), strict=True):
         first = owner - owner % shards

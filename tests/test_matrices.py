@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -163,10 +164,35 @@ def test_equal_matrices_are_worked_on_together() -> None:
 
 def test_what_is_in_memory_between_sweeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, params = stepped(steprule.Muon, 3)
-    monkeypatch.setattr(matrices, "BYTES", 4 * 64 * 80)
+    monkeypatch.setattr(matrices, "CACHED", 4 * 64 * 80)
     cut, others = stepped(steprule.Muon, 3)
     assert len(whole.explain()) == len(cut.explain())
     assert_close(params, others, 1e-5)
+
+
+def test_what_no_word_reads_any_more_is_freed_at_once() -> None:
+    made: list[Any] = []
+    freed: list[bool] = []
+
+    @matrix_word
+    def first(x: Tensor) -> Tensor:
+        made.append(weakref.ref(found := x.clone()))
+        return found
+
+    @matrix_word
+    def last(x: Tensor) -> Tensor:
+        freed.append(made[-1]() is None)
+        return x.clone()
+
+    class Frees(Matrix):
+        lr: float = hyper(default=0.1)
+
+        @staticmethod
+        def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+            return -h.lr * last(transpose(first(g) @ transpose(g)) @ g)
+
+    stepped(Frees, 1)
+    assert freed == [True] * 5
 
 
 @pytest.mark.parametrize("runner", [{}, LOOP])

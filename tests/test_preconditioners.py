@@ -74,13 +74,52 @@ def test_inverse_roots_do_not_blow_up_what_is_only_rounding() -> None:
     assert x.abs().max() < 100
 
 
-def test_qr_and_sorting() -> None:
+def test_qr() -> None:
     a = matrices(6, 8, torch.float64)
     q = words.qr.function(a)
     torch.testing.assert_close((q.mT @ a).tril(-1), torch.zeros_like(a))
-    order = words.sorting.function(a)
-    falling = (order.mT @ a @ order).diagonal(dim1=-2, dim2=-1)
-    assert torch.equal(falling, a.diagonal(dim1=-2, dim2=-1).sort(descending=True).values)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_by_diagonal(alone: bool) -> None:
+    a, x = matrices(6, 8, torch.float64), numbers((2, 4, 6), torch.float64, seed=1)
+    a[:, 3, 3] = a[:, 1, 1]  # of equal elements the first comes first
+    a, x = (a[0], x[0]) if alone else (a, x)
+    columns = torch.arange(6.0).double().expand_as(x)
+    places = words.by_diagonal.function(columns, a)
+    assert_same(words.by_diagonal.function(x, a), x.gather(-1, places.long()))
+    diagonal = a.diagonal(dim1=-2, dim2=-1).unsqueeze(-2).expand_as(x)
+    assert_same(words.by_diagonal.function(diagonal, a), diagonal.sort(-1, descending=True).values)
+    assert (places[..., 0, :].argsort()[..., 1] < places[..., 0, :].argsort()[..., 3]).all()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_add_product(alone: bool) -> None:
+    c, a, b = (numbers((2, *x), torch.float64, seed=i) for i, x in enumerate(((4, 6), (4, 5), (5, 6))))
+    c, a, b = (x[0] if alone else x for x in (c, a, b))
+    torch.testing.assert_close(words.add_product.function(c, a, b, 0.5, 0.25), 0.5 * c + 0.25 * (a @ b))
+
+
+class Misfit(Matrix):
+    """Words with matrices that do not fit each other."""
+
+    lr: float = hyper(default=0.1)
+    sorted: bool = hyper(default=False)
+
+    gram = slot("gram", per="left")
+
+    @staticmethod
+    def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+        if h.sorted:
+            return words.by_diagonal(g, s.gram)
+        s.gram = words.add_product(s.gram, words.transpose(g), g, 1.0, 1.0)
+        return -h.lr * g
+
+
+@pytest.mark.parametrize(("own", "word"), [({"sorted": True}, "by_diagonal"), ({}, "add_product")])
+def test_matrices_that_do_not_fit(own: dict[str, Any], word: str) -> None:
+    with pytest.raises(TypeError, match=rf"^Misfit\.update: {word} of matrices that do not fit"):
+        made(Misfit, (4, 2), **own)
 
 
 def test_a_decomposition_that_fails_is_tried_again_in_double(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,10 +105,10 @@ def test_groups_with_options_of_their_own_step_as_the_loop_does(rule: Any, dtype
 
 def test_what_is_in_memory_between_sweeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
-    monkeypatch.setattr(matrices, "BYTES", 2 * 4 * 64 * 80)
+    monkeypatch.setattr(matrices, "CACHED", 2 * 4 * 64 * 80)
     take(*made(looking(seen), [{}], torch.float32), 1)
     assert seen == [(64, 80), (80, 64), (64, 80), (32, 48), (64, 80)]
-    monkeypatch.setattr(matrices, "BYTES", 3 * 4 * 64 * 80)
+    monkeypatch.setattr(matrices, "CACHED", 3 * 4 * 64 * 80)
     seen.clear()
     take(*made(looking(seen), [{}], torch.float32), 1)
     assert seen == [(2, 64, 80), (80, 64), (32, 48), (64, 80)]

@@ -83,7 +83,8 @@ def of_a_square(first: str) -> str | None:
     return first if first in ("left", "right") else None
 
 
-def _of_product(a: str, b: str) -> str | None:
+def of_product(a: str, b: str) -> str | None:
+    """The form of a product of two matrices, or None if there is none."""
     (row, inner), (other, column) = SIDES[a], SIDES[b]
     found = (form for form, sides in SIDES.items() if sides == (row, column))
     return next(found) if inner == other else None
@@ -101,7 +102,7 @@ def _transposed(x: Any) -> Any:
     return x.mT
 
 
-product = MatrixWord("@", _product, _of_product, never_raises=True)
+product = MatrixWord("@", _product, of_product, never_raises=True)
 Number.product_of_matrices = product
 transpose = MatrixWord("transpose", _transposed, _of_transposed, never_raises=True)
 

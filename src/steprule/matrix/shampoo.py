@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from steprule.declare import Matrix, WeightDecay, decay, hyper, identity, slot
-from steprule.matrix.words import inverse_root, transpose
+from steprule.matrix.words import add_product, inverse_root, transpose
 from steprule.words import Number, columns, ema, ema_sq, is_matrix, larger, norm, rows, sqrt, where
 
 
@@ -61,9 +61,9 @@ class Shampoo(Matrix):
         a = u / (sqrt(s.v) / sqrt(1 - beta2**t) + eps2)
         added, count = where(beta3 < 1, 1 - beta3, 1), where(beta3 < 1, 1 - beta3**t, 1)
         if left:
-            s.left = beta3 * s.left + added * (g @ transpose(g))
+            s.left = add_product(s.left, g, transpose(g), beta3, added)
         if right:
-            s.right = beta3 * s.right + added * (transpose(g) @ g)
+            s.right = add_product(s.right, transpose(g), g, beta3, added)
         if not (left or right) or (h.graft and t < h.every):
             return -h.lr * a
         due = bool(t % h.every == 0) or (not h.graft and bool(t == 1))

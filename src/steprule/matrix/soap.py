@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from steprule.declare import Matrix, WeightDecay, decay, hyper, identity, slot
-from steprule.matrix.words import eigenvectors, qr, sorting, transpose
+from steprule.matrix.words import add_product, by_diagonal, eigenvectors, qr, transpose
 from steprule.words import Number, columns, ema, ema_sq, is_matrix, rows, sqrt
 
 
@@ -15,17 +15,19 @@ class SOAP(Matrix):
     When: language models. It needs fewer steps than AdamW with the same betas, and every tenth takes longer.
 
         first step:  L = (1-β2)·G·Gᵀ   R = (1-β2)·Gᵀ·G   P, Q = the eigenvectors of L, R;  nothing else
-        M ← β1·M + (1-β1)·G
-        V ← β2·V + (1-β2)·(Pᵀ·G·Q)²
-        θ ← θ·(1 - lr·λ) - lr·√(1-β2ᵗ)/(1-β1ᵗ) · P·(Pᵀ·M·Q / (√V + ε))·Qᵀ    t does not count the first step
+        H = Pᵀ·G·Q
+        M ← β1·M + (1-β1)·H            V ← β2·V + (1-β2)·H²
+        θ ← θ·(1 - lr·λ) - lr·√(1-β2ᵗ)/(1-β1ᵗ) · P·(M / (√V + ε))·Qᵀ         t does not count the first step
         L ← β2·L + (1-β2)·G·Gᵀ         R ← β2·R + (1-β2)·Gᵀ·G
         if t % every = 0:  sort P, Q and V by the diagonals of Pᵀ·L·P and Qᵀ·R·Q, then P ← qr(L·P)   Q ← qr(R·Q)
+                           and turn M from the old P, Q into the new ones
         vectors, and matrices of two longer sides than max_side:  Adam
 
     State: 2 values per element (exp_avg, exp_avg_sq), 2·rows² + 2·columns² more for a matrix (left,
     left_basis, right, right_basis), without those of a side that is longer than max_side.
-    Differs: from the authors' code in the decay, which comes before the step and in the first one, too; in
-    vectors, which take the first step; and in the basis of what the first gradient has no part in.
+    Differs: from the authors' code in M, which they keep as it is and turn in every step: the same but for
+    rounding; in the decay, which comes before the step and in the first one, too; in vectors, which take the
+    first step; and in the basis of what the first gradient has no part in.
     Source: Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson, Kakade 2024, "SOAP: Improving and
     Stabilizing Shampoo using Adam", algorithm 3, https://arxiv.org/abs/2409.11321, with the authors' first step
     """
@@ -54,9 +56,9 @@ class SOAP(Matrix):
         left = is_matrix(p) and bool(rows(p) <= h.max_side)
         right = is_matrix(p) and bool(columns(p) <= h.max_side)
         if left:
-            s.left = ema(s.left, g @ transpose(g), beta2)
+            s.left = add_product(s.left, g, transpose(g), beta2, 1 - beta2)
         if right:
-            s.right = ema(s.right, transpose(g) @ g, beta2)
+            s.right = add_product(s.right, transpose(g), g, beta2, 1 - beta2)
         if left or right:
             if t == 1:
                 if left:
@@ -65,22 +67,25 @@ class SOAP(Matrix):
                     s.p_right = eigenvectors(s.right)
                 return -0.0  # which changes no element, a negative zero neither
             t = t - 1
-        s.m = ema(s.m, g, beta1)
-        m = s.m
         if left:
-            g, m = transpose(s.p_left) @ g, transpose(s.p_left) @ m
+            g = transpose(s.p_left) @ g
         if right:
-            g, m = g @ s.p_right, m @ s.p_right
+            g = g @ s.p_right
+        s.m = ema(s.m, g, beta1)
         s.v = ema_sq(s.v, g, beta2)
-        u = m / (sqrt(s.v) + h.eps)
+        u = s.m / (sqrt(s.v) + h.eps)
         if left:
             u = s.p_left @ u
         if right:
             u = u @ transpose(s.p_right)
         if left and t % h.every == 0:
-            order = sorting(transpose(s.p_left) @ s.left @ s.p_left)
-            s.p_left, s.v = qr(s.left @ s.p_left @ order), transpose(order) @ s.v
+            p, lp = s.p_left, s.left @ s.p_left
+            s.p_left = qr(by_diagonal(lp, transpose(p) @ lp))
+            s.v = transpose(by_diagonal(transpose(s.v), transpose(p) @ lp))
+            s.m = transpose(s.p_left) @ (p @ s.m)
         if right and t % h.every == 0:
-            order = sorting(transpose(s.p_right) @ s.right @ s.p_right)
-            s.p_right, s.v = qr(s.right @ s.p_right @ order), s.v @ order
+            q, rq = s.p_right, s.right @ s.p_right
+            s.p_right = qr(by_diagonal(rq, transpose(q) @ rq))
+            s.v = by_diagonal(s.v, transpose(q) @ rq)
+            s.m = (s.m @ transpose(q)) @ s.p_right
         return -(h.lr * sqrt(1 - beta2**t) / (1 - beta1**t)) * u

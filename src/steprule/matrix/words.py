@@ -9,12 +9,15 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from steprule.levels import SIDES
 from steprule.values import Number
-from steprule.whole import matrix_word, of_a_square, transpose
+from steprule.whole import matrix_word, of_a_square, of_product, transpose
 
 __all__ = [
     "METHODS",
     "Method",
+    "add_product",
+    "by_diagonal",
     "eigenvectors",
     "inverse_root",
     "matrix_word",
@@ -23,7 +26,6 @@ __all__ = [
     "polar_express",
     "polar_factor",
     "qr",
-    "sorting",
     "transpose",
 ]
 
@@ -113,6 +115,18 @@ def _norm(matrices: Tensor) -> Tensor:
     return norm(matrices) if matrices.dim() == 2 else norm(matrices, dim=(-2, -1), keepdim=True)
 
 
+def _of_sum(c: str, a: str, b: str) -> str | None:
+    """The form of c, if a product of a and b has it, too."""
+    return c if of_product(a, b) == c else None
+
+
+@matrix_word(form=_of_sum, never_raises=True)
+def add_product(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor:
+    """β·c + α·a·b, which takes less time than the product and the sum after each other."""
+    add: Any = torch.addmm if c.dim() == 2 else torch.baddbmm
+    return add(c, a, b, beta=beta, alpha=alpha)
+
+
 _Decomposition = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
@@ -187,8 +201,13 @@ def qr(a: Tensor) -> Tensor:
     return _LINALG.qr(a)[0]
 
 
-@matrix_word(form=of_a_square, never_raises=True)
-def sorting(a: Tensor) -> Tensor:
-    """The permutation P for which the diagonal of PᵀaP falls."""
+def _of_columns(x: str, a: str) -> str | None:
+    """The form of x, whose columns a square matrix has one of each of."""
+    return x if SIDES[a] == (SIDES[x][1],) * 2 else None
+
+
+@matrix_word(form=_of_columns, never_raises=True)
+def by_diagonal(x: Tensor, a: Tensor) -> Tensor:
+    """The columns of x in the order in which the diagonal of a falls."""
     order = a.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
-    return torch.eye(a.size(-1), dtype=a.dtype, device=a.device)[order].mT
+    return torch.take_along_dim(x, order.unsqueeze(-2), dim=-1)

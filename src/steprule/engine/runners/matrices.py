@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -25,12 +25,20 @@ from steprule.engine.views import View
 
 # What words on whole matrices are given at a time, in bytes.
 BYTES = 1 << 28
+# The same on a CPU, where what several words read and write stays in the cache, and is made in memory that the
+# process has just freed: to get memory from the system takes longer than to fill it.
+CACHED = 1 << 22
 
 States = Sequence[Mapping[str, Any]]
 # What registers hold for all parameters of one shape.
 Values = dict[Register, Any]
 # The scalars of each parameter of one shape.
 Scalars = Sequence[Sequence[float]]
+
+
+def most_at_once(device: torch.device) -> int:
+    """How many bytes words on whole matrices are given at a time on a device."""
+    return CACHED if device.type == "cpu" else BYTES
 
 
 def from_sweeps(program: Program) -> set[str]:
@@ -119,6 +127,7 @@ class MatrixWork:
         self._matrices = program.matrices
         self._computed = computed
         self.dtypes = dtypes_of(program, computed)
+        self._dead = _dead_after(program)
         together: dict[Any, list[int]] = {}
         for place, (shape, view) in enumerate(zip(shapes, views, strict=True)):
             together.setdefault((tuple(shape), view), []).append(place)
@@ -141,7 +150,7 @@ class MatrixWork:
         """Make the arrays that sweeps fill. Returns the addresses by name, one for each parameter."""
         names = from_sweeps(self._program)
         self.make(names)
-        return {name: [x.data_ptr() for x in self.arrays(name)] for name in names}
+        return {name: self._addresses(name) for name in names}
 
     def make(self, names: Collection[str]) -> None:
         """Make arrays of these names."""
@@ -155,6 +164,16 @@ class MatrixWork:
             place: x for own in self._equals for place, x in zip(own.places, own.arrays[name], strict=True)
         }
         return [found[place] for place in range(len(found))]
+
+    def _addresses(self, name: str) -> list[int]:
+        """Where the arrays of a name are, one for each parameter."""
+        found = [0] * sum(len(own.places) for own in self._equals)
+        for own in self._equals:
+            stacked = own.arrays[name]
+            first, size = stacked.data_ptr(), stacked.nbytes // len(own.places)
+            for number, place in enumerate(own.places):
+                found[place] = first + number * size
+        return found
 
     def run(
         self,
@@ -172,15 +191,21 @@ class MatrixWork:
         if stage is None:
             return {}
         for equal in self._equals:
-            self._load(stage, equal, gradients, states)
-            scalars = [table[rows[place]] for place in equal.places]
-            for step in stage.steps:
-                equal.values[cast(Register, step.out)] = self._carry_out(equal, step, scalars)
+            machine = self._machine(equal)
+            self._load(stage, equal, machine, gradients, states)
+            scalars = _together([table[rows[place]] for place in equal.places])
+            *dead, at_last = self._dead[number]
+            for step, over in zip(stage.steps, dead, strict=True):
+                equal.values[cast(Register, step.out)] = _carry_out(machine, equal, step, scalars)
+                for register in over:
+                    del equal.values[register]
             for name, register in stage.gives.items():
                 equal.keep(name, equal.values[register], self.dtypes[name])
+            for register in at_last:
+                del equal.values[register]
             for name in stage.takes:
                 equal.arrays.pop(name, None)
-        return {name: [x.data_ptr() for x in self.arrays(name)] for name in stage.gives}
+        return {name: self._addresses(name) for name in stage.gives}
 
     def store(self, states: States) -> None:
         """Store the new values of slots that have none per element."""
@@ -205,7 +230,9 @@ class MatrixWork:
         for equal in self._equals:
             equal.arrays, equal.values = {}, {}
 
-    def _load(self, stage: Stage, equal: _Equal, gradients: Sequence[Tensor], states: States) -> None:
+    def _load(
+        self, stage: Stage, equal: _Equal, machine: Eager, gradients: Sequence[Tensor], states: States
+    ) -> None:
         """Put into registers what the steps of a stage read."""
         for name, register in stage.takes.items():
             if register in equal.values:
@@ -221,7 +248,6 @@ class MatrixWork:
                 stacked = _stack([states[place][key] for place in equal.places])
                 value = stacked[0] if equal.alone else stacked.flatten(0, -3)
                 level = register.level
-                machine = self._machine(equal)
                 dtype = machine.dtype if level in ("left", "right") else machine.lined_dtype
                 equal.values[register] = Lined(value.to(dtype), level)
 
@@ -232,21 +258,57 @@ class MatrixWork:
         machine.stacked = machine.on_matrices = True
         return machine
 
-    def _carry_out(self, equal: _Equal, step: Step, scalars: Scalars) -> Any:
-        """One step for all parameters of one shape; for each on its own if their scalars differ."""
-        used = [x.index for x in step.scalars]
-        own = [tuple(float(row[i]) for i in used) for row in scalars]
-        machine = self._machine(equal)
-        if len(set(own)) == 1 or not used:
-            return _named(equal.places, machine, step, equal.values, dict(zip(used, own[0], strict=True)))
-        made: list[Any] = []
-        for place, numbers in enumerate(own):
-            values = {r: _part(x, place, len(own)) for r, x in equal.values.items()}
-            mine = [equal.places[place]]
-            made.append(_named(mine, machine, step, values, dict(zip(used, numbers, strict=True))))
-        if isinstance(made[0], Lined):
-            return Lined(torch.cat([x.tensor for x in made]), made[0].level)
-        return torch.cat(made)
+
+def _dead_after(program: Program) -> list[list[list[Register]]]:
+    """What nothing reads any more after each step of each stage, and after the stage.
+
+    New values of slots stay to the end.
+    """
+    assert program.matrices is not None
+    needed = set(program.matrices.outputs.values())
+    found: list[list[list[Register]]] = []
+    for stage in reversed(program.stages):
+        gives: set[Register] = set() if stage is None else set(stage.gives.values())
+        own = [[x for x in gives if x not in needed]]
+        needed |= gives
+        for step in () if stage is None else reversed(stage.steps):
+            own.append([x for x in {*step.reads, cast(Register, step.out)} if x not in needed])
+            needed.update(step.reads)
+        found.append(own[::-1])
+    return found[::-1]
+
+
+class _Together(NamedTuple):
+    """The scalars of parameters of one shape: common ones, or those of each."""
+
+    common: Sequence[float] | None
+    each: Scalars
+
+
+def _together(rows: Scalars) -> _Together:
+    first = rows[0]
+    return _Together(first if all(row is first for row in rows) else None, rows)
+
+
+def _carry_out(machine: Eager, equal: _Equal, step: Step, scalars: _Together) -> Any:
+    """One step for all parameters of one shape; for each on its own if their scalars differ."""
+    used = [x.index for x in step.scalars]
+    if not used:
+        return _named(equal.places, machine, step, equal.values, {})
+    if scalars.common is not None:
+        common = {i: float(scalars.common[i]) for i in used}
+        return _named(equal.places, machine, step, equal.values, common)
+    own = [tuple(float(row[i]) for i in used) for row in scalars.each]
+    if len(set(own)) == 1:
+        return _named(equal.places, machine, step, equal.values, dict(zip(used, own[0], strict=True)))
+    made: list[Any] = []
+    for place, numbers in enumerate(own):
+        values = {r: _part(x, place, len(own)) for r, x in equal.values.items()}
+        mine = [equal.places[place]]
+        made.append(_named(mine, machine, step, values, dict(zip(used, numbers, strict=True))))
+    if isinstance(made[0], Lined):
+        return Lined(torch.cat([x.tensor for x in made]), made[0].level)
+    return torch.cat(made)
 
 
 def bytes_of(param: Tensor) -> int:
@@ -255,9 +317,10 @@ def bytes_of(param: Tensor) -> int:
 
 
 class Shares:
-    """Cuts the work on whole matrices, so that what is in memory between sweeps stays below `BYTES`."""
+    """Cuts the work on whole matrices, so that what is in memory between sweeps stays below so many bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._bytes = 0
         self._number = 0
 
@@ -266,7 +329,7 @@ class Shares:
         if program.matrices is None:
             return 0
         size = bytes_of(param)
-        if self._bytes and self._bytes + size > BYTES:
+        if self._bytes and self._bytes + size > self._most:
             self._bytes, self._number = 0, self._number + 1
         self._bytes += size
         return self._number

@@ -12,7 +12,6 @@ from steprule import matrix_errors
 from steprule.engine.program import sums
 from steprule.engine.program.phases import Asked, Going, OnMatrices, Part, Stages
 from steprule.engine.program.sums import Partial
-from steprule.engine.runners import matrices
 from steprule.engine.runners.matrices import MatrixWork
 from steprule.engine.sharding.operands import MatrixParts
 
@@ -42,12 +41,13 @@ class Stack:
     """The step of batches that are at the same sweep all the time.
 
     who: how messages call their rule. alike: what steps have in common that may be taken together; None: it is
-    not. size: the bytes that are in memory between sweeps.
+    not. size: the bytes that are in memory between sweeps. most: how many there may be of several together.
     """
 
     who: str
     alike: Hashable
     size: int
+    most: int
     members: tuple[Member, ...]
 
     def part(self, stages: Stages, may_raise: bool) -> Part:
@@ -93,7 +93,7 @@ class Stack:
 def stacked(steps: Sequence[tuple[dict[str, Any], list[Part]]]) -> list[tuple[dict[str, Any], list[Part]]]:
     """The parts of each group, where the first of several whose matrices can be stacked takes the others in.
 
-    What is in memory between sweeps stays below `matrices.BYTES`.
+    What is in memory between sweeps stays below what the stacks allow.
     """
     found: list[tuple[dict[str, Any], list[Part]]] = []
     # The list and the place in it of the last part of each kind.
@@ -107,7 +107,7 @@ def stacked(steps: Sequence[tuple[dict[str, Any], list[Part]]]) -> list[tuple[di
                 continue
             own, place = last.get(stack.alike, (kept, len(kept)))
             first: Stack | None = own[place].stack if stack.alike in last else None
-            if first is not None and first.size + stack.size <= matrices.BYTES:
+            if first is not None and first.size + stack.size <= first.most:
                 size, members = first.size + stack.size, (*first.members, *stack.members)
                 own[place] = replace(first, size=size, members=members).part(part.stages, part.may_raise)
             else:

@@ -265,7 +265,7 @@ class Operands:
             tensors = {x: params[x][2] for x in places}
             turns = owners.turns(first, processes.ranks)
             owner = dict(zip(places, owners.owners([x.shape for x in tensors.values()], turns), strict=True))
-            work = {number: matrices.Shares() for number in owner.values()}
+            work = {number: matrices.Shares(matrices.BYTES) for number in owner.values()}
             rounds: list[list[Where]] = []
             for where, (_, program, param, _) in ((x, params[x]) for x in places):
                 number = work[owner[where]].share_of(program, param)

@@ -19,7 +19,7 @@ from steprule.engine.runners.kernels.addresses import Addresses
 from steprule.engine.runners.kernels.counters import Counters, keys_of
 from steprule.engine.runners.kernels.forms import Forms
 from steprule.engine.runners.kernels.runner import Kernels
-from steprule.engine.runners.matrices import MatrixWork, bytes_of
+from steprule.engine.runners.matrices import MatrixWork, bytes_of, most_at_once
 from steprule.engine.sharding.operands import MatrixParts
 from steprule.engine.sharding.parts import is_piece, region_in, shape_of
 from steprule.engine.views import View
@@ -97,7 +97,7 @@ class Batch:
         self.alike = (
             (id(program), params[0].device, *kinds) if self.work is not None and not self._split else None
         )
-        self.size = sum(map(bytes_of, params))
+        self.size, self.most = sum(map(bytes_of, params)), most_at_once(params[0].device)
         self.addresses = {letter: Addresses(column) for letter, column in columns.items()}
         self.addresses["g"] = Addresses(own)
         for letter in ("p", *self.keys):

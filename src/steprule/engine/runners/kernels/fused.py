@@ -96,7 +96,7 @@ def prepare(
         split = batch.split_places(group)
         stages = phases.stages_of(batch.program, group, split)
         alike = None if batch.alike is None else (*batch.alike, stages)
-        stack = Stack(optimizer.who(group), alike, batch.size, (member,))
+        stack = Stack(optimizer.who(group), alike, batch.size, batch.most, (member,))
         parts.append(stack.part(stages, phases.waits_to_store(batch.program, bool(split))))
     return parts, left
 
@@ -218,7 +218,7 @@ class Plan:
         self._for_now: list[int] = []
         together: dict[Any, list[int]] = {}
         shared = sharing.memory(params)
-        work = matrices.Shares()
+        work: dict[Any, matrices.Shares] = {}
         optimizer.check_storage(group)
         # All gradients first: a state that was made for some would outlive the error about another.
         for place in self.present:
@@ -238,7 +238,9 @@ class Plan:
             if reason is not None:
                 self.refused.append((place, reason))
             else:
-                together.setdefault((kind, work.share_of(own, params[place])), []).append(place)
+                param = params[place]
+                shares = work.setdefault(kind, matrices.Shares(matrices.most_at_once(param.device)))
+                together.setdefault((kind, shares.share_of(own, param)), []).append(place)
         self._run = _run_of(optimizer.state, [params[place] for place in self.present])
         self.batches: list[Batch] = []
         for places in together.values():
