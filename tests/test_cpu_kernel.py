@@ -32,7 +32,7 @@ from steprule.engine.runners.kernels import fused
 from steprule.engine.runners.kernels.cpu import launch as cpu_launch
 from steprule.words import clamp, exp, larger, lerp, log, sign, smaller, sqrt, where
 
-pytest.importorskip("numba", reason="the kernels are compiled by it")
+pytest.importorskip("llvmlite", reason="the kernels are compiled by it")
 
 # Random numbers of every size meet random steps here, so half precision really loses some of them.
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounded away:UserWarning")

@@ -525,7 +525,7 @@ def test_what_the_writer_of_an_estimate_does_wrong() -> None:
 def test_estimates_make_their_plan_once_and_keep_nothing_alive(
     rule: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     from steprule.engine.runners.kernels import fused
 
     made: list[Any] = []

@@ -123,7 +123,7 @@ def test_parts_come_to_the_whole(grid: tuple[tuple[int, ...], list[Region]], squ
 
 def in_a_kernel(x: np.ndarray[Any, Any], squares: bool, begun: int = 0) -> tuple[Sum, float]:
     """What the words of a CPU kernel make of these numbers, in blocks of 128, the first of which was begun."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     from steprule.engine.runners.kernels import cache
     from steprule.engine.runners.kernels.cpu.cut import OF_DOUBLES
     from steprule.engine.runners.kernels.cpu.threads import Job, Kernel
@@ -194,7 +194,7 @@ def test_single_precision_needs_few_limbs(scale: float) -> None:
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)
 def test_limbs_are_rounded_to_the_nearest_double(form: exact.Form, data: st.DataObject) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     from steprule.engine.runners.kernels import cache
     from steprule.engine.runners.kernels.cpu.cut import OF_DOUBLES
     from steprule.engine.runners.kernels.cpu.threads import Job, Kernel
@@ -253,7 +253,7 @@ def test_every_runner_and_any_number_of_threads_give_the_same_bits(
 ) -> None:
     loop = {"fused": False, "foreach": False}
     pairs = [(loop, {"fused": False, "foreach": True}, False)]
-    if pytest.importorskip("numba"):
+    if pytest.importorskip("llvmlite"):
         from steprule.engine.runners.kernels.cpu import launch, threads
 
         monkeypatch.setattr(launch, "CHUNK", 1024)
@@ -281,7 +281,7 @@ def test_every_runner_and_any_number_of_threads_give_the_same_bits(
 @pytest.mark.parametrize("size", [1e61, 1e150, 1e-60, 1e-150])
 def test_norms_of_very_large_and_very_small_doubles(size: float, runner: dict[str, bool]) -> None:
     if runner.get("fused"):
-        pytest.importorskip("numba")
+        pytest.importorskip("llvmlite")
     params = [nn.Parameter(torch.zeros(count, dtype=torch.float64)) for count in (300, 5)]
     for param in params:
         param.grad = torch.full_like(param, size)
@@ -298,7 +298,7 @@ def test_the_norm_of_all_gradients_is_the_same_bits_beside_rows(
     dtype: torch.dtype, modifiers: list[Any]
 ) -> None:
     """A program with rows takes it in the blocks of any other."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     found: list[list[float]] = []
     for more, options in (([], {}), (modifiers, {}), (modifiers, {"foreach": False})):
         params = [nn.Parameter(numbers(shape, dtype, i)) for i, shape in enumerate(SHAPES) if 0 not in shape]

@@ -26,7 +26,7 @@ from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels import fused
 from steprule.engine.runners.kernels.cpu import threads as cpu_threads
 
-pytest.importorskip("numba", reason="the kernels are compiled by it")
+pytest.importorskip("llvmlite", reason="the kernels are compiled by it")
 
 # Memory
 
@@ -110,7 +110,7 @@ def test_asking_for_the_kernel_by_name_raises_where_it_cannot_run() -> None:
 
 def test_a_kernel_that_cannot_be_made_leaves_the_work_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str, text: str) -> Any:
-        raise ImportError("numba needs another numpy")
+        raise ImportError("llvmlite needs another Python")
 
     monkeypatch.setattr(kernel_cache, "_loaded", {})
     monkeypatch.setattr(kernel_cache, "_obtain", fail)
@@ -120,8 +120,8 @@ def test_a_kernel_that_cannot_be_made_leaves_the_work_to_the_loop(monkeypatch: p
     optimizer.step()
     steprule.Adam([loop], **LOOP).step()
     assert_same(kernel.detach(), loop.detach())
-    assert "numba needs another numpy" in optimizer.explain()
-    with pytest.raises(RuntimeError, match="numba needs another numpy"):
+    assert "llvmlite needs another Python" in optimizer.explain()
+    with pytest.raises(RuntimeError, match="llvmlite needs another Python"):
         steprule.Adam([kernel], fused=True).step()
 
 

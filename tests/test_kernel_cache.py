@@ -19,7 +19,7 @@ import steprule
 from steprule.engine.runners.kernels import cache as kernel_cache
 from steprule.engine.runners.kernels.cpu import compiler as kernel_compiler
 
-pytest.importorskip("numba", reason="the kernels are compiled by it")
+pytest.importorskip("llvmlite", reason="the kernels are compiled by it")
 llvm = kernel_compiler.llvm
 
 TEXT = """
@@ -33,13 +33,14 @@ def kernel(job):
         number(part)
 """
 
-# A step whose outcome every process must agree on, and whether numba was needed for it.
+# A step whose outcome every process must agree on, and whether a text was translated for it.
 STEP = """
 import sys, torch, steprule
 param = torch.nn.Parameter(torch.linspace(-1, 1, 100_000))
 param.grad = torch.linspace(1, -1, 100_000)
 steprule.AdamW([param], lr=0.1, fused=True).step()
-print("numba" in sys.modules, float(param.double().sum()), float(param[7]))
+translator = "steprule.engine.runners.kernels.cpu.translator"
+print(translator in sys.modules, float(param.double().sum()), float(param[7]))
 """
 
 
@@ -78,7 +79,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return files
 
 
-def test_a_second_process_needs_neither_numba_nor_time(tmp_path: Path) -> None:
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     first, second = (run(STEP, environment(tmp_path)).split() for _ in range(2))
     assert (first[0], second[0]) == ("True", "False")
     assert first[1:] == second[1:]
@@ -132,7 +133,7 @@ def test_another_kernels_file_is_not_taken(
 def test_what_the_code_depends_on_is_in_its_name(
     folder: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another processor or another numba finds nothing of ours."""
+    """Another processor or another LLVM finds nothing of ours."""
     kernel_cache.address_of("k", TEXT)
     surroundings = kernel_compiler.surroundings()
     monkeypatch.setattr(kernel_compiler, "surroundings", lambda: surroundings + "another processor")
@@ -184,8 +185,9 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         llvm, "get_host_cpu_features", lambda: SimpleNamespace(flatten=lambda: "another")
     ),
     "operating system": lambda patch: patch.setattr(llvm, "get_default_triple", lambda: "another"),
-    "numba": lambda patch: _another_version(patch, "numba"),
     "llvmlite": lambda patch: _another_version(patch, "llvmlite"),
+    "language": lambda patch: _another_text(patch, "language.py"),
+    "translator": lambda patch: _another_text(patch, "translator.py"),
     "words": lambda patch: _another_text(patch, "words.py"),
     "sums": lambda patch: _another_text(patch, "sums.py"),
     "exact": lambda patch: _another_text(patch, "exact.py"),
@@ -225,11 +227,12 @@ def test_every_module_that_a_kernel_imports_is_in_its_name() -> None:
         "steprule.engine",
         "engine.blocks",
         "program.exact",
+        "cpu.language",
         "cpu.threads",
         "cpu.words",
         "cpu.storage_words",
     }
-    for name in ("words.py", "storage_words.py", "draw_words.py", "sums.py"):
+    for name in ("translator.py", "words.py", "storage_words.py", "draw_words.py", "sums.py"):
         text = (Path(kernel_compiler.__file__).parent / name).read_text(encoding="utf-8")
         imported = re.findall(r"^(?:from|import) (steprule\S*)", text, re.MULTILINE)
         unknown = [x for x in imported if x not in known and ".".join(x.split(".")[-2:]) not in known]

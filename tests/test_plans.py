@@ -23,7 +23,7 @@ from steprule.engine import plans
 from steprule.engine.runners.kernels import addresses
 from steprule.engine.runners.kernels.forms import Forms
 
-pytest.importorskip("numba", reason="the kernels are compiled by it")
+pytest.importorskip("llvmlite", reason="the kernels are compiled by it")
 
 
 def takes_changes(case: Case) -> bool:

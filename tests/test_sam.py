@@ -205,7 +205,7 @@ def test_the_climb_finds_its_plan_again_and_follows_the_groups(monkeypatch: pyte
 
 
 def test_the_climb_makes_its_plan_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     from steprule.engine.runners.kernels import fused
 
     made: list[Any] = []
@@ -238,7 +238,7 @@ def test_a_parameter_that_is_reshaped_uphill_is_named_once() -> None:
 
 
 def test_the_climb_takes_the_groups_as_they_are_now() -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     _, optimizer = with_gradients(fused=True)
     optimizer.climb()
     optimizer.step()

@@ -35,7 +35,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numba": _version("numba"),
+        "llvmlite": _version("llvmlite"),
         "triton": _version("triton"),
         "steprule": steprule.__version__,
         "commit": _commit(),

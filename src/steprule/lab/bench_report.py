@@ -42,7 +42,7 @@ def print_header(console: Console, result: Result, file: Path) -> None:
         f"{result['dtype']}",
         "machine": kind if result["device"] == "cpu" else f"{result['device']}; {kind}",
         "versions": f"steprule {result['steprule']}, torch {result['torch']}, "
-        f"numba {result['numba'] or 'not installed'}",
+        f"llvmlite {result['llvmlite'] or 'not installed'}",
         "load": f"{result['load']}: other work is running and will make the times longer"
         if _busy(result)
         else "",

@@ -1,9 +1,9 @@
 """A disk cache of compiled kernels, so that only the first process compiles.
 
-numba compiles a kernel's text once. The object code is stored beside the text in a cache folder, under a name
+LLVM compiles a kernel's text once. The object code is stored beside the text in a cache folder, under a name
 made from everything it depends on; what a text says about its program at the top is not part of that, so
 programs that differ only in what the host computes share their code. A later process checks the digest of the
-file and links it with LLVM, without importing numba. A file that fails the check is compiled again. Files
+file and links it, without a look at the words of kernels. A file that fails the check is compiled again. Files
 appear by renaming, so a reader never sees a partial file, even if several processes compile at once or one is
 killed.
 """

@@ -92,7 +92,7 @@ class Kernels(Runner):
 
 
 class CpuKernels(Kernels):
-    """Kernels compiled by numba, on torch's own threads."""
+    """Kernels compiled by LLVM, on torch's own threads."""
 
     name = "cpu_kernel"
 
@@ -102,7 +102,7 @@ class CpuKernels(Kernels):
 
     def missing(self, device: torch.device) -> str | None:
         """Why no kernel can be made here, or None."""
-        return None if installed("numba") else "numba is not installed (pip install 'steprule[cpu]')"
+        return None if installed("llvmlite") else "llvmlite is not installed (pip install 'steprule[cpu]')"
 
     def ready(
         self,

@@ -1,1 +1,1 @@
-"""Kernels for the CPU, compiled by numba."""
+"""Kernels for the CPU, compiled by LLVM."""

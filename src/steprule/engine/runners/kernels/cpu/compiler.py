@@ -1,17 +1,14 @@
-"""Compile the text of a kernel with numba, and link stored object code with LLVM alone."""
-# numba and llvmlite have no type annotations.
+"""Compile the text of a kernel with LLVM, and link what was compiled."""
+# llvmlite has no type annotations.
 # pyright: basic
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
-from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import llvmlite.binding as llvm
 
@@ -42,6 +39,8 @@ def surroundings() -> str:
     words = map(
         here.with_name,
         (
+            "language.py",
+            "translator.py",
             "words.py",
             "power_words.py",
             "line_words.py",
@@ -55,7 +54,6 @@ def surroundings() -> str:
     texts = b"".join(Path(file).read_bytes() for file in files)
     parts = (
         *Job.__annotations__,
-        metadata.version("numba"),
         metadata.version("llvmlite"),
         llvm.get_default_triple(),
         llvm.get_host_cpu_name(),
@@ -67,45 +65,19 @@ def surroundings() -> str:
 
 def machine_code(text: str, file: str) -> bytes:
     """Object code with one C function, ENTRY, from a text that defines `kernel(job)`."""
-    import numba
+    from steprule.engine.runners.kernels.cpu import translator  # what is stored needs none of it
 
-    if cast(Any, numba).config.DISABLE_JIT:
-        raise RuntimeError("NUMBA_DISABLE_JIT is set")
-    scope: dict[str, Any] = {}
-    exec(compile(text, file, "exec"), scope)
-    options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    with _without_collecting():
-        compiled: Any = numba.njit(numba.void(numba.int64), **options)(scope["kernel"])
-    (signature,) = compiled.signatures
-    intermediate: str = compiled.inspect_llvm(signature)
-    name: str = compiled.overloads[signature].fndesc.llvm_func_name
-    module: Any = llvm.parse_assembly(intermediate + _entry_text(name))
+    target: Any = machine()
+    source = translator.module_of(text, file, ENTRY)
+    source.triple, source.data_layout = target.triple, str(target.target_data)
+    module: Any = llvm.parse_assembly(str(source))
     module.verify()
-    return machine().emit_object(module)
-
-
-@contextlib.contextmanager
-def _without_collecting() -> Iterator[None]:
-    """No garbage collection: it would take a fifth of a compilation, and find nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _entry_text(name: str) -> str:
-    """A C function around numba's own: numba passes addresses for a result and for an error as well."""
-    return f"""
-define void @{ENTRY}(i64 %job) {{
-  %result = alloca ptr
-  %error = alloca ptr
-  %status = call i32 @{name}(ptr %result, ptr %error, i64 %job)
-  ret void
-}}
-"""
+    tuning: Any = llvm.create_pipeline_tuning_options(speed_level=3)
+    # Between loops there is nothing to gather into vectors.
+    tuning.slp_vectorization = False
+    passes: Any = llvm.create_pass_builder(target, tuning)
+    passes.getModulePassManager().run(module, passes)
+    return target.emit_object(module)
 
 
 def link_text(text: str, name: str) -> tuple[int, Any]:

@@ -1,14 +1,13 @@
 """The words for random numbers that a generated CPU kernel is written in; `engine.draws` says what they do."""
-# numba has no type annotations, and the body of a word sees only its compiler's objects.
+# llvmlite has no type annotations.
 # pyright: basic
 
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from steprule.engine import draws, storage
+from steprule.engine.runners.kernels.cpu.language import float32, int32, word
 from steprule.engine.runners.kernels.cpu.storage_words import _bits_of, _constant, _float_of, _mixed, _single
 from steprule.engine.runners.kernels.cpu.words import INT32, INT64, llvm
 
@@ -18,39 +17,25 @@ def _upper(builder, x):
     return builder.trunc(builder.lshr(x, ir.Constant(INT64, 32)), INT32)
 
 
-@intrinsic
-def stream_of(context, array, salt):
+@word(int32)
+def stream_of(builder, array, salt):
     """The stream of a draw, from the parameter's noise key."""
-
-    def generate(context, builder, signature, values):
-        stream = _upper(builder, builder.load(values[0]))
-        return _mixed(builder, builder.add(stream, builder.trunc(values[1], INT32)))
-
-    return types.int32(array, salt), generate
+    stream = _upper(builder, builder.load(array))
+    return _mixed(builder, builder.add(stream, builder.trunc(salt, INT32)))
 
 
-@intrinsic
-def turn_of(context, array, stream):
+@word(int32)
+def turn_of(builder, array, stream):
     """What a stream is shifted by in this step."""
-
-    def generate(context, builder, signature, values):
-        array, stream = values
-        return _mixed(builder, builder.add(builder.trunc(builder.load(array), INT32), stream))
-
-    return types.int32(array, stream), generate
+    return _mixed(builder, builder.add(builder.trunc(builder.load(array), INT32), stream))
 
 
-@intrinsic
-def bits_at(context, stream, turn, place):
+@word(int32)
+def bits_at(builder, stream, turn, place):
     """32 random bits for an element's place."""
-
-    def generate(context, builder, signature, values):
-        stream, turn, place = values
-        own = _mixed(builder, builder.xor(builder.trunc(place, INT32), stream))
-        far = builder.mul(_upper(builder, place), _constant(storage.GOLDEN))
-        return _mixed(builder, builder.add(builder.add(own, turn), far))
-
-    return types.int32(stream, turn, place), generate
+    own = _mixed(builder, builder.xor(builder.trunc(place, INT32), stream))
+    far = builder.mul(_upper(builder, place), _constant(storage.GOLDEN))
+    return _mixed(builder, builder.add(builder.add(own, turn), far))
 
 
 def _polynomial(builder, v, coefficients):
@@ -60,32 +45,23 @@ def _polynomial(builder, v, coefficients):
     return value
 
 
-@intrinsic
-def gaussian(context, bits):
+@word(float32)
+def gaussian(builder, bits):
     """The quantile of the normal distribution for 32 random bits."""
-
-    def generate(context, builder, signature, values):
-        (bits,) = values
-        tail = builder.sitofp(builder.and_(bits, _constant(0x7FFFFFFF)), ir.FloatType())
-        tail = builder.fmul(builder.fadd(tail, _single(0.5)), _single(draws.TAILS))
-        for _ in range(3):
-            tail = llvm("sqrt")(builder, tail)
-        v = builder.fsub(_single(1.0), tail)
-        top, bottom = (_polynomial(builder, v, x) for x in (draws.TOP, draws.BOTTOM))
-        size = builder.fdiv(builder.fmul(v, top), bottom)
-        return _signed(builder, size, bits)
-
-    return types.float32(bits), generate
+    tail = builder.sitofp(builder.and_(bits, _constant(0x7FFFFFFF)), ir.FloatType())
+    tail = builder.fmul(builder.fadd(tail, _single(0.5)), _single(draws.TAILS))
+    for _ in range(3):
+        tail = llvm("sqrt")(builder, tail)
+    v = builder.fsub(_single(1.0), tail)
+    top, bottom = (_polynomial(builder, v, x) for x in (draws.TOP, draws.BOTTOM))
+    size = builder.fdiv(builder.fmul(v, top), bottom)
+    return _signed(builder, size, bits)
 
 
-@intrinsic
-def coin(context, bits):
+@word(float32)
+def coin(builder, bits):
     """1 or -1, by the first of 32 random bits."""
-
-    def generate(context, builder, signature, values):
-        return _signed(builder, _single(1.0), values[0])
-
-    return types.float32(bits), generate
+    return _signed(builder, _single(1.0), bits)
 
 
 def _signed(builder, size, bits):

@@ -1,7 +1,7 @@
 """Prints a program as the source of CPU kernels: one for each pass over memory for all tensors of the program.
 
-The source is Python for numba, meant to be read: it is in the cache folder next to its machine code, and
-`explain` says where.
+The source is a part of Python, which `language` describes, and meant to be read: it is in the cache folder next
+to its machine code, and `explain` says where.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The words that a generated CPU kernel on rows and columns is written in, besides those of `words`."""
-# numba has no type annotations, and the body of a word sees only its compiler's objects.
+# llvmlite has no type annotations.
 # pyright: basic
 
 from __future__ import annotations
 
 from llvmlite import ir
 
-from steprule.engine.runners.kernels.cpu.words import INT64, _row_of, binary
+from steprule.engine.runners.kernels.cpu.language import binary
+from steprule.engine.runners.kernels.cpu.words import INT64, _row_of
 
 lines_of = binary(_row_of("lines"))
 columns_of = binary(_row_of("columns"))

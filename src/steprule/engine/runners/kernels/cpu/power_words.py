@@ -3,7 +3,7 @@
 xʸ is 2 to the power of y·log₂|x|. Both functions are series in double precision, with errors below 10⁻¹³:
 a power is the float nearest to the true one, except in very rare cases.
 """
-# The body of a word sees only numba's objects, which have no type annotations.
+# llvmlite has no type annotations.
 # pyright: basic
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from functools import partial, reduce
 
 from llvmlite import ir
 
-from steprule.engine.runners.kernels.cpu.words import binary, llvm
+from steprule.engine.runners.kernels.cpu.language import binary
+from steprule.engine.runners.kernels.cpu.words import llvm
 
 __all__ = ["power"]
 

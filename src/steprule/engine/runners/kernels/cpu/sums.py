@@ -1,20 +1,32 @@
 """The words of CPU kernels for sums: see `program.exact` for what they compute.
 
-Importing this module imports numba, so only the compiler does it.
+Importing this module imports llvmlite, so only the compiler does it.
 """
-# numba has no type annotations, and the body of a word sees only its compiler's objects.
+# llvmlite has no type annotations.
 # pyright: basic, reportCallIssue=false
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, register_jitable
 
 from steprule.engine.blocks import BLOCK
 from steprule.engine.program.exact import LANES, SINGLE
-from steprule.engine.runners.kernels.cpu.words import field_of, unary
+from steprule.engine.runners.kernels.cpu.language import (
+    Pointer,
+    Word,
+    float32,
+    float64,
+    function,
+    int64,
+    nothing,
+    truth,
+    uint64,
+    unary,
+    word,
+)
+from steprule.engine.runners.kernels.cpu.words import field_of
 
 INT32, INT64 = ir.IntType(32), ir.IntType(64)
 
@@ -24,21 +36,14 @@ def _block(square, whole):
 
     whole: the count is that of all blocks but shorter ones.
     """
-
-    @intrinsic
-    def word(context, array, first, count):
-        kind = ir.FloatType() if array.dtype == types.float32 else ir.DoubleType()
-        return types.float64(array, first, count), _adding(kind, square, whole)
-
-    return word
+    return Word(lambda array, first, count: (float64, _adding(array.to.type, square, whole)))
 
 
 def _adding(kind, square, whole):
     lanes = ir.VectorType(kind, LANES)
 
-    def generate(context, builder, signature, values):
-        array, first, count = values
-        align = kind.get_abi_size(context.target_data)
+    def build(builder, array, first, count):
+        align = 4 if kind == ir.FloatType() else 8
         start = builder.bitcast(builder.gep(array, [first]), lanes.as_pointer())
 
         def taken(x):
@@ -66,7 +71,7 @@ def _adding(kind, square, whole):
             total = builder.fadd(*halves)
         return builder.extract_element(total, ir.Constant(INT32, 0))
 
-    return generate
+    return build
 
 
 def _short(builder, start, count, lanes, align, taken):
@@ -110,30 +115,19 @@ sum_of_block, squares_of_block = (_block(square, whole=True) for square in (Fals
 sum_of_short_block, squares_of_short_block = (_block(square, whole=False) for square in (False, True))
 
 
-@intrinsic
-def bits_of_double(context, x):
+@word(int64)
+def bits_of_double(builder, x):
     """The bits of a double, as a whole number."""
-
-    def generate(context, builder, signature, values):
-        return builder.bitcast(values[0], INT64)
-
-    return types.int64(x), generate
+    return builder.bitcast(x, INT64)
 
 
 # What all chunks of a tensor come to
 
 
-def _pointer(kind, generate):
+def _pointer(kind, address):
     """The word that gives a pointer to numbers of this kind."""
-    pointer = types.CPointer(kind)
-
-    @intrinsic
-    def word(context, job, index):
-        return pointer(job, index), lambda context, builder, signature, values: builder.inttoptr(
-            generate(builder, *values), context.get_value_type(pointer)
-        )
-
-    return word
+    pointer = Pointer(kind)
+    return word(pointer)(lambda builder, *place: builder.inttoptr(address(builder, *place), pointer.type))
 
 
 def _row(table, bytes_of_row):
@@ -155,28 +149,24 @@ def _room(size):
 
 
 # Where a thread keeps the values that it is going to add: (job, which).
-float32_values = _pointer(types.float32, _row("values", _room(4)))
-float64_values = _pointer(types.float64, _row("values", _room(8)))
+float32_values = _pointer(float32, _row("values", _room(4)))
+float64_values = _pointer(float64, _row("values", _room(8)))
 # The sum of a tensor as a double: (job, which).
-rounded_sums = _pointer(types.float64, _row("rounded", _bytes(8)))
-first_chunks = _pointer(types.int64, _row("first_chunks", _bytes(8)))
+rounded_sums = _pointer(float64, _row("rounded", _bytes(8)))
+first_chunks = _pointer(int64, _row("first_chunks", _bytes(8)))
 
 
 sums_of_sweep = unary(lambda builder, job: field_of(builder, job, "reductions"))
 tensors_of_job = unary(lambda builder, job: field_of(builder, job, "tensors"))
 
 
-@intrinsic
-def double_of_bits(context, bits):
+@word(float64)
+def double_of_bits(builder, bits):
     """The double with these bits."""
-
-    def generate(context, builder, signature, values):
-        return builder.bitcast(values[0], ir.DoubleType())
-
-    return types.float64(bits), generate
+    return builder.bitcast(bits, ir.DoubleType())
 
 
-@register_jitable
+@function(float64)
 def power_of_2(exponent):
     """2 to the power of a whole number, which is not too large or too small for a double."""
     return double_of_bits((exponent + 1023) << 52)
@@ -185,14 +175,14 @@ def power_of_2(exponent):
 def sums_in(form):
     """The words that depend on the form in which sums are kept.
 
-    They stand in one function because each of them uses others, and numba takes what they close over.
+    They stand in one function because each of them uses others, which are found in what they close over.
     """
     count, width, end, shift_of_double, lowest = form.limbs, form.width, form.end, form.shift, form.lowest
     # The sum of a chunk, and of a tensor: (job, which).
-    sum_of_chunk = _pointer(types.int64, _row("partials", _bytes(8 * width)))
-    sum_of_tensor = _pointer(types.int64, _row("sums", _bytes(8 * width)))
+    sum_of_chunk = _pointer(int64, _row("partials", _bytes(8 * width)))
+    sum_of_tensor = _pointer(int64, _row("sums", _bytes(8 * width)))
 
-    @register_jitable
+    @function(nothing)
     def add_exactly(limbs, x):
         """Add a double to a sum in limbs."""
         bits = bits_of_double(x)
@@ -218,19 +208,19 @@ def sums_in(form):
         limbs[limb + 1] += second
         limbs[limb + 2] += third
 
-    @register_jitable
+    @function(nothing)
     def clear(limbs):
         """Begin a new sum."""
         for place in range(width):
             limbs[place] = 0
 
-    @register_jitable
+    @function(nothing)
     def add_values(limbs, array, count, block, begun):
         """Add `count` elements of an array to a sum, in blocks. begun: how much of the first is elsewhere."""
         first = 0
         if block == 1:
             for i in range(count):
-                add_exactly(limbs, np.float64(array[i]))
+                add_exactly(limbs, float64(array[i]))
             return
         end = min(block - begun, count)
         while first < count:
@@ -240,13 +230,13 @@ def sums_in(form):
                 add_exactly(limbs, sum_of_short_block(array, first, end - first))
             first, end = end, min(end + block, count)
 
-    @register_jitable
+    @function(nothing)
     def add_squares(limbs, array, count, block, begun):
         """Add the squares of `count` elements."""
         first = 0
         if block == 1:
             for i in range(count):
-                add_exactly(limbs, np.float64(array[i]) * np.float64(array[i]))
+                add_exactly(limbs, float64(array[i]) * float64(array[i]))
             return
         end = min(block - begun, count)
         while first < count:
@@ -256,7 +246,7 @@ def sums_in(form):
                 add_exactly(limbs, squares_of_short_block(array, first, end - first))
             first, end = end, min(end + block, count)
 
-    @register_jitable
+    @function(truth)
     def magnitude(limbs, work):
         """Write the size of a sum to `work`, in limbs from 0 to 2³² and one more above; if it is negative."""
         carry = 0
@@ -275,15 +265,15 @@ def sums_in(form):
         work[count] = carry
         return negative
 
-    @register_jitable
+    @function(float64)
     def rounded(limbs, work):
         """The double that is nearest to a sum."""
         if limbs[count + 2] > 0 or (limbs[count] > 0 and limbs[count + 1] > 0):
-            return np.nan
+            return math.nan
         if limbs[count] > 0:
-            return np.inf
+            return math.inf
         if limbs[count + 1] > 0:
-            return -np.inf
+            return -math.inf
         negative = magnitude(limbs, work)
         top = count
         while top >= 0 and work[top] == 0:
@@ -298,17 +288,17 @@ def sums_in(form):
         while high < 1 << (31 - empty):
             empty += 1
         cut = 32 - empty
-        window = (np.uint64(high) << np.uint64(32 + empty)) | (np.uint64(middle) << np.uint64(empty))
-        window |= np.uint64(low >> cut)
+        window = (uint64(high) << uint64(32 + empty)) | (uint64(middle) << uint64(empty))
+        window |= uint64(low >> cut)
         # A bit that stands for all that is cut off decides between two doubles as all of it would.
         if (low & ((1 << cut) - 1)) != 0 or rest != 0:
-            window |= np.uint64(1)
+            window |= uint64(1)
         # In two factors: neither is too large or too small for a double.
         scale = cut + 32 * (top - 2) + lowest
-        size = np.float64(window) * power_of_2(scale >> 1) * power_of_2(scale - (scale >> 1))
+        size = float64(window) * power_of_2(scale >> 1) * power_of_2(scale - (scale >> 1))
         return -size if negative else size
 
-    @register_jitable
+    @function(nothing)
     def add_sum(limbs, others):
         """Add one sum to another."""
         for place in range(width):

@@ -1,6 +1,6 @@
 """The words of CPU kernels for sums of doubles, which need more limbs, in place of those of the same names.
 
-Importing this module imports numba, so only the compiler does it.
+Importing this module imports llvmlite, so only the compiler does it.
 """
 
 # pyright: basic

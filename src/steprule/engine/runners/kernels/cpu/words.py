@@ -1,10 +1,10 @@
-"""The words that a generated CPU kernel is written in, as numba sees them.
+"""The words that a generated CPU kernel is written in.
 
 Arithmetic words round as torch's own CPU operations do. The others read the fields of a kernel's job (see
 `threads.Job`) and convert values between memory and the precision that they are computed in. Importing
-this module imports numba, so only the compiler does it.
+this module imports llvmlite, so only the compiler does it.
 """
-# numba has no type annotations, and the body of a word sees only its compiler's objects.
+# llvmlite has no type annotations.
 # pyright: basic
 
 from __future__ import annotations
@@ -13,48 +13,32 @@ import math
 from functools import partial, reduce
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
+from steprule.engine.runners.kernels.cpu.language import (
+    Pointer,
+    Word,
+    binary,
+    float32,
+    float64,
+    int8,
+    int16,
+    int64,
+    nothing,
+    ternary,
+    uint8,
+    uint16,
+    unary,
+    word,
+)
 from steprule.engine.runners.kernels.cpu.threads import Job
 
 INT16, INT32, INT64 = (ir.IntType(bits) for bits in (16, 32, 64))
 
-# numba has no 16-bit floats on the CPU: a pointer to one of these integers represents a pointer to one.
-BFLOAT16, FLOAT16 = types.uint16, types.int16
+# Processors have no 16-bit floats: in memory, one of these integers represents one.
+BFLOAT16, FLOAT16 = uint16, int16
 
 
 # Arithmetic
-
-
-def unary(build):
-    """A word on one number, from the function that builds its instructions."""
-
-    @intrinsic
-    def word(context, x):
-        return x(x), lambda context, builder, signature, values: build(builder, *values)
-
-    return word
-
-
-def binary(build):
-    """A word on two numbers."""
-
-    @intrinsic
-    def word(context, x, y):
-        return x(x, y), lambda context, builder, signature, values: build(builder, *values)
-
-    return word
-
-
-def ternary(build):
-    """A word on three values, the last two of which are numbers."""
-
-    @intrinsic
-    def word(context, x, y, z):
-        return z(x, y, z), lambda context, builder, signature, values: build(builder, *values)
-
-    return word
 
 
 def llvm(name):
@@ -241,29 +225,19 @@ number_at, begun_at, scale_at, element_at, row_at = (binary(_of_row("places", 5,
 scalars_of = binary(_row_of("rows"))
 
 
-@intrinsic
-def scalar(context, job, index):
+@word(float64)
+def scalar(builder, job, index):
     """One of the doubles computed on the host."""
-
-    def generate(context, builder, signature, values):
-        table = field_of(builder, values[0], "scalars")
-        return builder.load(_entry(builder, table, values[1], ir.DoubleType()))
-
-    return types.float64(job, index), generate
+    table = field_of(builder, job, "scalars")
+    return builder.load(_entry(builder, table, index, ir.DoubleType()))
 
 
-@intrinsic
-def keep_partial(context, job, reductions, reduction, chunk, value):
+@word(nothing)
+def keep_partial(builder, job, reductions, reduction, chunk, value):
     """Keep the result of a reduction over a chunk, unless it is a sum in limbs."""
-
-    def generate(context, builder, signature, values):
-        job, reductions, reduction, chunk, value = values
-        row = builder.add(builder.mul(chunk, reductions), reduction)
-        place = builder.mul(row, field_of(builder, job, "width"))
-        builder.store(value, _entry(builder, field_of(builder, job, "partials"), place, ir.DoubleType()))
-        return context.get_dummy_value()
-
-    return types.void(job, reductions, reduction, chunk, value), generate
+    row = builder.add(builder.mul(chunk, reductions), reduction)
+    place = builder.mul(row, field_of(builder, job, "width"))
+    builder.store(value, _entry(builder, field_of(builder, job, "partials"), place, ir.DoubleType()))
 
 
 # Memory
@@ -271,26 +245,21 @@ def keep_partial(context, job, reductions, reduction, chunk, value):
 
 def array_of(kind):
     """The word that gives a pointer to an element of an array: (job, array, tensor, element)."""
-    pointer = types.CPointer(kind)
 
-    def generate(context, builder, signature, values):
-        job, array, tensor, start = values
+    @word(Pointer(kind))
+    def build(builder, job, array, tensor, start):
         index = builder.add(builder.mul(array, field_of(builder, job, "tensors")), tensor)
         address = builder.load(_entry(builder, field_of(builder, job, "pointers"), index))
-        return _entry(builder, address, start, context.get_value_type(kind))
+        return _entry(builder, address, start, kind.type)
 
-    @intrinsic
-    def word(context, job, array, tensor, start):
-        return pointer(job, array, tensor, start), generate
-
-    return word
+    return build
 
 
-int8_array = array_of(types.int8)
-uint8_array = array_of(types.uint8)
-int64_array = array_of(types.int64)
-float64_array = array_of(types.float64)
-float32_array = array_of(types.float32)
+int8_array = array_of(int8)
+uint8_array = array_of(uint8)
+int64_array = array_of(int64)
+float64_array = array_of(float64)
+float32_array = array_of(float32)
 bfloat16_array = array_of(BFLOAT16)
 float16_array = int16_array = array_of(FLOAT16)
 
@@ -318,35 +287,28 @@ def _narrow(builder, kind, x):
     return builder.trunc(builder.lshr(kept, ir.Constant(INT32, 16)), INT16)
 
 
-@intrinsic
-def load(context, array, index):
+@Word
+def load(array, index):
     """An element, in the precision that it is computed in."""
-    kind = array.dtype
-    number = types.float32 if kind in (BFLOAT16, FLOAT16) else kind
+    kind = array.to
+    number = float32 if kind in (BFLOAT16, FLOAT16) else kind
 
-    def generate(context, builder, signature, values):
-        return _widen(builder, kind, builder.load(builder.gep(values[0], [values[1]])))
+    def build(builder, array, index):
+        return _widen(builder, kind, builder.load(builder.gep(array, [index])))
 
-    return number(array, index), generate
+    return number, build
 
 
-@intrinsic
-def store(context, array, index, x):
+@Word
+def store(array, index, x):
     """Store a value in the array's own precision."""
-    kind = array.dtype
+    kind = array.to
 
-    def generate(context, builder, signature, values):
-        builder.store(_narrow(builder, kind, values[2]), builder.gep(values[0], [values[1]]))
-        return context.get_dummy_value()
+    def build(builder, array, index, x):
+        builder.store(_narrow(builder, kind, x), builder.gep(array, [index]))
 
-    return types.void(array, index, x), generate
+    return nothing, build
 
 
-@intrinsic
-def offset(context, array, entries):
-    """The same array, from a later element on."""
-
-    def generate(context, builder, signature, values):
-        return builder.gep(values[0], [values[1]])
-
-    return array(array, entries), generate
+# The same array, from a later element on.
+offset = binary(lambda builder, array, entries: builder.gep(array, [entries]))
