@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from processes import finish, started
+from processes import python
 from torch import Tensor
 
 Put = Callable[[Tensor], Any]
@@ -22,19 +24,42 @@ def in_processes(count: int, what: str, folder: Path, module: str, *more: str | 
     """Run `what(rank, *more)` of a module of tests in so many processes; if one fails, so does this."""
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     script = (
-        f"import os, sys, layouts, {module} as t\n"
-        f"with layouts.joined(int(sys.argv[1]), {count}, sys.argv[2]): t.{what}(int(sys.argv[1]), *{more!r})\n"
-        # A thread of gloo that is still there would abort an orderly end, once in many runs.
-        "sys.stdout.flush()\nos._exit(0)"
+        f"import layouts, {module} as t\n"
+        f"layouts.in_copies({count}, {str(folder)!r}, lambda rank: t.{what}(rank, *{more!r}))"
     )
-    with contextlib.ExitStack() as stack:
-        command = ("-W", "ignore", "-c", script)
-        ranks = [
-            stack.enter_context(started(*command, str(rank), str(folder), env=environment))
-            for rank in range(count)
-        ]
-        for rank in ranks:
-            finish(rank)
+    python("-W", "ignore", "-c", script, env=environment)
+
+
+def in_copies(count: int, folder: str, run: Callable[[int], None]) -> None:
+    """Run a function in so many copies of this process: each on its own would import torch for seconds."""
+    copies: set[int] = set()
+    for rank in range(count):
+        copy = os.fork()
+        if copy == 0:
+            _as_one_of(rank, count, folder, run)
+        copies.add(copy)
+    while copies:
+        copy, status = os.wait()
+        copies.remove(copy)
+        if status:
+            # The others would wait for it.
+            for other in copies:
+                os.kill(other, signal.SIGKILL)
+            sys.exit(1)
+
+
+def _as_one_of(rank: int, count: int, folder: str, run: Callable[[int], None]) -> NoReturn:
+    code = 1
+    try:
+        with joined(rank, count, folder):
+            run(rank)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A thread of gloo that is still there would abort an orderly end, once in many runs.
+    os._exit(code)
 
 
 @contextlib.contextmanager
