@@ -91,6 +91,7 @@ def small_checks(rank: int) -> None:
     checkpoints(rank)
     different_losses(rank)
     not_finite_in_one(rank)
+    gradient_in_one(rank)
     less_room(rank)
     half_precision(rank)
     what_it_says(rank)
@@ -151,6 +152,39 @@ def not_finite_in_one(rank: int) -> None:
         with pytest.warns(RuntimeWarning, match="nothing moved"):
             optimizer.step(closure)
         assert_same(results(optimizer)[0], [numbers(s, torch.float32, 10 + i) for i, s in enumerate(SHAPES)])
+
+
+def gradient_in_one(rank: int) -> None:
+    """What is None in all counts as zeros, as without shards; what is None in one is an error in all."""
+    put = layouts()["rows"]
+    made = [steprule.LBFGS(named(parameters(x))) for x in (put, lambda x: x)]
+    for optimizer, own in zip(made, (put, lambda x: x), strict=True):
+        same = closure_of(optimizer, own)
+
+        def closure(same: Any = same, optimizer: Any = optimizer) -> Any:
+            value = same()
+            flat(optimizer)[1].grad = None
+            return value
+
+        optimizer.step(closure)
+    first, second = (results(x)[0] for x in made)
+    assert_same(first[1], numbers(SHAPES[1], torch.float32, 11))
+    for p, q in zip(first, second, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
+
+    def different() -> Any:
+        value = closure_of(made[0], put)()
+        if rank:
+            flat(made[0])[2].grad = None
+        return value
+
+    with pytest.raises(ValueError, match=r"LBFGS: 'two' has a gradient in some processes and none in others"):
+        made[0].step(different)
+    assert_same(results(made[0])[0], first)
+
+
+def named(params: list[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
+    return list(zip(("zero", "one", "two", "three", "four"), params, strict=True))
 
 
 def less_room(rank: int) -> None:

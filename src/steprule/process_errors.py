@@ -21,6 +21,24 @@ def failed_elsewhere(who: str, during: str = "in this step") -> RuntimeError:
     return RuntimeError(f"{who}: another process has failed {during}. Its own message says why.")
 
 
+def others_wait() -> str:
+    """A note on what has failed while processes send each other something."""
+    return (
+        "It happened while processes were sending each other what this step needs, and the others still wait "
+        "for it. End this process: torchrun then ends the others, too, which would wait until the timeout of "
+        "their process group."
+    )
+
+
+def missing_gradients(who: str, names: Sequence[str]) -> ValueError:
+    """Parameters that have a gradient in some processes only."""
+    have, them = ("has", "it") if len(names) == 1 else ("have", "them")
+    return ValueError(
+        f"{who}: {', '.join(names)} {have} a gradient in some processes and none in others, must have one in "
+        f"all or in none. Compute the same loss in all, or give {them} zeros: p.grad = torch.zeros_like(p)."
+    )
+
+
 def other_losses(who: str, least: float, most: float) -> ValueError:
     """Processes whose closures return different losses."""
     return ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, ParamSpec, cast
 
 import torch
@@ -67,9 +67,9 @@ class LBFGS(CheckedOptimizer):
 
     Of sharded parameters (DTensors) every process keeps its part, with room for history_size pairs from the
     start, so that torch.distributed.checkpoint loads it with any number of processes. Call `step` in all of
-    them, with a closure that returns the same loss in all. Any number of processes gets the same bits, one
-    included (of doubles, where no row is cut within 128 neighbours); sums are exact and rounded once, so these
-    bits are not those of parameters that are not sharded.
+    them, with a closure that returns the same loss in all; a gradient of None has to be None in all, too. Any
+    number of processes gets the same bits, one included (of doubles, where no row is cut within 128
+    neighbours). Sums are exact and rounded once, so without shards the bits are others.
 
     If the loss or its gradient is NaN or infinite, the search turns back from there. If that does not help,
     the parameters go back to where the iteration began, the history is emptied, the step ends, and a
@@ -213,7 +213,7 @@ class LBFGS(CheckedOptimizer):
         with torch.no_grad():
             space = vectors.of(who, group["params"])
             state = space.state_in(self.state, int(group["history_size"]))
-            loss = _Loss(who, closure, space, bool(group.get("maximize")))
+            loss = _Loss(who, closure, space, bool(group.get("maximize")), self.names_in(group))
             try:
                 trouble = _minimize(loss, group, state)
                 if trouble:
@@ -404,11 +404,13 @@ def follow(gradient: Vector, state: dict[str, Any]) -> None:
 class _Loss:
     """The closure as a function of where the parameters are: its value and the gradient as one vector.
 
-    maximize: negate both, so that the minimum is the closure's maximum.
+    maximize: negate both, so that the minimum is the closure's maximum. names: of the parameters.
     """
 
-    def __init__(self, who: str, closure: Callable[[], Any], space: Space, maximize: bool):
-        self.who, self.closure, self.space, self.maximize = who, closure, space, maximize
+    def __init__(
+        self, who: str, closure: Callable[[], Any], space: Space, maximize: bool, names: Sequence[str]
+    ):
+        self.who, self.closure, self.space, self.maximize, self.names = who, closure, space, maximize, names
         self.first: Any = None
         self.evaluations = 0
         self.failures = 0
@@ -420,7 +422,8 @@ class _Loss:
         if self.evaluations == 0:
             self.first = returned
         self.evaluations += 1
-        value, gradient = self.space.agreed(self._as_number(returned)), self.space.gradient()
+        value = self.space.agreed(self._as_number(returned), self.names)
+        gradient = self.space.gradient()
         if self.maximize:
             value = -value
             gradient.neg_()

@@ -60,7 +60,7 @@ class Flat:
     def keep(self, state: dict[str, Any], states: States, history_size: int) -> None:
         """Nothing: it is where it belongs."""
 
-    def agreed(self, value: float) -> float:
+    def agreed(self, value: float, names: Sequence[str]) -> float:
         """The loss that all processes have."""
         return value
 
@@ -227,15 +227,22 @@ class Sharded:
 
     # What all processes know
 
-    def agreed(self, value: float) -> float:
+    def agreed(self, value: float, names: Sequence[str]) -> float:
         """The loss that all processes have; NaN if it is not finite in one of them.
 
-        Raises: ValueError, in all of them, if they have different ones: they would go different ways.
+        names: of the parameters. Raises: ValueError, in all processes, if they have different losses, or one
+        has a gradient that another lacks: they would go different ways.
         """
         fine = math.isfinite(value)
         own = [value, -value, 0.0] if fine else [-math.inf, -math.inf, 1.0]
+        there = [float(p.grad is not None) for p in self.params]
+        own += [*there, *(1 - x for x in there)]
         found = self._processes.largest(torch.tensor(own, dtype=torch.float64))
-        most, least, wrong = cast("list[float]", cast(Any, found).tolist())
+        most, least, wrong, *flags = cast("list[float]", cast(Any, found).tolist())
+        some, lacking = flags[: len(there)], flags[len(there) :]
+        rows = zip(names, some, lacking, strict=True)
+        if missing := [name for name, *both in rows if all(both)]:
+            raise process_errors.missing_gradients(self.who, missing)
         if wrong:
             return math.nan
         if most != -least:
