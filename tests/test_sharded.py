@@ -209,6 +209,34 @@ def one_fails(rank: int) -> None:
                 p.fill_(1)
 
 
+def one_fails_while_all_send(rank: int) -> None:
+    """It raises at once, as when memory runs out, and the others do when it ends."""
+    import os
+
+    from steprule.engine.sharding import exchange
+
+    put = layouts()["rows"]
+    params = [nn.Parameter(put(torch.ones(64, 64))) for _ in range(2)]
+    optimizer = steprule.Muon(params)
+    give(params, 0, put)
+    optimizer.step()
+    if rank == 0:
+        with pytest.raises(RuntimeError, match=r"(?i)connection|peer|closed"):
+            optimizer.step()
+        # A process group that has failed may not end in order.
+        os._exit(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "_bytes_of", no_memory)
+        with pytest.raises(torch.OutOfMemoryError) as failed:
+            optimizer.step()
+    assert "End this process" in str(failed.value.__notes__)
+    os._exit(0)
+
+
+def no_memory(*given: Any) -> None:
+    raise torch.OutOfMemoryError("on purpose")
+
+
 def one_cannot_load(rank: int) -> None:
     """A NaN in what one process loads is an error in all, and none has loaded anything."""
     put = layouts()["rows"]
@@ -555,6 +583,10 @@ def small_checks(rank: int) -> None:
 @pytest.mark.parametrize("what", ["each_rule", "each_storage", "small_checks", "stay_equal"])
 def test_two_processes(what: str, tmp_path: Path) -> None:
     in_processes(2, what, tmp_path, "test_sharded")
+
+
+def test_memory_that_runs_out_in_one_of_two_processes(tmp_path: Path) -> None:
+    in_processes(2, "one_fails_while_all_send", tmp_path, "test_sharded")
 
 
 def test_four_processes(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ process whose every part is empty takes part like any other, and one that fails 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,19 @@ _WIDTH = exact.DOUBLE.width + 2
 def ranks_of(mesh: Any) -> tuple[int, ...]:
     """The ranks of all processes of a mesh, in order."""
     return tuple(sorted(mesh.mesh.flatten().tolist()))
+
+
+@contextmanager
+def others_wait() -> Generator[None]:
+    """In the `with` block, processes wait for what others send: an error says so.
+
+    It cannot be told to the others, since the next thing that they get has to be what they wait for.
+    """
+    try:
+        yield
+    except Exception as error:
+        error.add_note(process_errors.others_wait())
+        raise
 
 
 class Processes:
@@ -247,8 +261,16 @@ class Sums:
                 self._given = -1
         for key in found:
             if key in self._then:
-                self._then[key]()
+                self._do(self._then[key])
         return found
+
+    def _do(self, together: Callable[[], None]) -> None:
+        try:
+            with others_wait():
+                together()
+        except Exception:
+            self._left, self._waits = {}, False
+            raise
 
     def end(self) -> None:
         """Wait until all processes have run all their parts. Raises: RuntimeError if another one has failed."""
