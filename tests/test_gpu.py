@@ -201,6 +201,26 @@ def test_state_in_main_memory(rule: Any, kept: str) -> None:
     assert all(x.is_cpu for state in given.state.values() for x in state.values())
 
 
+@pytest.mark.parametrize("kept", ["plain", "int8", "master"])
+def test_state_in_main_memory_is_stepped_beside_the_backward_pass(kept: str) -> None:
+    """On streams of the caller's own, too, where gradients are freed before they are copied."""
+    dtype, options = HOST[kept]
+    model = nn.ParameterList(parameters(SHAPES, dtype))
+    given = steprule.state_on_host(steprule.AdamW(model, **options))
+    wanted = steprule.AdamW(parameters(SHAPES, dtype, "cpu"), **options)
+    steprule.step_in_backward(model, given)
+    for step in range(4):
+        give(wanted, step)
+        wanted.step()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            pairs = zip(flat(given), flat(wanted), strict=True)
+            loss: Any = sum((p * q.grad.to(CUDA)).sum() for p, q in pairs)
+            loss.backward()
+        assert all(p.grad is None for p in flat(given))
+    assert_same_numbers(given, wanted)
+    assert all(x.is_cpu for state in given.state.values() for x in state.values())
+
+
 def test_state_in_main_memory_takes_none_on_the_gpu() -> None:
     params = [nn.Parameter(torch.ones(1 << 20, device=CUDA)) for _ in range(4)]
     for param in params:

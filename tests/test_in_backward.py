@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import multiprocessing
+import threading
+import time
 from typing import Any
 
 import pytest
 import torch
-from rules import LOOPS, Case, assert_same, each, numbers
+from rules import LOOPS, Case, assert_same, each, flat, numbers, uses_curvature
 from torch import nn
 
 import steprule
+from steprule.engine import host
 from steprule.engine.composition import Composition
+from steprule.engine.in_backward import OneParameter
 
 
 def model() -> nn.Module:
@@ -36,29 +43,36 @@ def alone(case: Case) -> bool:
 @pytest.mark.filterwarnings("ignore:.*update_hessian was never called:UserWarning")
 @each(alone, among=LOOPS)
 def test_every_rule_steps_as_it_does_after_the_backward_pass(case: Case) -> None:
-    after, during = model(), model()
-    one, other = case.make(after.parameters()), case.make(during.parameters())
-    steprule.step_in_backward(during, other)
-    for number in range(3):
-        backward(after, number)
-        one.step()
-        one.zero_grad()
-        backward(during, number)
-        other.step()
-    for p, q in zip(after.parameters(), during.parameters(), strict=True):
-        assert q.grad is None
-        assert_same(q, p, str(case))
-        for key, value in one.state[p].items():
-            assert_same(other.state[q][key], value, f"{case}: {key}")
+    for on_host in (False, True)[: 1 if uses_curvature(case.rule) else 2]:
+        after, during = model(), model()
+        one, other = case.make(after.parameters()), case.make(during.parameters())
+        if on_host:
+            steprule.state_on_host(other)
+        steprule.step_in_backward(during, other)
+        for number in range(3):
+            backward(after, number)
+            one.step()
+            one.zero_grad()
+            backward(during, number)
+            other.step()
+        for p, q in zip(after.parameters(), during.parameters(), strict=True):
+            assert q.grad is None
+            assert_same(q, p, str(case))
+            for key, value in one.state[p].items():
+                assert_same(other.state[q][key], value, f"{case}: {key}")
 
 
-def test_schedules_storage_groups_and_checkpoints_stay_as_they_are() -> None:
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("kept", ["bf16", "int8"])
+def test_schedules_storage_groups_and_checkpoints_stay_as_they_are(kept: str, on_host: bool) -> None:
     def make(net: nn.Module) -> Any:
         groups = [{"params": net[0].parameters(), "lr": 0.1}, {"params": net[2].parameters()}]  # type: ignore[index]
-        return steprule.AdamW(groups, state_dtype="bf16")
+        return steprule.AdamW(groups, state_dtype=kept)
 
     after, during = model(), model()
     one, other = make(after), make(during)
+    if on_host:
+        steprule.state_on_host(other)
     schedules = [torch.optim.lr_scheduler.StepLR(x, 1, 0.5) for x in (one, other)]
     steprule.step_in_backward(during, other)
     for number in range(4):
@@ -106,6 +120,105 @@ def test_only_the_gradients_of_one_layer_exist_at_a_time() -> None:
         p.register_post_accumulate_grad_hook(count)
     net(torch.ones(2, 4)).sum().backward()
     assert alive == [0] * 8
+
+
+def stepping_on_host(lr: float = 0.1) -> tuple[Any, Any]:
+    net = model()
+    optimizer = steprule.state_on_host(steprule.SGD(net.named_parameters(), lr=lr, momentum=0.9))
+    steprule.step_in_backward(net, optimizer)
+    return net, optimizer
+
+
+def test_state_in_main_memory_is_stepped_while_the_backward_pass_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, optimizer = stepping_on_host()
+    moved, seen, steps = threading.Event(), list[Any](), OneParameter.take_step_with
+
+    def take_step_with(*given: Any) -> None:
+        steps(*given)
+        seen.append(threading.current_thread())
+        moved.set()
+
+    monkeypatch.setattr(OneParameter, "take_step_with", take_step_with)
+    net[0].weight.register_hook(lambda gradient: seen.append(moved.wait(60)))
+    before = net[2].weight._version
+    backward(net, 0)
+    assert True in seen
+    assert threading.main_thread() not in seen
+    assert net[2].weight._version > before
+    # Without gradients, there is nothing to copy.
+    monkeypatch.setattr(host.OnHost, "_fetch_one", None)
+    optimizer.step()
+
+
+def test_a_step_that_fails_beside_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters after it are not stepped, it has not moved, and the next pass steps all again."""
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Embedding(5, 4, sparse=True), nn.Linear(4, 4), nn.Linear(4, 4)])
+    optimizer = steprule.state_on_host(steprule.AdamW(net.named_parameters()))
+    steprule.step_in_backward(net, optimizer)
+
+    def run(sparse: bool) -> None:
+        net[0].sparse = sparse
+        # The backward pass begins with what is computed last.
+        later = net[1](torch.ones(2, 4))
+        net[2](later + net[0](torch.tensor([1, 3]))).square().sum().backward()
+
+    run(sparse=False)
+    before, state = [p.detach().clone() for p in flat(optimizer)], copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(
+        RuntimeError, match=r"AdamW needs dense gradients, got a sparse one for '0\.weight'"
+    ) as failed:
+        run(sparse=True)
+    assert_same(net[0].weight.detach(), before[0])
+    assert_same(optimizer.state_dict()["state"][0], state["state"][0])
+    assert [optimizer.state[layer.weight]["step"] for layer in net] == [1, 1, 2]
+
+    # The thread may be the one that collects what is left of the error.
+    cycle: list[Any] = [failed]
+    cycle.append(cycle)
+    del failed, cycle
+    steps = OneParameter.take_step_with
+    monkeypatch.setattr(OneParameter, "take_step_with", lambda *given: (gc.collect(), steps(*given)))
+    run(sparse=False)
+    assert [optimizer.state[layer.weight]["step"] for layer in net] == [2, 2, 3]
+
+
+def test_what_is_begun_is_complete_when_a_backward_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, optimizer = stepping_on_host()
+    steps = OneParameter.take_step_with
+    monkeypatch.setattr(OneParameter, "take_step_with", lambda *given: (time.sleep(0.2), steps(*given)))
+    before, version = net[2].weight.detach().clone(), net[2].weight._version
+    # What reads a parameter after its step has begun is to fail, whether it has moved by then or not.
+    handle = net[0].weight.register_hook(lambda gradient: 1 / (net[2].weight._version == version))
+    with pytest.raises(ZeroDivisionError):
+        backward(net, 0)
+    assert not torch.equal(net[2].weight, before)
+    assert len(optimizer.state[net[2].weight]) == 1
+    handle.remove()
+    backward(net, 0)
+    assert len(optimizer.state) == 4
+
+
+def test_stale_graphs_and_further_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that reads what a step is about to change fails; a forked process has a thread of its own."""
+    net, optimizer = stepping_on_host()
+    stale = net(torch.ones(1, 6)).square().sum()
+    backward(net, 0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
+    before = net[0].weight.detach().clone()
+    child = multiprocessing.get_context("fork").Process(target=backward, args=(net, 0))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert_same(net[0].weight.detach(), before)
+    again = copy.deepcopy((net, optimizer))
+    steprule.step_in_backward(*again)
+    for one in (net, again[0]):
+        backward(one, 1)
+    assert_same([p.detach() for p in flat(again[1])], [p.detach() for p in flat(optimizer)])
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
+
+# What the other tensors are wanted for; a step reads gradients, and moves parameters.
+Purpose: TypeAlias = Literal["look", "move", "step"]
 
 
 class Elsewhere:
@@ -25,15 +28,23 @@ class Elsewhere:
         """Refuse a group that cannot be stepped so."""
         raise NotImplementedError
 
-    def inside(self, optimizer: Any, moves: bool = False) -> AbstractContextManager[None]:
-        """In the `with` block, the optimizer has the other tensors.
-
-        moves: whether gradients are needed, and the parameters change.
-        """
+    def inside(self, optimizer: Any, to: Purpose = "look") -> AbstractContextManager[None]:
+        """In the `with` block, the optimizer has the other tensors."""
         raise NotImplementedError
 
     def cut_state(self, optimizer: Any) -> None:
         """Inside, make loaded state what it is for the other tensors."""
+
+    def replica(self, other: Tensor) -> Tensor | None:
+        """In a step, the parameter in whose place this is, if every process has all of it and its gradient."""
+        return None
+
+    def owned(self, other: Tensor, owner: int, new: Tensor | None) -> None:
+        """Be told which process has stepped all of a parameter, and in that process, with what result.
+
+        other: what is in the parameter's place.
+        """
+        raise NotImplementedError
 
     def told(self, group: dict[str, Any]) -> list[str]:
         """What `explain()` says of it in a group."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +15,9 @@ from torch.nn.parameter import is_lazy
 from steprule import errors as messages
 from steprule import process_errors as errors
 from steprule.engine import gradients
+from steprule.engine.beside import Beside
 from steprule.engine.checkpoint.state_dicts import tensors_in
-from steprule.engine.elsewhere import Elsewhere
+from steprule.engine.elsewhere import Elsewhere, Purpose
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.runners import sharing
 from steprule.engine.sharding import parts
@@ -44,6 +46,9 @@ class OnHost(Elsewhere):
     def __init__(self) -> None:
         super().__init__()
         self._twins: dict[int, _Twin] = {}
+        self._beside = Beside()
+        # By device, the copies of steps beside the backward pass.
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def __reduce__(self) -> Any:
         # Of an optimizer that is copied or pickled: the copies belong to its parameters.
@@ -60,28 +65,55 @@ class OnHost(Elsewhere):
             raise errors.not_on_host(optimizer.who(group), index, *problem)
 
     @contextmanager
-    def inside(self, optimizer: Any, moves: bool = False) -> Generator[None]:
+    def inside(self, optimizer: Any, to: Purpose = "look") -> Generator[None]:
         """In the `with` block, the optimizer has copies of the parameters in main memory, and its state there.
 
-        moves: whether gradients are needed. What changes is copied back in any case: new storage may, too.
+        What changes is copied back, whatever the purpose: new storage may change parameters, too.
         """
+        self.wait()
         for index, group in enumerate(optimizer.param_groups):
-            # Options may have changed since `check`.
-            if problem := _problem(optimizer, group):
-                raise errors.not_on_host(optimizer.who(group), index, *problem)
+            check_options(optimizer, group, index)
         twins = self._of(optimizer)
-        self._fetch(optimizer, twins, moves)
+        self._fetch(optimizer, twins, to)
         self._exchange(optimizer, {id(x.param): x.here for x in twins})
         try:
-            _move_state(optimizer)
+            move_state(optimizer)
             yield
         finally:
             self._exchange(optimizer, {id(x.here): x.param for x in twins})
             with torch.no_grad():
                 for twin in twins:
-                    twin.here.grad = None
-                    if twin.here._version != twin.version:
-                        twin.param.copy_(twin.here, non_blocking=twin.pinned)
+                    _bring_back(twin)
+
+    def begin(self, optimizer: Any, param: Tensor, step: Callable[[Tensor], None]) -> None:
+        """Begin a step of one parameter in a thread beside the backward pass, which is calling this.
+
+        step: takes it with the parameter's copy, which has the gradient.
+        """
+        twin = self._twins[id(param)] = self._twin(param, optimizer)
+        # As if it had moved now: what still wants to read the old values is told.
+        torch.autograd.graph.increment_version([param])
+        stream = self._stream(param.device) if twin.pinned else None
+        with _on(stream), torch.no_grad():
+            self._fetch_one(optimizer, twin, with_gradient=True)
+        # Blocking: the thread does not spin while it waits.
+        arrived = None if stream is None else stream.record_event(torch.cuda.Event(blocking=True))
+        take = partial(_take_step, twin, step, stream, arrived)
+        if twin.pinned or param.device.type == "cpu":
+            self._beside.begin(take)
+        else:
+            take()
+
+    def wait(self) -> None:
+        """Wait for all steps that were begun. Raises: what one of them has raised."""
+        self.settle()
+        self._beside.complain()
+
+    def settle(self) -> None:
+        """Wait for them, and leave it to `wait` to raise."""
+        if self._beside.settle():
+            for stream in self._streams.values():
+                stream.synchronize()
 
     def told(self, group: dict[str, Any]) -> list[str]:
         """What a step copies."""
@@ -96,6 +128,13 @@ class OnHost(Elsewhere):
         self._twins = {id(x.param): x for x in found}
         return found
 
+    def _stream(self, device: torch.device) -> torch.cuda.Stream:
+        """The stream for copies, which waits for what the current one has been given so far."""
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        self._streams[device].wait_stream(torch.cuda.current_stream(device))
+        return self._streams[device]
+
     def _twin(self, param: Tensor, optimizer: Any) -> _Twin:
         # Nothing reads the others: memory that nobody touches is never taken, unless it is pinned.
         used = param.requires_grad or param.grad is not None or bool(optimizer.state.get(param))
@@ -108,20 +147,28 @@ class OnHost(Elsewhere):
         return known
 
     @torch.no_grad()
-    def _fetch(self, optimizer: Any, twins: list[_Twin], with_gradients: bool) -> None:
-        """Copy what a step reads, and wait for it."""
+    def _fetch(self, optimizer: Any, twins: list[_Twin], to: Purpose) -> None:
+        """Copy what is read, and wait for it."""
+        devices: set[torch.device] = set()
         for twin in twins:
             # One that is left from a step that failed here.
             twin.here.grad = None
-            if twin.used:
-                # At every step, since no version tells of what was written by `.data`.
-                twin.here.copy_(twin.param, non_blocking=twin.pinned)
             twin.version = twin.here._version
-            if with_gradients and twin.param.grad is not None:
-                gradients.check_writable(optimizer, type(optimizer).__name__, twin.param)
-                self._fetch_gradient(twin, twin.param.grad)
-        for device in {x.param.device for x in twins if x.pinned}:
+            # A step has no use for parameters without gradients.
+            if twin.used and not (to == "step" and twin.param.grad is None):
+                self._fetch_one(optimizer, twin, with_gradient=to == "step")
+                devices |= {twin.param.device} if twin.pinned else set()
+        for device in devices:
             torch.cuda.current_stream(device).synchronize()
+
+    def _fetch_one(self, optimizer: Any, twin: _Twin, with_gradient: bool) -> None:
+        """Begin to copy a parameter."""
+        # At every step, since no version tells of what was written by `.data`.
+        twin.here.copy_(twin.param, non_blocking=twin.pinned)
+        twin.version = twin.here._version
+        if with_gradient and twin.param.grad is not None:
+            gradients.check_writable(optimizer, type(optimizer).__name__, twin.param)
+            self._fetch_gradient(twin, twin.param.grad)
 
     def _fetch_gradient(self, twin: _Twin, given: Tensor) -> None:
         twin.here.grad_dtype = twin.param.grad_dtype
@@ -131,7 +178,34 @@ class OnHost(Elsewhere):
         if twin.gradient is None or not _alike(twin.gradient, given):
             twin.gradient = _room(given, twin.pinned)
         twin.gradient.copy_(given, non_blocking=twin.pinned)
+        if twin.pinned:
+            # It may be freed before the copy is made.
+            given.record_stream(torch.cuda.current_stream(given.device))
         twin.here.grad = twin.gradient
+
+
+@torch.no_grad()
+def _take_step(twin: _Twin, step: Callable[[Tensor], None], stream: Any, arrived: Any) -> None:
+    """Take a step with the copy of a parameter, once it has arrived there."""
+    if arrived is not None:
+        arrived.synchronize()
+    try:
+        step(twin.here)
+    finally:
+        with _on(stream):
+            _bring_back(twin)
+
+
+def _on(stream: torch.cuda.Stream | None) -> Any:
+    # Without one, CUDA is not to be initialized.
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def _bring_back(twin: _Twin) -> None:
+    """Copy a parameter back, if it has changed."""
+    twin.here.grad = None
+    if twin.here._version != twin.version:
+        twin.param.copy_(twin.here, non_blocking=twin.pinned)
 
 
 def _room(like: Tensor, pinned: bool) -> Tensor:
@@ -144,7 +218,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
-def _move_state(optimizer: Any) -> None:
+def move_state(optimizer: Any) -> None:
     """Have all state in main memory, wherever it was made, loaded or moved to."""
     for state in filter(_is_dict, optimizer.state.values()):
         for key, value in state.items():
@@ -154,6 +228,12 @@ def _move_state(optimizer: Any) -> None:
 
 def _is_dict(x: Any) -> bool:
     return isinstance(x, dict)
+
+
+def check_options(optimizer: Any, group: dict[str, Any], index: int) -> None:
+    """Refuse a group whose options, which may have changed, do not allow a step in main memory."""
+    if problem := _problem(optimizer, group):
+        raise errors.not_on_host(optimizer.who(group), index, *problem)
 
 
 def _problem(optimizer: Any, group: dict[str, Any]) -> tuple[str, str] | None:
@@ -182,10 +262,10 @@ def state_on_host(optimizer: Any) -> Any:
         model.cuda()
         optimizer = steprule.state_on_host(steprule.AdamW(model))
 
-    A step takes longer than on the GPU: the copies, and the work of the CPU, which begins after the backward
-    pass and not beside it. Main memory has a copy of the parameters and one of the gradients besides, pinned
-    if these are on CUDA. Checkpoints stay as they are, and load with and without `state_on_host`.
-    `memory_report` counts the state only.
+    A step takes longer than on the GPU: the copies, and the work of the CPU. Rules that step each parameter on
+    its own can do both beside the backward pass, in a thread: `step_in_backward(model, optimizer)`. Main memory
+    has a copy of the parameters and one of the gradients besides, pinned if these are on CUDA. Checkpoints stay
+    as they are, and load with and without `state_on_host`. `memory_report` counts the state only.
 
     optimizer: of any rule that is stated in an `update` and steps with gradients alone. Its state may exist.
     On the CPU it works, too, and only takes longer.

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from steprule import process_errors as errors
-from steprule.engine import plans, views
+from steprule.engine import host, plans, views
+from steprule.engine.host import OnHost
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.sharding import here, parts
+
+
+class _End:
+    """What a backward pass calls at its end, or only lets go of if it has failed."""
+
+    def __init__(self, steps: OnHost):
+        self._steps = steps
+        self._called = False
+
+    def __call__(self) -> None:
+        self._called = True
+        self._steps.wait()
+
+    def __del__(self) -> None:
+        # The caller may use the parameters again. What was called may live on in a traceback until some thread
+        # collects garbage, which may be the one that takes the steps.
+        if not self._called:
+            self._steps.settle()
 
 
 class StepInBackward:
@@ -32,9 +53,17 @@ class StepInBackward:
                     self._handles.append(param.register_post_accumulate_grad_hook(partial(self._step, one)))
 
     def _step(self, one: OneParameter, param: Tensor) -> None:
-        if not self._waits:
+        if self._waits:
+            return
+        elsewhere = one.whole.elsewhere
+        if elsewhere is None:
             one.take_step(param)
-            param.grad = None
+        elif isinstance(elsewhere, OnHost):
+            cast(Any, torch.autograd.Variable)._execution_engine.queue_callback(_End(elsewhere))
+            elsewhere.begin(one.whole, param, partial(one.take_step_with, param))
+        else:
+            raise _state_is(elsewhere, one.whole)
+        param.grad = None
 
     @contextmanager
     def accumulate(self) -> Generator[None]:
@@ -64,6 +93,9 @@ def step_in_backward(model: nn.Module, optimizer: Any) -> StepInBackward:
             loss_of(model(inputs), targets).backward()  # steps
             schedule.step()
 
+    With `state_on_host`, a thread takes the steps in main memory while the backward pass goes on. `backward()`
+    returns when all of them are taken. It raises what one of them has raised; those after it are not taken.
+
     With gradient accumulation, do all backward passes but the last in `with stepping.accumulate():`. A gradient
     scaler does not go with it: gradients are used before it could unscale them.
 
@@ -76,12 +108,15 @@ def step_in_backward(model: nn.Module, optimizer: Any) -> StepInBackward:
     """
     if not (isinstance(model, nn.Module) and isinstance(optimizer, RuleOptimizer)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise errors.no_model_and_optimizer(type(model).__name__, type(optimizer).__name__)
-    if optimizer.elsewhere is not None:
-        reason = f"its state is {optimizer.elsewhere.state_is}"
-        raise errors.not_in_backward(type(optimizer).__name__, reason)
+    if not isinstance(optimizer.elsewhere, OnHost | None):
+        raise _state_is(optimizer.elsewhere, optimizer)
     for group in optimizer.param_groups:
         _check(optimizer, group)
     return StepInBackward(model, optimizer)
+
+
+def _state_is(elsewhere: Any, optimizer: RuleOptimizer) -> ValueError:
+    return errors.not_in_backward(type(optimizer).__name__, f"its state is {elsewhere.state_is}")
 
 
 def _check(optimizer: RuleOptimizer, group: dict[str, Any]) -> None:
@@ -111,26 +146,51 @@ class OneParameter(RuleOptimizer):
     def __init__(self, whole: RuleOptimizer):
         self.whole = whole
         self._own: dict[str, Any] = {}
+        # What was stepped last in place of which parameter.
+        self._copy: Tensor | None = None
+        self._param: Tensor | None = None
 
     def take_step(self, param: Tensor) -> None:
         """Take the parameter's step with the options that its group has now."""
-        whole, own = self.whole, self._own
+        whole = self.whole
         with plans.of(whole).lock:
             if whole._state_is_away:
                 whole.reload_state()
-            # A loaded checkpoint has replaced the state and the groups.
-            self.__dict__ |= whole.__dict__
-            self.param_groups = [own]
-            own.clear()
-            whole.place_of(param)
-            if id(param) in whole._places:
-                group, place, _ = whole._places[id(param)]
-                own.update(_alone(whole.param_groups[group], place))
-            try:
-                if own and self._may_step():
-                    self._step_groups(None)
-            finally:
-                own["params"] = []
+            self._step_with(param)
+
+    def take_step_with(self, param: Tensor, here: Tensor) -> None:
+        """Take it with the parameter's copy in main memory."""
+        whole = self.whole
+        self._param, self._copy = param, here
+        known = whole.state.get(param)
+        state: defaultdict[Tensor, Any] = defaultdict(dict, {} if known is None else {here: known})
+        try:
+            self._step_with(param, here, state)
+        finally:
+            if here in state:
+                whole.state[param] = state[here]
+
+    def _step_with(self, param: Tensor, here: Tensor | None = None, state: Any = None) -> None:
+        """here, state: what is stepped in place of the parameter, if anything is, with its state."""
+        whole, own = self.whole, self._own
+        # A loaded checkpoint has replaced the state and the groups.
+        self.__dict__ |= whole.__dict__
+        self.param_groups = [own]
+        own.clear()
+        whole.place_of(param)
+        if id(param) not in whole._places:
+            return
+        index, place, _ = whole._places[id(param)]
+        own.update(_alone(whole.param_groups[index], place))
+        try:
+            if here is not None:
+                own["params"], self.state = [here], state
+                host.move_state(self)
+                host.check_options(self, own, index)
+            if self._may_step():
+                self._step_groups(None)
+        finally:
+            own["params"] = []
 
     def rule_of(self, group: Mapping[str, Any]) -> Any:
         """The rule of a group."""
@@ -138,11 +198,11 @@ class OneParameter(RuleOptimizer):
 
     def place_of(self, param: Tensor) -> int:
         """The parameter's position among all parameters."""
-        return self.whole.place_of(param)
+        return self.whole.place_of(self._known(param))
 
     def name_of(self, param: Tensor) -> str:
         """How messages refer to a parameter."""
-        return self.whole.name_of(param)
+        return self.whole.name_of(self._known(param))
 
     def names_in(self, group: dict[str, Any]) -> list[str]:
         """How messages refer to the parameters of a group."""
@@ -151,6 +211,10 @@ class OneParameter(RuleOptimizer):
     def gradients_of(self, params: Sequence[Tensor]) -> list[Tensor | None]:
         """What a step of these parameters is taken with."""
         return self.whole.gradients_of(params)
+
+    def _known(self, param: Tensor) -> Any:
+        """The parameter in whose place this is stepped."""
+        return self._param if param is self._copy else param
 
 
 def _alone(group: dict[str, Any], place: int) -> dict[str, Any]:

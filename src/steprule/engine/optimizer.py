@@ -18,7 +18,7 @@ from steprule import errors, group_errors, rule_errors
 from steprule.engine import given, group_keys, moving, nonfinite, notices, plans, views, weight_decay
 from steprule.engine.checkpoint import state_dicts
 from steprule.engine.checkpoint.report import LoadReport
-from steprule.engine.elsewhere import Elsewhere
+from steprule.engine.elsewhere import Elsewhere, Purpose
 from steprule.engine.fields import SKIPPED_STEPS, Field, Slot
 from steprule.engine.preparation import Preparation
 from steprule.engine.program import phases
@@ -252,16 +252,16 @@ class CheckedOptimizer(torch.optim.Optimizer):
             self._check_new_keys()
             gate = nonfinite.gate(self)
             if self._may_step(checked_later=gate is not None):
-                with self._inside(moves=True):
+                with self._inside("step"):
                     self._step_groups(gate)
         return loss
 
     # What is stepped in place of the parameters: see `shard_state` and `state_on_host`.
     elsewhere: Elsewhere | None = None
 
-    def _inside(self, moves: bool = False) -> Any:
-        """Have what is stepped in place of the parameters; `moves` if these change."""
-        return nullcontext() if self.elsewhere is None else self.elsewhere.inside(self, moves)
+    def _inside(self, to: Purpose = "look") -> Any:
+        """Have what is stepped in place of the parameters."""
+        return nullcontext() if self.elsewhere is None else self.elsewhere.inside(self, to)
 
     def _take_gradients_uphill(self, closure: Callable[[], Any] | None) -> None:
         """Where a modifier asks for it, take the gradients again at another point."""

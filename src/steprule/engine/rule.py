@@ -468,7 +468,7 @@ class RuleOptimizer(CheckedOptimizer):
 
     def train(self, mode: bool = True) -> RuleOptimizer:
         """Put the training weights back into the model; `train(False)` is `eval()`."""
-        with self._inside(moves=True) if evaluation.changes(self, mode) else nullcontext():
+        with self._inside("move") if evaluation.changes(self, mode) else nullcontext():
             (evaluation.leave if mode else evaluation.enter)(self)
         return self
 

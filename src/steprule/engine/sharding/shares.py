@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from steprule import process_errors as errors
 from steprule.engine import plans, storage
-from steprule.engine.elsewhere import Elsewhere
+from steprule.engine.elsewhere import Elsewhere, Purpose
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.sharding import exchange, parts
 
@@ -59,13 +59,13 @@ class Shares(Elsewhere):
         storage.check_parameters(own.rule.__name__, own.slots, {**group, "params": twins}, index)
 
     @contextmanager
-    def inside(self, optimizer: Any, moves: bool = False) -> Generator[None]:
+    def inside(self, optimizer: Any, to: Purpose = "look") -> Generator[None]:
         """In the `with` block, the optimizer has DTensors in place of the parameters that are shared.
 
-        moves: whether gradients are needed, and everybody's rows after the block.
+        After the block, everybody gets the rows that have moved.
         """
         twins = self._of(optimizer)
-        if moves:
+        if to == "step":
             for twin in twins:
                 twin.sharded.grad = self._gradient(optimizer, twin)
         self._exchange(optimizer, {id(x.param): x.sharded for x in twins})
@@ -75,7 +75,7 @@ class Shares(Elsewhere):
             self._exchange(optimizer, {id(x.sharded): x.param for x in twins})
             for twin in twins:
                 twin.sharded.grad = None
-        if moves:
+        if to != "look":
             rows = zip(*(twin.rows for twin in twins), strict=True)
             self._processes.spread(list(map(list, rows)) if twins else [])
             # Nothing else tells autograd of rows that were stepped here.
