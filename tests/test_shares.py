@@ -224,6 +224,42 @@ def what_is_sent(rank: int) -> None:
     assert sent == 2 * [2 << 20, 3 * 64 * 64 * 2]
 
 
+def what_is_not_sent(rank: int) -> None:
+    """Parameters and gradients, which every process has: an owner gets parts of states and of results only."""
+    import torch.distributed as dist
+
+    exchanged: list[int] = []
+    spread: list[int] = []
+
+    def all_to_all(got: Any, given: Any, wanted: list[int], sizes: list[int], **named: Any) -> Any:
+        exchanged.append(sum(sizes) - sizes[rank])
+        return original(got, given, wanted, sizes, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        original, broadcast = dist.all_to_all_single, dist.broadcast
+        patch.setattr(dist, "all_to_all_single", all_to_all)
+        patch.setattr(dist, "broadcast", lambda x, **named: spread.append(x.numel()) or broadcast(x, **named))
+        # Each way, half of what belongs to one of two matrices, and of SOAP what comes first.
+        lines, sides, matrix = 4 * (128 + 64) // 2, 2 * 4 * (128**2 + 64**2) // 2, 2 * 128 * 64 // 2
+        sent: dict[Any, list[int]] = {
+            steprule.Adafactor: [lines, lines + 16],
+            steprule.SOAP: [sides],
+            steprule.Muon: [matrix, matrix],
+        }
+        for make in sent:
+            params = [nn.Parameter(numbers((128, 64), torch.float32, i)) for i in range(2)]
+            optimizer = steprule.shard_state(make(params))
+            for number in range(2):
+                for place, p in enumerate(params):
+                    p.grad = numbers((128, 64), torch.float32, 10 * number + place)
+                exchanged.clear()
+                spread.clear()
+                optimizer.step()
+            expected = sent[make]
+            assert exchanged[: len(expected)] == expected, make
+            assert sum(spread) == 2 * 4 * 128 * 64
+
+
 def autograd_is_told(rank: int) -> None:
     """Of rows that are stepped here or sent as they are, no operation of torch tells that they have changed."""
     param = nn.Parameter(torch.ones(1024, 1024))
@@ -269,6 +305,7 @@ def everything(rank: int) -> None:
     refused_and_arranged(rank)
     autograd_is_told(rank)
     what_is_sent(rank)
+    what_is_not_sent(rank)
 
 
 def in_files(rank: int) -> None:

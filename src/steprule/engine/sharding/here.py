@@ -9,7 +9,7 @@ whole, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain, compress, repeat
 from operator import is_not
@@ -120,6 +120,8 @@ class Here(StandIn):
         self._processes: dict[tuple[int, ...], exchange.Processes] = {}
         self._together: exchange.Processes | None = None
         self._routes: dict[tuple[int, ...], Routes] = {}
+        # Who owns which of the entries below.
+        self._owner: dict[tuple[int, ...], list[int]] = {}
         self._operands = Operands()
         # Of whole parameters, in one step: how many this process owns, and how many bytes it sends.
         self._owned = self._sent = 0
@@ -134,7 +136,7 @@ class Here(StandIn):
         """Check all gradients and states of an optimizer, and take the parts of them that are here."""
         groups: list[dict[str, Any]] = optimizer.param_groups
         given = [optimizer.gradients_of(group["params"]) for group in groups]
-        self._operands.begin()
+        self._operands.begin(optimizer.elsewhere)
         if self._begin_again(optimizer, given):
             return
         self._clear()
@@ -296,21 +298,9 @@ class Here(StandIn):
             self._moved.append(param)
         self._owned = self._sent = 0
         for ranks, own in sorted(self._entries.items()):
-            processes = self._processes[ranks]
-            turns = owners.turns(own[0]["p"], ranks)
-            owner = owners.owners([x["p"].shape for x in own], turns)
-            # The gradient stays where it is.
-            back = [{key: x for key, x in entries.items() if key != "g"} for entries in own]
-            out = [entries | {"g": entries["p"]} for entries in own]
-            if ranks not in self._routes or not self._routes[ranks].hold(owner, out, back):
-                self._routes[ranks] = Routes(processes, owner, out, back)
-            wholes = self._wholes[ranks] = {
-                number: {key: owners.room_for(x) for key, x in own[number].items()}
-                for number, process in enumerate(owner)
-                if process == processes.here
-            }
+            with exchange.others_wait():
+                wholes = self._wholes[ranks] = self._collected(ranks, own)
             self._owned += len(wholes)
-            self._sent += self._routes[ranks].collect(own, wholes).end()
             for number, whole in wholes.items():
                 index, place = origin[ranks][number]
                 param, part = groups[index]["params"][place], whole["p"]
@@ -320,6 +310,39 @@ class Here(StandIn):
                 together = cast(exchange.Processes, self._together)
                 mine[index].append(_Taken(place, part, together.ranks[0] in ranks))
                 mine[index].sort(key=lambda x: x.place)
+
+    def _collected(self, ranks: tuple[int, ...], own: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """All of what this process owns of these entries, brought here."""
+        processes = self._processes[ranks]
+        owner = owners.owners([x["p"].shape for x in own], owners.turns(own[0]["p"], ranks))
+        back: list[dict[str, Any]] = []
+        out: list[dict[str, Any]] = []
+        for x in own:
+            # The gradient stays where it is, and what every process has of a replica, everywhere.
+            replica = self._replica(x["p"]) is not None
+            back.append({key: value for key, value in x.items() if key != "g" and not (replica and key == "p")})
+            out.append(back[-1] if replica else back[-1] | {"g": x["p"]})
+        if ranks not in self._routes or not self._routes[ranks].hold(owner, out, back):
+            self._routes[ranks] = Routes(processes, owner, out, back)
+        self._owner[ranks] = owner
+        mine = [number for number, process in enumerate(owner) if process == processes.here]
+        wholes = {number: self._room(own[number]) for number in mine}
+        self._sent += self._routes[ranks].collect(own, wholes).end()
+        return wholes
+
+    def _room(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """Memory for all of these entries; of a replica, a copy of the parameter, and its gradient."""
+        replica = self._replica(entries["p"])
+        if replica is None:
+            return {key: owners.room_for(x) for key, x in entries.items()}
+        found = {key: owners.room_for(x) for key, x in entries.items() if key != "g"}
+        # A copy, since another process may still fail.
+        found["p"].copy_(replica.detach())
+        return found | {"g": parts.in_order(replica.grad.detach(), found["p"])}
+
+    def _replica(self, param: Any) -> Any:
+        elsewhere = self._optimizer.elsewhere
+        return None if elsewhere is None else elsewhere.replica(param)
 
     def _share_matrices(self, groups: Sequence[dict[str, Any]]) -> None:
         """Decide who carries out words on whole matrices of parameters that are stepped as parts."""
@@ -444,8 +467,13 @@ class Here(StandIn):
             for whole in self._wholes[ranks].values():
                 made = self.state[whole["p"]]
                 whole |= {f"state.{key}": x for key, x in made.items() if isinstance(x, Tensor)}
-            self._sent += self._routes[ranks].give_back(self._wholes[ranks], own).end()
-            self._sent += self._routes[ranks].pass_on(own)
+            with exchange.others_wait():
+                self._sent += self._routes[ranks].give_back(self._wholes[ranks], own).end()
+                self._sent += self._routes[ranks].pass_on(own)
+            for number, owner in enumerate(self._owner[ranks]):
+                if self._replica(own[number]["p"]) is not None:
+                    new = self._wholes[ranks][number]["p"] if number in self._wholes[ranks] else None
+                    self._optimizer.elsewhere.owned(own[number]["p"], owner, new)
         for entries, made in self._plain:
             entries.update(made)  # a count may be a plain number
         torch.autograd.graph.increment_version(self._moved)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from steprule import matrix_errors
+from steprule.engine.elsewhere import Elsewhere
 from steprule.engine.program.program import Program
 from steprule.engine.runners import matrices
 from steprule.engine.runners.matrices import MatrixWork, States
-from steprule.engine.sharding import owners
+from steprule.engine.sharding import owners, parts
 from steprule.engine.sharding.exchange import Passing, Processes
 from steprule.engine.sharding.owners import Routes
 from steprule.engine.sharding.parts import shape_of
@@ -165,10 +166,12 @@ class MatrixParts:
         found = {name: self._arrays[name][row] for name in moves.gives}
         return found | {f"state.{key}": x for key, x in self._new[row].items()}
 
-    def room(self, rows: tuple[int, ...], states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def room(
+        self, rows: tuple[int, ...], states: Sequence[Mapping[str, Any]], whole_gradients: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """For each of these parameters, which this process owns, memory for all of what comes to it.
 
-        states: theirs, as they are sharded.
+        states: theirs, as they are sharded. whole_gradients: all of each gradient, None if it comes in parts.
         """
         if rows not in self._works:
             shapes, views = [self._wholes[row] for row in rows], [self._views[row] for row in rows]
@@ -185,7 +188,8 @@ class MatrixParts:
             whole = {name: x[place] for name, x in arrays.items()}
             whole |= {f"state.{key}": own[key] for key in moves.read}
             if "g" in moves.takes:
-                whole["g"] = gradients[row].new_empty(self._wholes[row])
+                there = whole_gradients[place]
+                whole["g"] = gradients[row].new_empty(self._wholes[row]) if there is None else there
             found.append(whole)
         return found
 
@@ -242,10 +246,14 @@ class Operands:
         self._shared: list[_Shared] = []
         self._states: dict[Where, Any] = {}
         self._routes: dict[Any, Routes] = {}
-        self.begin()
+        self.begin(None)
 
-    def begin(self) -> None:
-        """Begin a step."""
+    def begin(self, elsewhere: Elsewhere | None) -> None:
+        """Begin a step.
+
+        elsewhere: the optimizer's, which may know that every process has all of a gradient.
+        """
+        self._elsewhere = elsewhere
         self._offers: dict[int, dict[Where, tuple[MatrixParts, int]]] = {}
         # By this process, in one step.
         self.sent = 0
@@ -311,7 +319,8 @@ class Operands:
         back: list[dict[str, Any]] = []
         for where in places:
             moves, param, state = offers[where][0].moves, shared.params[where], self._states[where]
-            out.append(dict.fromkeys(moves.takes, param) | {f"state.{x}": state[x] for x in moves.read})
+            takes = [x for x in moves.takes if x != "g" or self._replica(param) is None]
+            out.append(dict.fromkeys(takes, param) | {f"state.{x}": state[x] for x in moves.read})
             back.append(dict.fromkeys(moves.gives, param) | {f"state.{x}": state[x] for x in moves.stored})
         owner = [shared.owner[where] for where in places]
         key = number, shared.processes.ranks, places[0]
@@ -319,14 +328,20 @@ class Operands:
         if routes is None or not routes.hold(owner, out, back):
             routes = self._routes[key] = Routes(shared.processes, owner, out, back)
         mine = [i for i, x in enumerate(owner) if x == shared.processes.here]
-        states = {i: self._states[places[i]] for i in mine}
-        return _Round(routes, [offers[where] for where in places], states)
+        replicas = {i: self._replica(shared.params[places[i]]) for i in mine}
+        gradients = {i: None if x is None else parts.in_order(x.grad.detach(), x) for i, x in replicas.items()}
+        owned = {i: (self._states[places[i]], gradients[i]) for i in mine}
+        return _Round(routes, [offers[where] for where in places], owned)
+
+    def _replica(self, param: Any) -> Any:
+        return None if self._elsewhere is None else self._elsewhere.replica(param)
 
 
 class _Round:
     """Parameters whose owners work on them at the same time.
 
-    offers: of each, its batch and its place there. owned: the states of those that this process owns.
+    offers: of each, its batch and its place there. owned: the states of those that this process owns, and all
+    of their gradients, if these are here.
     """
 
     def __init__(self, routes: Routes, offers: Sequence[tuple[MatrixParts, int]], owned: Mapping[int, Any]):
@@ -334,9 +349,14 @@ class _Round:
         batches: dict[int, list[int]] = {}
         for place in owned:
             batches.setdefault(id(offers[place][0]), []).append(place)
-        # Of each batch, the places here of what this process owns, their places there, and the states.
+        # Of each batch, the places here of what this process owns, their places there, states and gradients.
         self._owned = [
-            (offers[own[0]][0], own, tuple(offers[x][1] for x in own), [owned[x] for x in own])
+            (
+                offers[own[0]][0],
+                own,
+                tuple(offers[x][1] for x in own),
+                *zip(*(owned[x] for x in own), strict=True),
+            )
             for own in batches.values()
         ]
         self._wholes: dict[int, dict[str, Any]] = {}
@@ -345,15 +365,15 @@ class _Round:
 
     def begin(self) -> None:
         """Begin to send operands to the owners."""
-        for work, places, rows, states in self._owned:
-            self._wholes |= zip(places, work.room(rows, states), strict=True)
+        for work, places, rows, states, gradients in self._owned:
+            self._wholes |= zip(places, work.room(rows, states, gradients), strict=True)
         given = [work.given(row) for work, row in self._offers]
         self._passing.append(self._routes.collect(given, self._wholes))
 
     def carry_out(self) -> None:
         """Wait for operands, and carry out the words on matrices that this process owns."""
         self._sent = self._passing.pop().end()
-        for work, places, rows, _ in self._owned:
+        for work, places, rows, _, _ in self._owned:
             wholes = [self._wholes[place] for place in places]
             self._wholes |= zip(places, work.carry_out(rows, wholes), strict=True)
 

@@ -174,6 +174,11 @@ def stacked(tensor: Any, part: Tensor, shape: Sequence[int]) -> Tensor:
     return cast(Any, DTensor).from_local(part, tensor.device_mesh, placements, **layout)
 
 
+def in_order(x: Tensor, like: Tensor) -> Tensor:
+    """These elements, in the order in memory of those of another tensor."""
+    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
+
+
 def full(like: Any, shape: Sequence[int], dtype: torch.dtype, whole: Tensor | None = None) -> Tensor:
     """A tensor of another shape that is sharded over the same processes as a DTensor, along its longest side.
 

@@ -7,7 +7,7 @@ parameter's rows. So it steps as any other optimizer of sharded parameters, and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -44,6 +44,9 @@ class Shares(Elsewhere):
         self.mesh = mesh
         self._processes = exchange.Processes(mesh)
         self._twins: dict[int, _Twin] = {}
+        # In a step, the twins by their DTensors, and who has stepped all of which.
+        self._by_sharded: dict[int, _Twin] = {}
+        self._owners: dict[int, int] = {}
 
     def __reduce__(self) -> Any:
         # Of an optimizer that is copied or pickled: process groups cannot be.
@@ -65,6 +68,8 @@ class Shares(Elsewhere):
         After the block, everybody gets the rows that have moved.
         """
         twins = self._of(optimizer)
+        self._by_sharded = {id(x.sharded): x for x in twins}
+        self._owners = {}
         if to == "step":
             for twin in twins:
                 twin.sharded.grad = self._gradient(optimizer, twin)
@@ -76,10 +81,33 @@ class Shares(Elsewhere):
             for twin in twins:
                 twin.sharded.grad = None
         if to != "look":
-            rows = zip(*(twin.rows for twin in twins), strict=True)
-            self._processes.spread(list(map(list, rows)) if twins else [])
+            with exchange.others_wait():
+                self._processes.spread(self._moved(twins))
             # Nothing else tells autograd of rows that were stepped here.
             torch.autograd.graph.increment_version([twin.param for twin in twins])
+
+    def _moved(self, twins: Sequence[_Twin]) -> list[list[Tensor]]:
+        """What each process has stepped for all: its rows, and the parameters that it owns."""
+        found: list[list[Tensor]] = [[] for _ in range(len(self._processes))]
+        for twin in twins:
+            owner = self._owners.get(id(twin.sharded))
+            if owner is not None:
+                found[owner].append(twin.param.detach())
+            else:
+                for own, rows in zip(found, twin.rows, strict=True):
+                    own.append(rows)
+        return found
+
+    def replica(self, other: Tensor) -> Tensor | None:
+        """The parameter in whose place a DTensor is."""
+        twin = self._by_sharded.get(id(other))
+        return None if twin is None else twin.param
+
+    def owned(self, other: Tensor, owner: int, new: Tensor | None) -> None:
+        """Have its owner send everybody all of a parameter."""
+        self._owners[id(other)] = owner
+        if new is not None:
+            self._by_sharded[id(other)].param.detach().copy_(new)
 
     def cut_state(self, optimizer: Any) -> None:
         """Inside, keep what belongs here of entries that are whole, as those of a loaded checkpoint may be."""
@@ -123,10 +151,7 @@ class Shares(Elsewhere):
         if gradient.layout != torch.strided:
             raise errors.shared_and_sparse(type(optimizer).__name__, optimizer.name_of(twin.param))
         own, here = twin.sharded._local_tensor, parts.within(parts.region_of(twin.sharded))
-        part = gradient.detach()[here]
-        if part.stride() != own.stride():
-            part = torch.empty_like(own, dtype=part.dtype).copy_(part)
-        return parts.like(twin.sharded, part, gradient.shape)
+        return parts.like(twin.sharded, parts.in_order(gradient.detach()[here], own), gradient.shape)
 
 
 def _cut(value: Any, like: Any) -> Any:
