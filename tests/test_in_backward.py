@@ -237,6 +237,18 @@ def test_what_needs_all_gradients_is_refused(options: dict[str, Any], reason: st
     assert not any(p._post_accumulate_grad_hooks for p in net.parameters())
 
 
+def test_gradients_that_are_averaged_later_are_not_used() -> None:
+    net = model()
+    replica = torch.nn.parallel.DistributedDataParallel.__new__(torch.nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(replica)
+    replica.module = net
+    with pytest.raises(
+        ValueError, match="DistributedDataParallel averages gradients over processes afterwards"
+    ):
+        steprule.step_in_backward(nn.Sequential(replica), steprule.AdamW(net))
+    assert not any(p._post_accumulate_grad_hooks for p in net.parameters())
+
+
 def test_what_is_no_optimizer_of_ours_is_refused() -> None:
     net = model()
     with pytest.raises(TypeError, match="given Sequential and AdamW, must be a model and an optimizer"):

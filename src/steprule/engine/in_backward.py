@@ -17,6 +17,9 @@ from steprule.engine.host import OnHost
 from steprule.engine.rule import RuleOptimizer
 from steprule.engine.sharding import here, parts
 
+# The wrappers of torch that reduce gradients when all of them are there.
+AVERAGE_LATER = {"DistributedDataParallel", "FullyShardedDataParallel"}
+
 
 class _End:
     """What a backward pass calls at its end, or only lets go of if it has failed."""
@@ -104,12 +107,18 @@ def step_in_backward(model: nn.Module, optimizer: Any) -> StepInBackward:
 
     Raises: TypeError for anything but a model and an optimizer of steprule. ValueError for rules and modifiers
     that need the gradients of all parameters at once, such as GlobalNormClip, for `nonfinite`, which decides
-    about all parameters together, and for sharded parameters that are stepped as a whole.
+    about all parameters together, for sharded parameters that are stepped as a whole, and for a model in
+    DistributedDataParallel, which averages gradients after the steps.
     """
     if not (isinstance(model, nn.Module) and isinstance(optimizer, RuleOptimizer)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise errors.no_model_and_optimizer(type(model).__name__, type(optimizer).__name__)
     if not isinstance(optimizer.elsewhere, OnHost | None):
         raise _state_is(optimizer.elsewhere, optimizer)
+    for module in model.modules():
+        # By name, since torch.distributed need not be there.
+        if names := AVERAGE_LATER.intersection(x.__qualname__ for x in type(module).__mro__):
+            reason = f"{names.pop()} averages gradients over processes afterwards"
+            raise errors.not_in_backward(type(optimizer).__name__, reason)
     for group in optimizer.param_groups:
         _check(optimizer, group)
     return StepInBackward(model, optimizer)
