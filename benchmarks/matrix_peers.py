@@ -1,7 +1,8 @@
 """Muon and SOAP beside the matrix products that they need and beside those of other libraries, in one process.
 
     pip install heavyball pytorch-optimizer
-    python benchmarks/matrix_peers.py [--sets equal,block] [--every 10] [--periods 5] [--out FILE.json]
+    python benchmarks/matrix_peers.py [--rules Muon,SOAP] [--sets equal,block] [--every 10] [--periods 5]
+                                      [--out FILE.json]
 
 For each set of matrices everything takes one step per round, in a new random order for every round. Each step
 gets new random gradients, which are not timed. SOAP follows its factors in every tenth round (`--every`), all
@@ -87,8 +88,13 @@ def installed() -> dict[str, Any]:
     return found
 
 
-def optimizers(every: int, peers: dict[str, Any]) -> Iterator[tuple[str, str, Make]]:
+def optimizers(rules: list[str], every: int, peers: dict[str, Any]) -> list[tuple[str, str, Make]]:
     """What it is called, which rule it is, and what makes it."""
+    return [x for x in all_optimizers(every, peers) if x[1] in rules]
+
+
+def all_optimizers(every: int, peers: dict[str, Any]) -> Iterator[tuple[str, str, Make]]:
+    """The same of both rules."""
     yield "torch Muon", "Muon", lambda params: torch.optim.Muon(params, **MUON)
     yield "Muon", "Muon", lambda params: steprule.Muon(params, **MUON)
     yield "SOAP", "SOAP", lambda params: steprule.SOAP(params, **SOAP, every=every, max_side=LONGEST)
@@ -115,15 +121,18 @@ def refreshes(step: int, every: int) -> bool:
     return step > 1 and (step - 1) % every == 0
 
 
-def turns(shapes: Shapes, every: int, periods: int, peers: dict[str, Any]) -> dict[str, list[float]]:
+def turns(
+    shapes: Shapes, rules: list[str], every: int, periods: int, peers: dict[str, Any]
+) -> dict[str, list[float]]:
     """Milliseconds by round, whose last one of each `every` is a refresh."""
-    runs: dict[str, Callable[[], Any]] = {
-        "products of Muon": products_of_muon(shapes),
-        "products of SOAP": products_of_soap(shapes, momentum=False),
-        "8 products of SOAP": products_of_soap(shapes, momentum=True),
-    }
+    runs: dict[str, Callable[[], Any]] = {}
+    if "Muon" in rules:
+        runs["products of Muon"] = products_of_muon(shapes)
+    if "SOAP" in rules:
+        runs["products of SOAP"] = products_of_soap(shapes, momentum=False)
+        runs["8 products of SOAP"] = products_of_soap(shapes, momentum=True)
     params: dict[str, list[nn.Parameter]] = {}
-    for name, _, make in optimizers(every, peers):
+    for name, _, make in optimizers(rules, every, peers):
         params[name] = parameters(shapes)
         runs[name] = make(params[name]).step
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -141,18 +150,20 @@ def turns(shapes: Shapes, every: int, periods: int, peers: dict[str, Any]) -> di
     return times
 
 
-def measured(shapes: Shapes, every: int, periods: int, peers: dict[str, Any]) -> list[dict[str, Any]]:
+def measured(
+    shapes: Shapes, rules: list[str], every: int, periods: int, peers: dict[str, Any]
+) -> list[dict[str, Any]]:
     """A row for everything."""
-    times = turns(shapes, every, periods, peers)
-    rules = {name: rule for name, rule, _ in optimizers(every, peers)}
+    times = turns(shapes, rules, every, periods, peers)
+    rule_of = {name: rule for name, rule, _ in optimizers(rules, every, peers)}
     between = [i for i in range(every * periods) if i % every != every - 1]
     rows: list[dict[str, Any]] = []
     for name, found in times.items():
         row: dict[str, Any] = {"what": name, "ms": round(statistics.median(found[i] for i in between), 2)}
-        if name in rules:
-            floor = times[f"products of {rules[name]}"]
+        if name in rule_of:
+            floor = times[f"products of {rule_of[name]}"]
             row["products"] = round(statistics.median(found[i] / floor[i] for i in between), 2)
-        if rules.get(name) == "SOAP":
+        if rule_of.get(name) == "SOAP":
             means = [statistics.mean(found[i : i + every]) for i in range(0, len(found), every)]
             row["with_refreshes"] = round(statistics.median(means), 2)
         rows.append(row)
@@ -162,6 +173,7 @@ def measured(shapes: Shapes, every: int, periods: int, peers: dict[str, Any]) ->
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rules", default="Muon,SOAP")
     parser.add_argument("--sets", default="equal,small,tall,block")
     parser.add_argument("--every", type=int, default=10, help="steps between refreshes, at least 2")
     parser.add_argument("--periods", type=int, default=5, help="how often to measure as many rounds")
@@ -169,10 +181,13 @@ def main() -> None:
     given = parser.parse_args()
     if given.every < 2 or given.periods < 1:
         parser.error("--every must be at least 2 and --periods at least 1")
+    rules = given.rules.split(",")
+    if unknown := set(rules) - {"Muon", "SOAP"}:
+        parser.error(f"--rules: given {', '.join(sorted(unknown))}, must be Muon, SOAP or both")
     peers = installed()
     results: list[dict[str, Any]] = []
     for name in given.sets.split(","):
-        for row in measured(SETS[name], given.every, given.periods, peers):
+        for row in measured(SETS[name], rules, given.every, given.periods, peers):
             beside = f"{row['products']:.2f} x its products" if "products" in row else ""
             amortised = f", {row['with_refreshes']:.2f} ms with refreshes" if "with_refreshes" in row else ""
             print(f"{name:12} {row['what']:24} {row['ms']:9.2f} ms  {beside}{amortised}", flush=True)

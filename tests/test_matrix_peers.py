@@ -32,7 +32,7 @@ def test_refreshes() -> None:
 
 
 def test_rows() -> None:
-    rows = matrix_peers.measured([(4, 4), (4, 4), (6, 2)], every=2, periods=1, peers={})
+    rows = matrix_peers.measured([(4, 4), (4, 4), (6, 2)], ["Muon", "SOAP"], every=2, periods=1, peers={})
     assert [row["what"] for row in rows if "products" in row] == ["torch Muon", "Muon", "SOAP"]
     assert [row["what"] for row in rows if "with_refreshes" in row] == ["SOAP"]
     assert all(row["ms"] >= 0 for row in rows)
