@@ -4,9 +4,15 @@
                                           [--kept "fp32,state int8"] [--seeds 5] [--out FILE.json]
 
 For each task, rule and storage: the mean final loss on held-out data, and its distance from fp32's in units of
-fp32's standard deviation over seeds (z). State formats train fp32 parameters; `kahan`, `stochastic`, `master`
-and `none` train bf16 parameters with bf16 gradients, so compare the other three with `master`. `sums bf16`,
-`bases bf16` and `pairs bf16` (both) round what SOAP, Shampoo and Kron have for each pair of rows or columns.
+fp32's standard deviation over seeds (z) and in percent. Rules that have other weights to evaluate with are
+evaluated with these. State formats train fp32 parameters; `kahan`, `stochastic`, `master` and `none` train bf16
+parameters with bf16 gradients, so compare the other three with `master`. Where a rule refuses 8 bits for some
+slots, `state int8` keeps these in bf16 and the others in 8 bits. `sums bf16`, `bases bf16` and `pairs bf16`
+(both) round what SOAP, Shampoo and Kron have for each pair of rows or columns.
+
+Left out are rules whose slots stay in fp32, since they start as a copy of the parameter (ScheduleFreeSGD, DoG,
+LDoG, DoWG; of the modifiers Average, Lookahead, ScheduleFree and ToStart), and ASGD, whose average no step
+reads.
 """
 
 from __future__ import annotations
@@ -22,9 +28,14 @@ from typing import Any
 import torch
 
 import steprule
+from steprule import parameter
+from steprule.engine.composition import composed
 from steprule.lab.bench_machine import facts
+from steprule.lab.step import curvature_is_due, estimate_curvature
 from steprule.lab.tasks import load_task
 
+# What steps all but hidden matrices.
+ADAMW = (steprule.AdamW, {"lr": 2e-3})
 # Each with its learning rate.
 RULES: dict[str, tuple[Any, dict[str, Any]]] = {
     "SGD-momentum": (steprule.SGD, {"lr": 3e-2, "momentum": 0.9}),
@@ -40,9 +51,42 @@ RULES: dict[str, tuple[Any, dict[str, Any]]] = {
     "Adagrad": (steprule.Adagrad, {"lr": 2e-2}),
     "Adadelta": (steprule.Adadelta, {"lr": 1.0}),
     "Sophia": (steprule.Sophia, {"lr": 2e-4}),
+    "AdEMAMix": (steprule.AdEMAMix, {"lr": 3e-3, "alpha": 8.0}),
+    "ADOPT": (steprule.ADOPT, {"lr": 2e-3}),
+    "Adan": (steprule.Adan, {"lr": 2e-3}),
+    "AdamAtan2": (steprule.AdamAtan2, {"lr": 2e-3}),
+    "LAMB": (steprule.LAMB, {"lr": 1e-2}),
+    "LARS": (steprule.LARS, {"lr": 10.0}),
+    "StableAdamW": (steprule.StableAdamW, {"lr": 2e-3}),
+    "MARS": (steprule.MARS, {"lr": 2e-3}),
+    "Prodigy": (steprule.Prodigy, {}),
+    "DAdaptAdam": (steprule.DAdaptAdam, {}),
+    "ScheduleFreeAdamW": (steprule.ScheduleFreeAdamW, {"lr": 5e-3}),
+    "ScheduleFreeRAdam": (steprule.ScheduleFreeRAdam, {"lr": 5e-3}),
+    "CAME": (steprule.CAME, {"lr": 5e-4}),
+    "Adafactor": (steprule.Adafactor, {"lr": 1e-2}),
+    "NAdamW": (steprule.NAdamW, {"lr": 2e-3}),
+    "Signum": (steprule.Signum, {"lr": 2e-3}),
+    "LaProp": (steprule.LaProp, {"lr": 2e-3}),
+    "Yogi": (steprule.Yogi, {"lr": 2e-3}),
+    "MADGRAD": (steprule.MADGRAD, {"lr": 1e-3}),
+    "NovoGrad": (steprule.NovoGrad, {"lr": 3e-2}),
+    "AdamP": (steprule.AdamP, {"lr": 2e-3}),
+    "SGDP": (steprule.SGDP, {"lr": 3e-2, "momentum": 0.9}),
+    "Rprop": (steprule.Rprop, {"lr": 1e-4}),
+    "AdaHessian": (steprule.AdaHessian, {"lr": 1e-1}),
+    "SophiaH": (steprule.SophiaH, {"lr": 2e-4}),
+    "Muon": (steprule.Muon, {"lr": 6e-2, "rest": ADAMW}),
+    "AdaMuon": (steprule.AdaMuon, {"lr": 2e-3, "rest": ADAMW}),
+    "NorMuon": (steprule.NorMuon, {"lr": 2e-2, "rest": ADAMW}),
+    "Scion": (steprule.Scion, {"lr": 2e-3, "rest": ADAMW}),
     "SOAP": (steprule.SOAP, {"lr": 3e-3}),
     "Shampoo": (steprule.Shampoo, {"lr": 2e-3}),
     "Kron": (steprule.Kron, {"lr": 1e-3}),
+    "AdamW+EMA": (steprule.AdamW, {"lr": 2e-3, "modifiers": [steprule.EMA(0.99)]}),
+    "AdamW+GrokFast": (steprule.AdamW, {"lr": 2e-3, "modifiers": [steprule.GrokFast()]}),
+    "AdamW+MARSCorrection": (steprule.AdamW, {"lr": 2e-3, "modifiers": [steprule.MARSCorrection()]}),
+    "AdamW+OuterNesterov": (steprule.AdamW, {"lr": 2e-3, "modifiers": [steprule.OuterNesterov()]}),
 }
 KEPT: dict[str, tuple[torch.dtype, dict[str, str]]] = {
     "fp32": (torch.float32, {}),
@@ -68,17 +112,18 @@ def final_loss(task_name: str, rule: str, kept: str, seed: int) -> float:
     """Train for a fixed number of steps under a cosine schedule; the loss on held-out data, in fp32."""
     torch.manual_seed(seed)
     task = load_task(task_name)
-    dtype, options = KEPT[kept]
+    dtype, _ = KEPT[kept]
     model = task.model.to(dtype)
     steps = STEPS[task_name]
-    make, more = RULES[rule]
-    optimizer: Any = make(model.parameters(), **more, **options)
+    optimizer = _made(rule, kept, model)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     x, y = task.train
     x = torch.as_tensor(x)
     for step in range(steps):
         index = torch.randint(len(x), (BATCH[task_name],))
         optimizer.zero_grad()
+        if rule in ("AdaHessian", "SophiaH") and curvature_is_due(optimizer, step):
+            estimate_curvature(task, model, optimizer, (x[index], y[index]))
         task.loss(_run(model, x[index], dtype), y[index]).backward()
         if rule == "Sophia" and step % 10 == 0:
             optimizer.update_hessian(BATCH[task_name])
@@ -87,10 +132,32 @@ def final_loss(task_name: str, rule: str, kept: str, seed: int) -> float:
             for key in state.keys() & ROUNDED.get(kept, ()):
                 state[key].copy_(state[key].bfloat16())
         schedule.step()
+    optimizer.eval()
     model = model.float().eval()
     with torch.no_grad():
         x, y = (part[:1024] for part in task.validation)
         return float(task.loss(_run(model, x, torch.float32), y))
+
+
+def _made(rule: str, kept: str, model: torch.nn.Module) -> Any:
+    make, options = RULES[rule]
+    _, more = KEPT[kept]
+    if "rest" in options:
+        other, of_rest = options["rest"]
+        options = {**options, "rest": (other, {**of_rest, **more})}
+    if more.get("state_dtype") == "int8":
+        more = {**more, "state_dtype": _in_8_bits(make, options)}
+    return make(model if make.on_matrices else model.parameters(), **options, **more)
+
+
+def _in_8_bits(make: Any, options: dict[str, Any]) -> str | dict[str, str]:
+    """8 bits for all slots, or in bf16 those for which they are refused."""
+    modifiers = tuple(type(x) for x in options.get("modifiers", ()))
+    slots = composed(make, make.update, modifiers).slots.values()
+    if not any(slot.not_in_8_bits for slot in slots):
+        return "int8"
+    kept = [slot for slot in slots if slot.per == "element" and slot.starts is not parameter]
+    return {slot.key: "bf16" if slot.not_in_8_bits else "int8" for slot in kept}
 
 
 def _run(model: torch.nn.Module, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -119,7 +186,9 @@ def main() -> None:
                 row = {"task": task, "rule": rule, "kept": kept, "losses": losses, "z": shift}
                 rows.append(row)
                 mean = statistics.mean(losses)
-                print(f"{task:<8}{rule:<18}{kept:<17}loss {mean:.5f}   z {shift:+.2f}", flush=True)
+                percent = 100 * (mean / statistics.mean(base) - 1)
+                told = f"loss {mean:.5f}   z {shift:+.2f}   {percent:+.2f} %"
+                print(f"{task:<8}{rule:<22}{kept:<17}{told}", flush=True)
     if arguments.out:
         where = {**facts(torch.device("cpu")), "date": time.strftime("%Y-%m-%d")}
         lines = ",\n".join(json.dumps(row) for row in rows)

@@ -222,6 +222,11 @@ def test_what_a_step_divides_by_is_refused_in_fp16(case: Case) -> None:
             {"state_dtype": {"step_size": "int8"}},
             "Rprop: 'step_size' cannot be kept in int8: .* Use bf16",
         ),
+        (
+            "AdEMAMix",
+            {"state_dtype": "int8"},
+            "AdEMAMix: 'exp_avg_slow' cannot be kept in int8: .* Use bf16",
+        ),
         ("ASGD", {"state_dtype": "int8"}, "ASGD: 'ax' cannot be kept in int8: .* Use bf16"),
         *(
             (
@@ -245,7 +250,7 @@ def test_no_other_rule_refuses() -> None:
     # Some have no slots, or only one that starts as the parameter.
     nothing_to_store = {"SGD-loop", "ScheduleFreeSGD-loop", "ScheduleFreeSGD-loop-options"}
     assert refused("bf16") == {"RMSprop-loop-options", *nothing_to_store}
-    int8 = {"Adan", "ASGD", "MADGRAD", "Rprop"}
+    int8 = {"AdEMAMix", "Adan", "ASGD", "MADGRAD", "Rprop"}
     assert {name.partition("-")[0] for name in refused("int8") - refused("bf16")} == int8
 
 

@@ -204,6 +204,8 @@ def _losses(one: Format) -> list[str]:
         "How far the mean final loss on held-out data was from that of fp32, in units of fp32's own standard "
         "deviation over five seeds, for each task. Where and when it was measured: [Numbers](../numbers.md)."
     )
+    if one.value == "int8":
+        introduction += " Slots that refuse 8 bits were in bf16."
     return [introduction, table(["Rule", *(f"`{task}`" for task in tasks)], cells, numbers_from=1)]
 
 

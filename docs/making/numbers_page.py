@@ -185,7 +185,9 @@ def _storage() -> list[str]:
         parts += [f"{_file(path)}: {measured.facts_of(facts)}."]
     introduction = (
         "How far the mean final loss on held-out data is from that of fp32, in units of fp32's own standard "
-        "deviation over five seeds. State formats train fp32 parameters; the others train bf16 parameters."
+        "deviation over five seeds. State formats train fp32 parameters; the others train bf16 parameters. "
+        "With `state int8`, slots that refuse 8 bits are in bf16. A rule with other weights to evaluate with, "
+        "such as an average, is evaluated with these."
     )
     return [section("The final loss in fewer bits", introduction, *parts)] if parts else []
 

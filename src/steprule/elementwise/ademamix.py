@@ -34,7 +34,7 @@ class AdEMAMix(Elementwise):
     warmup: int = hyper(default=0, at_least=0, switch=True, meaning="T, steps in which α and β3 rise; 0: none")
 
     m = slot("exp_avg")
-    n = slot("exp_avg_slow")
+    n = slot("exp_avg_slow", not_in_8_bits="rounding would add more to this slow average than there is in it")
     v = slot("exp_avg_sq", never_negative=True)
 
     @staticmethod
