@@ -69,8 +69,8 @@ class MatrixWord:
 
 
 def _is_counted(x: Any) -> bool:
-    """Whether torch counts how often the elements of x are changed."""
-    return hasattr(x, "mT") and not x.is_inference()
+    """Whether torch counts how often the elements of x are changed. A number may be a tensor, too."""
+    return getattr(x, "ndim", 0) > 1 and not x.is_inference()
 
 
 def like_the_first(first: str, *others: str) -> str:
