@@ -294,5 +294,6 @@ def test_without_the_extra_one_line_says_what_to_install() -> None:
     )
     assert answer.returncode == 2, answer
     assert answer.stderr == (
-        'steprule: the command line needs typer, rich, sklearn: pip install "steprule[lab]"\n'
+        'steprule: the command line needs typer, rich, sklearn: pip install ".[lab]" in the folder of '
+        "steprule\n"
     )

@@ -570,3 +570,19 @@ def test_small_and_empty_matrices_in_every_rule(rule: Any, default: torch.dtype,
 def test_stacks_of_empty_matrices(rule: Any, switches: dict[str, Any]) -> None:
     optimizer, _ = stepped(rule, 3, shapes=((2, 0, 5), (2, 0, 5), (3, 4)), **switches)
     assert [float(x["step"]) for x in optimizer.state.values()] == [3.0] * 3
+
+
+@pytest.mark.parametrize("rule", [steprule.Muon, steprule.SOAP, steprule.NorMuon])
+def test_transposed_weights_step_as_others(rule: Any) -> None:
+    """Sweeps go through memory in order, and words on whole matrices row by row."""
+    ends: list[Any] = []
+    for transposed in (False, True):
+        start = torch.arange(30.0).reshape(6, 5) / 30
+        param = torch.nn.Parameter(start.t().contiguous().t() if transposed else start.clone())
+        assert param.is_contiguous() != transposed
+        optimizer = rule([param], lr=0.1)
+        for step in range(3):
+            param.grad = torch.empty_like(param).copy_(numbers((6, 5), torch.float32, step))
+            optimizer.step()
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)

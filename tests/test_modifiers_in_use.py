@@ -266,6 +266,35 @@ def test_a_cuda_graph_cannot_hold_a_step_that_differs_from_the_next(monkeypatch:
     assert_same([p.detach() for p in flat(optimizer)], before)
 
 
+def test_modifiers_that_rest_change_no_rounding_of_a_kernel() -> None:
+    """Their slots are in the state, and lie before the rule's own in the alphabet."""
+    made: list[Any] = []
+    for runner in ("loop", "kernel"):
+        torch.manual_seed(0)
+        param = nn.Parameter(numbers((300,), torch.float32, 7))
+        modifiers = [steprule.OuterNesterov(every=2)]
+        optimizer = steprule.RMSprop([param], modifiers=modifiers, state_dtype="bf16", **RUNNERS[runner])
+        seen: list[Any] = []
+        for number in range(4):
+            advance(optimizer, 1, first=number)
+            seen.append(optimizer.state[param]["square_avg"].clone())
+        made.append(seen)
+    assert_same(*made)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_numbers_per_tensor_out_of_range_are_infinite(runner: str) -> None:
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = steprule.NovoGrad(params, **RUNNERS[runner])
+    for last in (1.0, 1e30, 1.0):
+        for param, size in zip(params, (1.0, last), strict=True):
+            param.grad = torch.full((3,), size)
+        optimizer.step()
+    first, second = (optimizer.state[p]["exp_avg_sq"].item() for p in params)
+    assert first == pytest.approx(3.0)
+    assert second == torch.inf
+
+
 def test_estimates_are_not_counted_as_steps_to_measure() -> None:
     param = nn.Parameter(torch.ones(3))
     optimizer = steprule.AdaHessian([param], modifiers=[steprule.Metrics(every=2)])
@@ -455,12 +484,60 @@ class TowardsZero(Modifier):
 
 
 class WarmCautious(Modifier):
-    counts_steps = True
-
     @staticmethod
     def change(h: Any, p: Any, g: Any, u: Any, s: Any, t: Any) -> Any:
         agrees = u * g < 0
         return where(t > 2, where(agrees, u, 0.0) / larger(mean(agrees), 0.1), u)
+
+
+class EveryThird(Modifier):
+    @staticmethod
+    def change(h: Any, p: Any, g: Any, u: Any, s: Any, t: Any) -> Any:
+        return where(t % 3 == 0, 2 * u, u) / (1 + 0 * t)
+
+
+class InnerCount(Modifier):
+    @staticmethod
+    def gradient(h: Any, p: Any, g: Any, s: Any, number: Any) -> Any:
+        return (lambda: g * number)()
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("rule", [steprule.SGD, steprule.Muon])
+def test_a_modifier_knows_the_step_with_rules_that_do_not_count(rule: Any, runner: str) -> None:
+    if rule is steprule.Muon and runner == "lists":
+        return  # a step on whole matrices has none
+    param = nn.Parameter(torch.zeros(2, 2))
+    optimizer = rule([param], lr=1.0, weight_decay=0, modifiers=[EveryThird()], **RUNNERS[runner])
+    plain = rule([nn.Parameter(torch.zeros(2, 2))], lr=1.0, weight_decay=0, **RUNNERS[runner])
+    for step in range(1, 5):
+        moved: list[torch.Tensor] = []
+        for own in (optimizer, plain):
+            (p,) = flat(own)
+            before, p.grad = p.detach().clone(), torch.eye(2)
+            own.step()
+            moved.append(p.detach() - before)
+        torch.testing.assert_close(moved[0], (2 if step == 3 else 1) * moved[1])
+    assert InnerCount.counts_steps
+    assert not Halved.counts_steps
+
+
+def test_what_cannot_know_the_step_says_so() -> None:
+    update = staticmethod(lambda h, p, g, s, t: -g / t)
+    with pytest.raises(TypeError, match=r"Own: update uses the number of the step, but counts_steps is False"):
+        type("Own", (steprule.Elementwise,), {"update": update, "counts_steps": False})
+    with pytest.raises(TypeError, match=r"Up: climb uses t\. It is no step"):
+        type("Up", (Modifier,), {"climb": staticmethod(lambda h, p, g, s, t: p + t * g)})
+    with pytest.raises(TypeError, match=r"Now: acts is 'last'\. .* `every`"):
+        type("Now", (Modifier,), {"gradient": staticmethod(lambda h, p, g, s, t: g), "acts": "last"})
+
+    class Branch(Modifier):
+        @staticmethod
+        def change(h: Any, p: Any, g: Any, u: Any, s: Any, t: Any) -> Any:
+            return u if t == 1 else 2 * u
+
+    with pytest.raises(TypeError, match=r"^Branch\.change: 'if' on t == 1"):
+        steprule.AdamW([nn.Parameter(torch.ones(3))], modifiers=[Branch()])
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

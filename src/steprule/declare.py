@@ -446,8 +446,10 @@ class Modifier(ModifierBase):
         climb(h, p, g, s, t)        returns the point where the gradient is taken again
 
     They are written in the words of rules. `h` has the modifier's own hyper-parameters and those of the rule,
-    such as `h.lr`; `s` has the modifier's own slots. `t` is None unless the rule counts steps or the class
-    says `counts_steps = True`.
+    such as `h.lr`; `s` has the modifier's own slots. `t` is the number of the step, from 1; steps are
+    counted if a method uses it, and `climb` cannot. With `acts = "last"` (or "first") the modifier has a part
+    in one of n steps and costs the others nothing; n is its hyper-parameter `every`, and a slot `steps` per
+    group counts.
 
     In groups, hyper-parameters are under the name of the class in lower case, as in group["cautious.floor"];
     state is under the same name, as in "ema.average".
@@ -460,6 +462,7 @@ class Modifier(ModifierBase):
         cls.fields = dict(cls.fields) | _declared_fields(cls, body)
         cls.slots = _declared_slots(cls, body)
         statement.check_modifier(cls, body)
+        cls.counts_steps = cls.counts_steps or statement.uses_step(cls, statement.OF_STEPS)
         if "__init__" not in body:
             cls.__init__ = _modifier_constructor(cls)  # type: ignore[method-assign]
         cls.__doc__ = docstrings.of_modifier(cls, cls.fields)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from types import FunctionType
+from typing import Any, cast
 
 from steprule import errors, rule_errors
 from steprule.engine.fields import FLAGS, OPTIONS, TAKEN_KEYS, Field, Slot, identity, parameter
@@ -22,10 +24,14 @@ OF_MODIFIERS = {
     "evaluate": ["h", "p", "s", "t"],
     "climb": ["h", "p", "g", "s", "t"],
 }
+# Those that are part of a step, or come after one.
+OF_STEPS = [name for name in OF_MODIFIERS if name != "climb"]
 # The parameters that a slot may be for.
 ONLY = (None, "matrices", "vectors")
 # What a tensor of more than two dimensions may be seen as.
 MATRICES = ("flattened", "stacked")
+# In the names of Python's instructions that load local variables.
+OF_VARIABLES = {"FAST", "DEREF", "CLOSURE"}
 # What an optimizer has besides the attributes of its class.
 _OF_INSTANCES = frozenset({"defaults", "param_groups", "params", "self", "state", "step"})
 
@@ -166,15 +172,47 @@ def check_modifier(modifier: Any, body: Mapping[str, Any]) -> None:
         _check_key(who, slot, keys)
         _check_slot(modifier, slot)
     _check_matrices(modifier)
+    rhythm = "every" in modifier.fields and any(
+        x.key == "steps" and x.per == "group" for x in modifier.slots.values()
+    )
+    if modifier.acts != "always" and not (modifier.acts in ("first", "last") and rhythm):
+        fix = 'It is "first" or "last", with hyper(…) as `every` and slot("steps", per="group") as `steps`.'
+        raise rule_errors.bad_statement(who, f"acts is {modifier.acts!r}", fix)
     if not any(hasattr(modifier, method) for method in OF_MODIFIERS):
         methods = [name for name, value in body.items() if isinstance(value, staticmethod)]
         raise rule_errors.no_method_of_modifiers(who, methods, list(OF_MODIFIERS))
     for method in OF_MODIFIERS:
         _check_method(modifier, body, method, OF_MODIFIERS[method])
+    if "climb" in body and uses_step(modifier, ["climb"]):
+        problem = rule_errors.bad_statement(
+            who, "climb uses t", "It is no step: use a slot, or the values in h."
+        )
+        raise rule_errors.at_update(problem, modifier.climb)
+
+
+def uses_step(owner: Any, methods: Iterable[str]) -> bool:
+    """Whether one of these methods does anything with its last argument, the number of the step."""
+    functions = (getattr(owner, method, None) for method in methods)
+    return any(_uses_last(x) for x in functions if inspect.isfunction(x))
+
+
+def _uses_last(function: FunctionType) -> bool:
+    last = list(inspect.signature(function).parameters)[-1]
+    for one in dis.get_instructions(function):
+        # Newer Pythons load two variables at once.
+        given: Any = one.argval
+        names = cast("tuple[Any, ...]", given) if isinstance(given, tuple) else (given,)
+        if "LOAD" in one.opname and OF_VARIABLES.intersection(one.opname.split("_")) and last in names:
+            return True
+    return False
 
 
 def _check_update(rule: type[RuleOptimizer], body: Mapping[str, Any]) -> None:
     _check_method(rule, body, "update", ARGUMENTS)
+    if "update" in body and rule.counts_steps is False and uses_step(rule, ["update"]):
+        what = "update uses the number of the step, but counts_steps is False"
+        problem = rule_errors.bad_statement(rule.__name__, what, "Leave counts_steps out.")
+        raise rule_errors.at_update(problem, rule.update)
     _check_method(rule, body, "estimate", ["h", "p", "d", "s", "t"])
 
 

@@ -29,7 +29,7 @@ the state and of checkpoints.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from itertools import product
 from typing import Any, cast
@@ -326,15 +326,19 @@ def load(state: Mapping[str, Any], key: str) -> Tensor:
     return _out_of_blocks(value, width, stored.shape)
 
 
-def store(state: dict[str, Any], key: str, value: Tensor) -> None:
-    """Store the elements of a slot, rounded once to its format."""
+def store(state: dict[str, Any], key: str, value: Tensor, among: Collection[str] | None = None) -> None:
+    """Store the elements of a slot, rounded once to its format.
+
+    among: the keys of the slots of this step, by which random rounding tells them apart; all if it is None.
+    """
     stored: Tensor = state[entry_of(state, key)]
     if stored.dtype in CODES:
         region = region_in(state) or blocks.whole(stored.shape)
-        noise = noise_for(_key_of(state, key), stored, region)
+        noise = noise_for(_key_of(state, key, among), stored, region)
         _encode(value.float(), noise >> (32 - MANTISSA), stored, state[f"{key}_scale"], region)
     elif stored.dtype == torch.bfloat16 and SLOT_KEY in state:
-        noise = noise_for(_key_of(state, key), stored, _region_of_slot(stored, region_in(state)))
+        key_of_slot = _key_of(state, key, among)
+        noise = noise_for(key_of_slot, stored, _region_of_slot(stored, region_in(state)))
         parts.local(stored).copy_(_to_bfloat16(parts.local(value).float(), noise >> 16))
     else:
         stored.copy_(value)
@@ -349,9 +353,10 @@ def rounded_at_random(state: dict[str, Any]) -> list[str]:
     return sorted(key.removesuffix("_codes") for key in rounded)
 
 
-def _key_of(state: dict[str, Any], key: str) -> int:
+def _key_of(state: dict[str, Any], key: str, among: Collection[str] | None) -> int:
     """The rounding key of a slot."""
-    return int(state[SLOT_KEY]) ^ salt_of(rounded_at_random(state).index(key))
+    rounded = [x for x in rounded_at_random(state) if among is None or x in among]
+    return int(state[SLOT_KEY]) ^ salt_of(rounded.index(key))
 
 
 def _region_of_slot(stored: Tensor, region: Region | None) -> Region | None:

@@ -32,13 +32,9 @@ def name_in(error: Exception, who: str, written: Any) -> None:
     file, line = _place_of(error, written)
     given = error.args[0] if len(error.args) == 1 else None
     if isinstance(given, str):
-        # Most messages are about `update`; a modifier has other methods.
-        owner = who.partition(".")[0]
-        given = (
-            f"{who}: {given.removeprefix(f'{owner}.update: ')}"
-            if given.startswith(f"{owner}.update: ")
-            else given
-        )
+        # Most messages are about the rule's `update`; a modifier has other methods.
+        about_update = re.match(r"\w+\.update: ", given)
+        given = f"{who}: {given[about_update.end() :]}" if about_update else given
         text = given if given.startswith(who) else _explained(who, error, given, file, line)
         error.args = (rule_errors.at_line(text, file, line) if file else text,)
     else:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        _refuse(f'the command line needs {", ".join(missing)}: pip install "steprule[lab]"')
+        _refuse(f'the command line needs {", ".join(missing)}: pip install ".[lab]" in the folder of steprule')
 
     import typer
 

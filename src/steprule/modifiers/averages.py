@@ -71,7 +71,8 @@ class Average(Modifier):
 class Lookahead(Modifier):
     """Every k steps, go back part of the way to where the last k steps began.
 
-    When: noisy training that is stable with it at a higher lr. The steps between take no longer for it.
+    When: noisy training that is stable with it at a higher lr. The steps between take no longer for it. Steps
+    are counted by group; a parameter without a gradient in the step that goes back is left out of it.
 
         every k steps: a ← a + α·(θ - a), θ ← a           a starts as the parameter
 

@@ -12,7 +12,7 @@ class OuterNesterov(Modifier):
     """Every k steps, take the way of these steps as one gradient and step with Nesterov momentum on it.
 
     When: pre-training of language models with AdamW or Muon; it costs two copies of the weights,
-    and time in every k-th step only.
+    and time in every k-th step only. A parameter without a gradient in that step is left out of it.
     With momentum=0 it is Lookahead.
 
         after every k-th step:

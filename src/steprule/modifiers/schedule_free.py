@@ -31,7 +31,7 @@ class ScheduleFree(Modifier):
 
     @staticmethod
     def apply(h: Any, p: Number, new: Number, s: Any, t: Any) -> Number:
-        x = ScheduleFree.evaluate(h, p, s, t)
+        x = ScheduleFree.evaluate(h, p, s, None)
         s.z = s.z + (new - p)
         s.lr_max = larger(s.lr_max, h.lr)
         weight = s.lr_max * s.lr_max

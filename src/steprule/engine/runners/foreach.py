@@ -352,7 +352,7 @@ class _Batch:
                 if slot.shared:
                     self._after[slot.key] = float(value)
                 else:
-                    state[slot.key].fill_(float(value))
+                    reference.put(state[slot.key], float(value))
 
     def _add_scalars(self, stage: Scalars, reduced: list[dict[int, Double]]) -> None:
         """The scalars that are made of finished reductions: lists, with one of each tensor."""

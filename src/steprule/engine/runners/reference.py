@@ -7,7 +7,7 @@ to check; every other runner is compared with it. Half precision is computed in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ def store(
 ) -> None:
     """Write what `compute` made of one parameter."""
     live = bool(group.get("differentiable"))
-    _store_state(state, slots, live)
+    _store_state(state, slots, live, {slot.key for slot in composition.slots.values()})
     if not composition.estimates:
         _store_parameter(param, state, value, live)
     storage.next_keys(state)
@@ -294,6 +294,11 @@ def _fitted(machine: Eager, what: str, value: Any, like: Tensor, level: str = "e
         raise rule_errors.wrong_shape(machine.rule, what, tuple(value.shape), tuple(like.shape)) from None
 
 
+def put(cell: Tensor, number: float) -> None:
+    """Write a number, which is infinite if it is out of range: `fill_` would raise."""
+    cell.copy_(torch.tensor(number, dtype=torch.float64))
+
+
 def _store_parameter(param: Tensor, state: dict[str, Any], value: Tensor, live: bool) -> None:
     if param.dtype in storage.HALF and not live:
         storage.store_parameter(param, state, value)
@@ -301,14 +306,14 @@ def _store_parameter(param: Tensor, state: dict[str, Any], value: Tensor, live: 
         write(param, value)
 
 
-def _store_state(state: dict[str, Any], values: dict[str, Any], live: bool) -> None:
+def _store_state(state: dict[str, Any], values: dict[str, Any], live: bool, among: Collection[str]) -> None:
     for key, value in values.items():
         entry = storage.entry_of(state, key)
         if not isinstance(value, Tensor):
-            state[key].fill_(value)
+            put(state[key], value)
         elif live and entry == key and not state[key].is_complex():
             state[key] = value.to(state[key].dtype)
         elif state[entry].is_complex():
             write(state[entry], value)
         else:
-            storage.store(state, key, value)
+            storage.store(state, key, value, among)

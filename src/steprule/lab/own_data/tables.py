@@ -101,7 +101,7 @@ def _names(path: Path, row: Sequence[str]) -> list[str]:
 
 def _read_arrow(path: Path) -> Table:
     if importlib.util.find_spec("pyarrow") is None:
-        raise LabError(f'{path.name} is read with pyarrow: pip install "steprule[data]"')
+        raise LabError(f"{path.name} is read with pyarrow: pip install pyarrow")
     try:
         if path.is_dir():
             # A memory map would keep the file open.

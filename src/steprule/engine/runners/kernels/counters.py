@@ -50,8 +50,9 @@ class Cells:
         return float(self._memory.dtype.type(number))
 
     def write(self, numbers: Any) -> None:
-        """Put these numbers there."""
-        self._memory[self._places] = numbers
+        """Put these numbers there, infinite where they are out of range."""
+        with np.errstate(over="ignore"):
+            self._memory[self._places] = numbers
 
 
 class Counters:

@@ -88,6 +88,8 @@ def _odd_order(
     program: Program, slots: Mapping[str, Tensor], state: Mapping[str, Any], region: Region | None
 ) -> str | None:
     """Why elements must lie in memory row by row, or None."""
+    if program.matrices is not None:
+        return "words on whole matrices take its elements row by row"
     if any(x.dtype in printing.CODED for x in slots.values()):
         return "the neighbours that share a scale are not neighbours in memory"
     if storage.NOISE_KEY in state:

@@ -102,7 +102,7 @@ class CpuKernels(Kernels):
 
     def missing(self, device: torch.device) -> str | None:
         """Why no kernel can be made here, or None."""
-        return None if installed("llvmlite") else "llvmlite is not installed (pip install 'steprule[cpu]')"
+        return None if installed("llvmlite") else "llvmlite is not installed (pip install llvmlite)"
 
     def ready(
         self,
