@@ -18,7 +18,7 @@ from steprule.lab.devices import find_device
 
 OWN_RULE = """
 import torch
-from steprule import Elementwise, hyper, slot, AdamW
+from steprule import Elementwise, hyper, slot, AdamW, Cautious
 from torch.optim import SGD
 
 class Slow(Elementwise):
@@ -185,6 +185,10 @@ def test_a_changed_file_is_named_on_resume(folder: Path, capsys: pytest.CaptureF
         (
             "--optimizer rules.py:Thing",
             "rules.py:Thing is a class, not a rule. Write `class Thing(steprule.Elem",
+        ),
+        (
+            "--optimizer rules.py:Cautious",
+            "rules.py:Cautious is a modifier, not a rule. The command line takes",
         ),
         ("--optimizer rules.py:function", "rules.py:function is of type function, not a rule."),
         ("--optimizer rules.py:Adam", "rules.py:Adam has the name of a rule of steprule"),

@@ -151,6 +151,11 @@ def _of_file(file: Path, name: str, digest: str) -> type[Optimizer]:
     if found is None:
         there = [key for key, value in vars(module).items() if _is_own(value, module)]
         raise LabError(f"{file.name} has no class '{name}'. {did_you_mean(name, there)}")
+    if inspect.isclass(found) and issubclass(found, steprule.Modifier):
+        raise LabError(
+            f"{place} is a modifier, not a rule. The command line takes those of steprule, as in "
+            f"adamw+cautious; use your own from Python: steprule.AdamW(model, modifiers=[{name}()])."
+        )
     if not (inspect.isclass(found) and issubclass(found, Optimizer)):
         kind = "a class" if inspect.isclass(found) else f"of type {type(found).__name__}"
         raise LabError(
