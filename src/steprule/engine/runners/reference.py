@@ -296,7 +296,7 @@ def _fitted(machine: Eager, what: str, value: Any, like: Tensor, level: str = "e
 
 def put(cell: Tensor, number: float) -> None:
     """Write a number, which is infinite if it is out of range: `fill_` would raise."""
-    cell.copy_(torch.tensor(number, dtype=torch.float64))
+    cell.copy_(torch.tensor(number, dtype=torch.float64, device=cell.device))
 
 
 def _store_parameter(param: Tensor, state: dict[str, Any], value: Tensor, live: bool) -> None:
