@@ -71,6 +71,7 @@ def assert_refused(answer: Answer, *parts: str) -> None:
 
 # Checkpoints come after steps, not after seconds: a busy machine changes nothing.
 COMMAND = """
+import signal
 from steprule.lab import train
 from steprule.lab.cli import main
 
@@ -80,6 +81,8 @@ def save(self, folder, real=train.Training.save):
 
 train.CHECKPOINT_SECONDS, train.CHECKPOINT_SHARE = -1.0, 0
 train.Training.save = save
+# A shell that runs something in the background has it ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 main()
 """
 

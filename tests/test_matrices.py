@@ -572,7 +572,7 @@ def test_stacks_of_empty_matrices(rule: Any, switches: dict[str, Any]) -> None:
     assert [float(x["step"]) for x in optimizer.state.values()] == [3.0] * 3
 
 
-@pytest.mark.parametrize("rule", [steprule.Muon, steprule.SOAP, steprule.NorMuon])
+@pytest.mark.parametrize("rule", ON_MATRICES)
 def test_transposed_weights_step_as_others(rule: Any) -> None:
     """Sweeps go through memory in order, and words on whole matrices row by row."""
     ends: list[Any] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from steprule.declare import Modifier, hyper, parameter, scalar_slot, slot
 from steprule.words import Number, clamp, ema, lerp, where
@@ -81,7 +81,7 @@ class Lookahead(Modifier):
     https://arxiv.org/abs/1907.08610
     """
 
-    acts: ClassVar[Literal["always", "first", "last"]] = "last"
+    acts = "last"
     not_with: ClassVar[dict[str, str]] = {
         **dict.fromkeys(
             ("ScheduleFree", "ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"),

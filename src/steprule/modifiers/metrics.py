@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from steprule.declare import Modifier, hyper, scalar_slot, slot
 from steprule.words import Number, norm
@@ -20,7 +20,7 @@ class Metrics(Modifier):
     State: 3 values per tensor (gradient_norm, update_norm, weight_norm), and how many steps a group has taken.
     """
 
-    acts: ClassVar[Literal["always", "first", "last"]] = "first"
+    acts = "first"
 
     every: int = hyper(default=1, at_least=1, meaning="from one step that is measured to the next")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from steprule.declare import Modifier, hyper, parameter, slot
 from steprule.words import Number
@@ -26,7 +26,7 @@ class OuterNesterov(Modifier):
     https://arxiv.org/abs/2510.15830; DiLoCo and MuLoCo do the same over several workers.
     """
 
-    acts: ClassVar[Literal["always", "first", "last"]] = "last"
+    acts = "last"
     not_with: ClassVar[dict[str, str]] = {
         **dict.fromkeys(
             ("ScheduleFree", "ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam", "Lookahead"),
