@@ -25,6 +25,7 @@ pytestmark = [
     # What torch says of its own tools.
     pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream:UserWarning"),
     pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device, and Triton's compiler"),
 ]
 SHAPES = ((), (1,), (0,), (97,), (2, 3, 5, 7), (gpu_launch.CHUNK + 1,), (2 * gpu_launch.CHUNK + 5,))

@@ -33,6 +33,7 @@ def test_every_optimizer_takes_a_step(name: str, dtype: torch.dtype, options: di
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 def test_a_step_and_its_kernels_are_timed() -> None:
     params = gpu_steps.parameters([(1024, 1024)], torch.float32)
     step = steprule.AdamW(params).step

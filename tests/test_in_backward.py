@@ -17,7 +17,7 @@ from torch import nn
 import steprule
 from steprule.engine import host
 from steprule.engine.composition import Composition
-from steprule.engine.in_backward import OneParameter
+from steprule.engine.in_backward import SomeParameters
 
 
 def model() -> nn.Module:
@@ -132,15 +132,16 @@ def stepping_on_host(lr: float = 0.1) -> tuple[Any, Any]:
 def test_state_in_main_memory_is_stepped_while_the_backward_pass_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(host, "PORTION", 1)
     net, optimizer = stepping_on_host()
-    moved, seen, steps = threading.Event(), list[Any](), OneParameter.take_step_with
+    moved, seen, steps = threading.Event(), list[Any](), SomeParameters.take_step_with
 
     def take_step_with(*given: Any) -> None:
         steps(*given)
         seen.append(threading.current_thread())
         moved.set()
 
-    monkeypatch.setattr(OneParameter, "take_step_with", take_step_with)
+    monkeypatch.setattr(SomeParameters, "take_step_with", take_step_with)
     net[0].weight.register_hook(lambda gradient: seen.append(moved.wait(60)))
     before = net[2].weight._version
     backward(net, 0)
@@ -154,6 +155,7 @@ def test_state_in_main_memory_is_stepped_while_the_backward_pass_goes_on(
 
 def test_a_step_that_fails_beside_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters after it are not stepped, it has not moved, and the next pass steps all again."""
+    monkeypatch.setattr(host, "PORTION", 1)
     torch.manual_seed(0)
     net = nn.ModuleList([nn.Embedding(5, 4, sparse=True), nn.Linear(4, 4), nn.Linear(4, 4)])
     optimizer = steprule.state_on_host(steprule.AdamW(net.named_parameters()))
@@ -179,16 +181,16 @@ def test_a_step_that_fails_beside_the_backward_pass(monkeypatch: pytest.MonkeyPa
     cycle: list[Any] = [failed]
     cycle.append(cycle)
     del failed, cycle
-    steps = OneParameter.take_step_with
-    monkeypatch.setattr(OneParameter, "take_step_with", lambda *given: (gc.collect(), steps(*given)))
+    steps = SomeParameters.take_step_with
+    monkeypatch.setattr(SomeParameters, "take_step_with", lambda *given: (gc.collect(), steps(*given)))
     run(sparse=False)
     assert [optimizer.state[layer.weight]["step"] for layer in net] == [2, 2, 3]
 
 
 def test_what_is_begun_is_complete_when_a_backward_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     net, optimizer = stepping_on_host()
-    steps = OneParameter.take_step_with
-    monkeypatch.setattr(OneParameter, "take_step_with", lambda *given: (time.sleep(0.2), steps(*given)))
+    steps = SomeParameters.take_step_with
+    monkeypatch.setattr(SomeParameters, "take_step_with", lambda *given: (time.sleep(0.2), steps(*given)))
     before, version = net[2].weight.detach().clone(), net[2].weight._version
     # What reads a parameter after its step has begun is to fail, whether it has moved by then or not.
     handle = net[0].weight.register_hook(lambda gradient: 1 / (net[2].weight._version == version))
@@ -199,6 +201,45 @@ def test_what_is_begun_is_complete_when_a_backward_pass_fails(monkeypatch: pytes
     handle.remove()
     backward(net, 0)
     assert len(optimizer.state) == 4
+
+
+def test_parameters_are_stepped_in_portions_whichever_have_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer is a portion; the one that gets its gradients in part is stepped in part."""
+    monkeypatch.setattr(host, "PORTION", 24)
+
+    def make() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        net = nn.ModuleList([nn.Linear(4, 6) for _ in range(3)])
+        return net, steprule.state_on_host(steprule.AdamW(net.named_parameters(), lr=0.1))
+
+    def run(net: Any, number: int) -> None:
+        x = numbers((2, 4), torch.float32, number)
+        layers = net if number != 2 else [net[0]]
+        found = sum(layer(x).square().sum() for layer in layers)
+        # Of the last layer, only the bias.
+        (found + net[2].bias.sum()).backward()
+
+    (after, one), (during, other) = make(), make()
+    steprule.step_in_backward(during, other)
+    taken, steps = list[int](), SomeParameters.take_step_with
+    monkeypatch.setattr(
+        SomeParameters, "take_step_with", lambda self, *x: (taken.append(len(x[0])), steps(self, *x))
+    )
+    for number in range(5):
+        run(after, number)
+        one.step()
+        one.zero_grad()
+        run(during, number)
+    assert sorted(taken) == [1] + [2] * 13
+    for p, q in zip(flat(one), flat(other), strict=True):
+        assert_same(q.detach(), p.detach())
+        assert_same(other.state[q], one.state[p])
+    # A parameter that has left the groups is left alone.
+    other.param_groups[0]["params"].remove(during[0].weight)
+    del other.param_groups[0]["param_names"]
+    before = [p.detach().clone() for p in during[0].parameters()]
+    run(during, 9)
+    assert [torch.equal(p, q) for p, q in zip(during[0].parameters(), before, strict=True)] == [True, False]
 
 
 def test_stale_graphs_and_further_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import threading
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,6 +23,10 @@ from steprule.engine.rule import RuleOptimizer
 from steprule.engine.runners import sharing
 from steprule.engine.sharding import parts
 
+# How many elements are stepped together beside a backward pass: of fewer, a step takes longer in Python than in
+# its kernel.
+PORTION = 1 << 22
+
 
 @dataclass
 class _Twin:
@@ -38,6 +43,38 @@ class _Twin:
     version: int = 0
 
 
+@dataclass
+class Portion:
+    """Parameters of one group that are stepped together beside a backward pass, once all have gradients.
+
+    ids: of the parameters, in their order. few: the optimizer as it is for them (`SomeParameters`).
+    arrived: the copies of those that have gradients so far.
+    """
+
+    ids: list[int]
+    few: Any
+    arrived: dict[int, _Twin] = field(default_factory=dict[int, _Twin])
+
+    def take(self) -> list[_Twin]:
+        """The copies that have arrived, in their order; the next backward pass begins with none."""
+        found = [self.arrived[x] for x in self.ids if x in self.arrived]
+        self.arrived.clear()
+        return found
+
+
+def portions(params: Sequence[Any]) -> list[list[Any]]:
+    """Parameters that are stepped together: backward passes begin with the last ones."""
+    found: list[list[Any]] = []
+    room = 0
+    for param in reversed(params):
+        if room <= 0:
+            found.append([])
+            room = PORTION
+        found[-1].insert(0, param)
+        room -= 0 if is_lazy(param) else param.numel()
+    return found
+
+
 class OnHost(Elsewhere):
     """How the state of one optimizer is kept in main memory."""
 
@@ -49,6 +86,9 @@ class OnHost(Elsewhere):
         self._beside = Beside()
         # By device, the copies of steps beside the backward pass.
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        # What still waits for gradients, by id. Each device has a thread of the backward pass.
+        self._waiting: dict[int, Portion] = {}
+        self._lock = threading.RLock()
 
     def __reduce__(self) -> Any:
         # Of an optimizer that is copied or pickled: the copies belong to its parameters.
@@ -85,10 +125,10 @@ class OnHost(Elsewhere):
                 for twin in twins:
                     _bring_back(twin)
 
-    def begin(self, optimizer: Any, param: Tensor, step: Callable[[Tensor], None]) -> None:
-        """Begin a step of one parameter in a thread beside the backward pass, which is calling this.
+    def begin(self, optimizer: Any, param: Tensor, portion: Portion) -> None:
+        """Copy a parameter to main memory during the backward pass, which is calling this.
 
-        step: takes it with the parameter's copy, which has the gradient.
+        With the last one of its portion, a thread begins to step these.
         """
         twin = self._twins[id(param)] = self._twin(param, optimizer)
         # As if it had moved now: what still wants to read the old values is told.
@@ -96,10 +136,21 @@ class OnHost(Elsewhere):
         stream = self._stream(param.device) if twin.pinned else None
         with _on(stream), torch.no_grad():
             self._fetch_one(optimizer, twin, with_gradient=True)
+        with self._lock:
+            portion.arrived[id(param)] = twin
+            self._waiting[id(portion)] = portion
+            if len(portion.arrived) == len(portion.ids):
+                self._start(portion)
+
+    def _start(self, portion: Portion) -> None:
+        """Have the thread step the parameters of a portion that have gradients."""
+        self._waiting.pop(id(portion), None)
+        twins = portion.take()
+        streams = [self._streams[x] for x in dict.fromkeys(x.param.device for x in twins if x.pinned)]
         # Blocking: the thread does not spin while it waits.
-        arrived = None if stream is None else stream.record_event(torch.cuda.Event(blocking=True))
-        take = partial(_take_step, twin, step, stream, arrived)
-        if twin.pinned or param.device.type == "cpu":
+        arrived: list[Any] = [x.record_event(torch.cuda.Event(blocking=True)) for x in streams]
+        take = partial(_take_step, twins, portion.few.take_step_with, self._streams, arrived)
+        if all(x.pinned or x.param.device.type == "cpu" for x in twins):
             self._beside.begin(take)
         else:
             take()
@@ -110,7 +161,10 @@ class OnHost(Elsewhere):
         self._beside.complain()
 
     def settle(self) -> None:
-        """Wait for them, and leave it to `wait` to raise."""
+        """Wait for them, and leave it to `wait` to raise. Portions are begun with the gradients they have."""
+        with self._lock:
+            for portion in list(self._waiting.values()):
+                self._start(portion)
         if self._beside.settle():
             for stream in self._streams.values():
                 stream.synchronize()
@@ -185,15 +239,21 @@ class OnHost(Elsewhere):
 
 
 @torch.no_grad()
-def _take_step(twin: _Twin, step: Callable[[Tensor], None], stream: Any, arrived: Any) -> None:
-    """Take a step with the copy of a parameter, once it has arrived there."""
-    if arrived is not None:
-        arrived.synchronize()
+def _take_step(
+    twins: list[_Twin],
+    step: Callable[[Sequence[Tensor], Sequence[Tensor]], None],
+    streams: dict[torch.device, torch.cuda.Stream],
+    arrived: list[Any],
+) -> None:
+    """Take a step with the copies of parameters, once they have arrived there."""
+    for event in arrived:
+        event.synchronize()
     try:
-        step(twin.here)
+        step([x.param for x in twins], [x.here for x in twins])
     finally:
-        with _on(stream):
-            _bring_back(twin)
+        for twin in twins:
+            with _on(streams[twin.param.device] if twin.pinned else None):
+                _bring_back(twin)
 
 
 def _on(stream: torch.cuda.Stream | None) -> Any:

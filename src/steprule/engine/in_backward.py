@@ -49,13 +49,16 @@ class StepInBackward:
         self._waits = False
         self._handles: list[Any] = []
         wanted = set(map(id, model.parameters()))
+        kind = _kind_of(type(optimizer).__name__)
         for group in optimizer.param_groups:
-            for param in group["params"]:
-                if param.requires_grad and id(param) in wanted:
-                    one = _kind_of(type(optimizer).__name__)(optimizer)
-                    self._handles.append(param.register_post_accumulate_grad_hook(partial(self._step, one)))
+            params: list[Any] = [p for p in group["params"] if p.requires_grad and id(p) in wanted]
+            for few in host.portions(params):
+                portion = host.Portion(list(map(id, few)), kind(optimizer))
+                for param in few:
+                    step = partial(self._step, kind(optimizer), portion)
+                    self._handles.append(param.register_post_accumulate_grad_hook(step))
 
-    def _step(self, one: OneParameter, param: Tensor) -> None:
+    def _step(self, one: SomeParameters, portion: host.Portion, param: Tensor) -> None:
         if self._waits:
             return
         elsewhere = one.whole.elsewhere
@@ -63,7 +66,7 @@ class StepInBackward:
             one.take_step(param)
         elif isinstance(elsewhere, OnHost):
             cast(Any, torch.autograd.Variable)._execution_engine.queue_callback(_End(elsewhere))
-            elsewhere.begin(one.whole, param, partial(one.take_step_with, param))
+            elsewhere.begin(one.whole, param, portion)
         else:
             raise _state_is(elsewhere, one.whole)
         param.grad = None
@@ -145,19 +148,18 @@ def _check(optimizer: RuleOptimizer, group: dict[str, Any]) -> None:
         raise errors.not_in_backward(own.name, "sharded parameters are sent to the process that owns them")
 
 
-class OneParameter(RuleOptimizer):
-    """An optimizer as it is for one of its parameters: the same state, in a group of its own."""
+class SomeParameters(RuleOptimizer):
+    """An optimizer as it is for one or some of its parameters: the same state, in a group of its own."""
 
-    # Both look at several parameters.
+    # Both look at all parameters.
     _watched_rounding = True
     _looked_for_curvature = True
 
     def __init__(self, whole: RuleOptimizer):
         self.whole = whole
         self._own: dict[str, Any] = {}
-        # What was stepped last in place of which parameter.
-        self._copy: Tensor | None = None
-        self._param: Tensor | None = None
+        # The parameters in whose place others are stepped, by the ids of these.
+        self._stand_for: dict[int, Tensor] = {}
 
     def take_step(self, param: Tensor) -> None:
         """Take the parameter's step with the options that its group has now."""
@@ -165,35 +167,48 @@ class OneParameter(RuleOptimizer):
         with plans.of(whole).lock:
             if whole._state_is_away:
                 whole.reload_state()
-            self._step_with(param)
+            for index, places in self._where([param]).items():
+                self._step_with(index, list(places))
 
-    def take_step_with(self, param: Tensor, here: Tensor) -> None:
-        """Take it with the parameter's copy in main memory."""
+    def take_step_with(self, params: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+        """Take the step of parameters with their copies in main memory."""
         whole = self.whole
-        self._param, self._copy = param, here
-        known = whole.state.get(param)
-        state: defaultdict[Tensor, Any] = defaultdict(dict, {} if known is None else {here: known})
-        try:
-            self._step_with(param, here, state)
-        finally:
-            if here in state:
-                whole.state[param] = state[here]
+        self._stand_for = {id(copy): param for param, copy in zip(params, copies, strict=True)}
+        for index, places in self._where(params).items():
+            pairs = [(params[x], copies[x]) for x in places.values()]
+            known = {copy: whole.state[param] for param, copy in pairs if param in whole.state}
+            state: defaultdict[Tensor, Any] = defaultdict(dict, known)
+            try:
+                self._step_with(index, list(places), [copy for _, copy in pairs], state)
+            finally:
+                whole.state.update({param: state[copy] for param, copy in pairs if copy in state})
 
-    def _step_with(self, param: Tensor, here: Tensor | None = None, state: Any = None) -> None:
-        """here, state: what is stepped in place of the parameter, if anything is, with its state."""
+    def _where(self, params: Sequence[Tensor]) -> dict[int, dict[int, int]]:
+        """By group, the places of these parameters there and among these; those of no group are left out."""
+        found: dict[int, dict[int, int]] = {}
+        for number, param in enumerate(params):
+            self.whole.place_of(param)
+            if id(param) in self.whole._places:
+                index, place, _ = self.whole._places[id(param)]
+                found.setdefault(index, {})[place] = number
+        return found
+
+    def _step_with(
+        self, index: int, places: Sequence[int], copies: list[Tensor] | None = None, state: Any = None
+    ) -> None:
+        """Step the parameters at these places of a group.
+
+        copies, state: what is stepped in place of the parameters, if anything is, with its state.
+        """
         whole, own = self.whole, self._own
         # A loaded checkpoint has replaced the state and the groups.
         self.__dict__ |= whole.__dict__
         self.param_groups = [own]
         own.clear()
-        whole.place_of(param)
-        if id(param) not in whole._places:
-            return
-        index, place, _ = whole._places[id(param)]
-        own.update(_alone(whole.param_groups[index], place))
+        own.update(_some(whole.param_groups[index], places))
         try:
-            if here is not None:
-                own["params"], self.state = [here], state
+            if copies is not None:
+                own["params"], self.state = copies, state
                 host.move_state(self)
                 host.check_options(self, own, index)
             if self._may_step():
@@ -223,16 +238,16 @@ class OneParameter(RuleOptimizer):
 
     def _known(self, param: Tensor) -> Any:
         """The parameter in whose place this is stepped."""
-        return self._param if param is self._copy else param
+        return self._stand_for.get(id(param), param)
 
 
-def _alone(group: dict[str, Any], place: int) -> dict[str, Any]:
-    """A group of the parameter at this place alone."""
+def _some(group: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
+    """A group of the parameters at these places alone."""
     lists = [key for key in ("params", "param_names", views.KEY) if group.get(key) is not None]
-    return {**group, **{key: [group[key][place]] for key in lists}}
+    return {**group, **{key: [group[key][place] for place in places] for key in lists}}
 
 
 @cache
-def _kind_of(name: str) -> type[OneParameter]:
+def _kind_of(name: str) -> type[SomeParameters]:
     """The class with the name of the optimizer, for messages."""
-    return type(name, (OneParameter,), {})
+    return type(name, (SomeParameters,), {})

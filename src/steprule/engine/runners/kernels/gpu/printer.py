@@ -344,21 +344,26 @@ class Printer:
         """The loops of a pass with sums: blocks that fill BLOCK together, 16 elements of each in a turn."""
         yield "across = tl.minimum(scales, (begun + length + strip - 1) // strip)"
         yield "count = (length + width - 1) // width * across"
-        simple = "(strip == SHARING) & (begun == 0) & (length <= width)"
+        simple = "(strip == SHARING) & (begun == 0) & (length <= width) & (loose == 0)"
         yield f"full = tl.where({simple}, length // BLOCK * BLOCK, 0)"
         turn = "lanes + (first + LANES * turn)"
-        for begin, end in (("0", "full"), ("full", "count * SHARING")):
+        # Full blocks are known not to be loose: a branch in each turn would keep the next turn's loads back.
+        for begin, end, turns, loose in (
+            ("0", "full", "tl.static_range", "0"),
+            ("full", "count * SHARING", "range", "loose"),
+        ):
             yield f"for first in range({begin}, {end}, BLOCK):"
             for x in self.sums:
                 yield f"    {x} = tl.zeros(lanes.shape, tl.float64)"
-            yield "    for turn in tl.static_range(SHARING // LANES):"
+            yield f"    for turn in {turns}(SHARING // LANES):"
+            given = call.replace(" loose,", f" {loose},")
             if begin == "0":
-                yield f"        {call}, {turn}, {turn}, None, SHARING)"
+                yield f"        {given}, {turn}, {turn}, None, SHARING)"
             else:
                 yield f"        i, inside = within({turn}, width, strip, begun, across, length, SHARING)"
-                yield f"        {call}, {turn}, i, inside, SHARING)"
+                yield f"        {given}, {turn}, i, inside, SHARING)"
             for place, x in enumerate(self.sums):
-                given = f"loose, first // SHARING, count, {x}, {len(self.sums)}, BLOCK // SHARING"
+                given = f"{loose}, first // SHARING, count, {x}, {len(self.sums)}, BLOCK // SHARING"
                 yield f"    store_lanes(sums + {place}, {given})"
 
     def _before(self) -> Iterator[str]:
