@@ -30,8 +30,8 @@ SHAPES = load_model("gpt2").shapes
 MATRICES = [(768, 768)] * 24 + [(3072, 768)] * 12 + [(768, 3072)] * 12
 # What torch's rule of the same name is compared in.
 LISTS, FUSED = {"foreach": True}, {"fused": True}
-FUSED_THERE = ("SGD", "Adam", "AdamW", "Adagrad")
-IN_LISTS = ("NAdam", "RAdam", "Adamax", "RMSprop", "Adadelta", "ASGD", "Rprop", "Adafactor")
+FUSED_THERE = ("SGD", "Adam", "AdamW")
+IN_LISTS = ("Adagrad", "NAdam", "RAdam", "Adamax", "RMSprop", "Adadelta", "ASGD", "Rprop", "Adafactor")
 TORCH: dict[str, list[dict[str, bool]]] = {
     **{name: [FUSED, LISTS] for name in FUSED_THERE},
     **{name: [LISTS] for name in IN_LISTS},

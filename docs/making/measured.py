@@ -89,6 +89,13 @@ def steps_on_gpus() -> list[tuple[Path, dict[str, Any]]]:
 
 
 @cache
+def iterations_on_hosts() -> list[tuple[Path, dict[str, Any]]]:
+    """Every file of benchmarks/host_steps.py."""
+    paths = sorted(RESULTS.glob("**/host-steps.json"))
+    return [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+@cache
 def losses_in_fewer_bits() -> list[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
     """Every file of benchmarks/storage_accuracy.py: its facts and rows."""
     found: list[tuple[Path, dict[str, Any], list[dict[str, Any]]]] = []

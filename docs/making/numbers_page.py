@@ -33,6 +33,7 @@ def numbers_page() -> str:
         introduction,
         *_steps(),
         *_gpus(),
+        *_on_hosts(),
         *_iterations(),
         *_matrices(),
         *_matrix_peers(),
@@ -102,6 +103,24 @@ def _gpus() -> list[str]:
         "ahead."
     )
     return [section("A step on a GPU", introduction, *parts)] if parts else []
+
+
+def _on_hosts() -> list[str]:
+    parts: list[str] = []
+    for path, facts in measured.iterations_on_hosts():
+        times = {(x["where"], x["state"]): x["ms"] for x in facts["iterations"]}
+        kept = list(dict.fromkeys(state for _, state in times))
+        rows = [
+            [where.capitalize(), *(measured.ms(times.get((where, state))) for state in kept)]
+            for where in dict.fromkeys(where for where, _ in times)
+        ]
+        parts += [table(["AdamW steps", *(f"{x} state" for x in kept)], rows, numbers_from=1)]
+        parts += [f"{_file(path)}: {measured.facts_of(facts)}. {facts.get('note', '')}".strip()]
+    introduction = (
+        "Milliseconds of a training iteration of 12 transformer layers of width 768 on a GPU, in bf16 autocast "
+        "with 8 × 1,024 tokens, with the optimizer's state on the GPU and in main memory."
+    )
+    return [section("State in main memory", introduction, *parts)] if parts else []
 
 
 def _iterations() -> list[str]:
