@@ -2,9 +2,9 @@
 
     python benchmarks/host_steps.py [--out FILE.json]
 
-The model is 12 layers of a transformer of width 768 (85 million parameters), with bf16 autocast and batches of 8
-times 1,024 tokens. AdamW steps on the GPU, in main memory after the backward pass (`state_on_host`), and there
-beside it (`step_in_backward`), in fp32 and in 8 bits. Milliseconds are the median of ten iterations.
+The model is 12 layers of a transformer of width 768 (85 million parameters), with bf16 autocast and batches of
+8 times 1,024 tokens. AdamW steps on the GPU, in main memory after the backward pass (`state_on_host`), and
+there beside it (`step_in_backward`), in fp32 and in 8 bits. Milliseconds are the median of ten iterations.
 """
 
 from __future__ import annotations

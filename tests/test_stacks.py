@@ -1,4 +1,4 @@
-"""Equal matrices of several groups are worked on together, as those of one group are."""
+"""What is worked on together: equal matrices of all groups, as many as fit; and memory that slots share."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 import torch
 from rules import assert_same, numbers
-from test_matrices import LOOP, RULES, Whitening, assert_close, looking
+from test_matrices import LOOP, RULES, Whitening, assert_close, looking, stepped
 from torch import nn
 
 import steprule
+from steprule import hyper, slot
+from steprule.declare import Matrix, identity
+from steprule.engine import plans
 from steprule.engine.runners import matrices
 from steprule.engine.runners.matrices import MatrixWork
+from steprule.matrix.words import transpose
+from steprule.words import is_matrix
 
 SHAPES = ((64, 80), (80, 64), (64, 80), (32, 48), (64, 80))
 
@@ -149,3 +154,33 @@ def test_a_step_leaves_nothing_in_memory_whether_it_is_taken_or_not() -> None:
     assert_same([x.detach() for x in params], before)
     assert optimizer.param_groups[0]["skipped_steps"] == 1
     assert held() == 0
+
+
+def test_factors_count_as_what_words_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six values per row are little, a factor of 40 by 40 is not."""
+    monkeypatch.setattr(matrices, "CACHED", 4 * 40 * 40)
+    optimizer, _ = stepped(steprule.SOAP, 1, shapes=((40, 6),) * 3)
+    (plan,) = plans.of(optimizer).plans.values()
+    assert [len(batch.places) for batch in plan.batches] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("runner", [{}, LOOP])
+def test_slots_may_take_what_others_had(runner: dict[str, Any], count: int) -> None:
+    class Swaps(Matrix):
+        lr: float = hyper(default=0.1)
+        a = slot("a", per="left", only="matrices")
+        b = slot("b", per="left", only="matrices", starts=identity)
+
+        @staticmethod
+        def update(h: Any, p: Any, g: Any, s: Any, t: Any) -> Any:
+            if not is_matrix(p):
+                return -h.lr * g
+            s.a, s.b = transpose(s.b), transpose(s.a)
+            return -h.lr * (s.a @ g)
+
+    optimizer, (param, *_) = stepped(Swaps, 1, shapes=((4, 6),) * count, **runner)
+    for a, b in ((torch.eye(4), torch.zeros(4, 4)), (torch.zeros(4, 4), torch.eye(4))):
+        assert_same(optimizer.state[param]["a"], a)
+        assert_same(optimizer.state[param]["b"], b)
+        optimizer.step()

@@ -210,14 +210,22 @@ class MatrixWork:
     def store(self, states: States) -> None:
         """Store the new values of slots that have none per element."""
         for equal in self._equals:
+            old: list[Tensor] = []
+            new: list[Tensor] = []
             for letter, register in self._matrices.outputs.items():
                 made = equal.values[register]
                 value: Tensor = made.tensor if isinstance(made, Lined) else made
                 kept = [states[place][self._matrices.slots[letter].key] for place in equal.places]
                 # A value per matrix may be that of all its rows.
                 value = value.expand(*value.shape[:-2], *kept[0].shape[-2:])
-                new = value.reshape(len(kept), *kept[0].shape)
-                torch._foreach_copy_(kept, list(new))  # pyright: ignore
+                old += kept
+                new += value.reshape(len(kept), *kept[0].shape)
+            if len(equal.places) == 1:
+                # Words have read these where they are, and what one keeps may be another's memory.
+                memory = set(map(memory_of, old))
+                new = [x.clone() if memory_of(x) in memory else x for x in new]
+            if old:
+                torch._foreach_copy_(old, new)  # pyright: ignore
 
     def drop(self, names: Collection[str]) -> None:
         """Free these arrays; what words have made of them stays."""
@@ -311,28 +319,35 @@ def _carry_out(machine: Eager, equal: _Equal, step: Step, scalars: _Together) ->
     return torch.cat(made)
 
 
-def bytes_of(param: Tensor) -> int:
-    """What is in memory of a parameter between sweeps."""
-    return param.numel() * max(4, param.element_size())
+def bytes_of(program: Program, param: Tensor, state: Mapping[str, Any]) -> int:
+    """What words are given of a parameter: as many bytes as the largest operand has."""
+    assert program.matrices is not None
+    kept = [state[slot.key] for slot in program.matrices.slots.values() if slot.key in state]
+    return max(x.numel() * max(4, x.element_size()) for x in (param, *kept))
 
 
 class Shares:
-    """Cuts the work on whole matrices, so that what is in memory between sweeps stays below so many bytes."""
+    """Cuts the work on whole matrices, so that words are given no more than so many bytes at a time."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._bytes = 0
         self._number = 0
 
-    def share_of(self, program: Program, param: Tensor) -> int:
+    def share_of(self, program: Program, param: Tensor, state: Mapping[str, Any]) -> int:
         """Which share of the work a parameter is in, after those before it; one for all without matrices."""
         if program.matrices is None:
             return 0
-        size = bytes_of(param)
+        size = bytes_of(program, param, state)
         if self._bytes and self._bytes + size > self._most:
             self._bytes, self._number = 0, self._number + 1
         self._bytes += size
         return self._number
+
+
+def memory_of(x: Tensor) -> int:
+    """Which memory a tensor is in, as a whole or in part."""
+    return x.untyped_storage().data_ptr()
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from steprule.engine.draws import Draws
 from steprule.engine.fields import Slot, make_step_counter
 from steprule.engine.program import phases, sums
 from steprule.engine.runners.eager import Eager, Lined
+from steprule.engine.runners.matrices import memory_of
 from steprule.engine.sharding import parts
 from steprule.engine.sharding.parts import region_in
 from steprule.engine.views import View
@@ -171,12 +172,14 @@ def compute(
     t = Number(machine, t) if isinstance(t, Tensor) else t
     # What the step began with may be a slot's memory, which is written before the other results are read.
     begun = [x.handle for x in (*s.numbers.values(), *((p, g) if live else ())) if isinstance(x, Number)]
-    given = {id(x.tensor if isinstance(x, Lined) else x) for x in begun}
+    # Words on matrices may also return a part of that memory, or turn it.
+    which = memory_of if machine.on_matrices else id
+    given = {which(x.tensor if isinstance(x, Lined) else x) for x in begun}
     new = one_step(composition, h, p, g, s, t)
 
     def own(value: Any) -> Any:
         value = value.tensor if isinstance(value, Lined) else value
-        return value.clone() if id(value) in given else value
+        return value.clone() if isinstance(value, Tensor) and which(value) in given else value
 
     values: dict[str, Any] = {}
     for letter in sorted(s.written & slots.keys()):

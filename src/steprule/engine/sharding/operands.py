@@ -276,7 +276,8 @@ class Operands:
             work = {number: matrices.Shares(matrices.BYTES) for number in owner.values()}
             rounds: list[list[Where]] = []
             for where, (_, program, param, _) in ((x, params[x]) for x in places):
-                number = work[owner[where]].share_of(program, param)
+                # By the parameters alone: what is here of their states differs between processes.
+                number = work[owner[where]].share_of(program, param, {})
                 rounds += [[] for _ in range(number + 1 - len(rounds))]
                 rounds[number].append(where)
             self._shared.append(_Shared(processes, tensors, owner, rounds))

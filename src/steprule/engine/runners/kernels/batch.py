@@ -97,7 +97,10 @@ class Batch:
         self.alike = (
             (id(program), params[0].device, *kinds) if self.work is not None and not self._split else None
         )
-        self.size, self.most = sum(map(bytes_of, params)), most_at_once(params[0].device)
+        self.most = most_at_once(params[0].device)
+        self.size = 0
+        if program.matrices is not None:
+            self.size = sum(bytes_of(program, p, state) for p, state in zip(params, states, strict=True))
         self.addresses = {letter: Addresses(column) for letter, column in columns.items()}
         self.addresses["g"] = Addresses(own)
         for letter in ("p", *self.keys):

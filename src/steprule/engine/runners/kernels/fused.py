@@ -240,7 +240,7 @@ class Plan:
             else:
                 param = params[place]
                 shares = work.setdefault(kind, matrices.Shares(matrices.most_at_once(param.device)))
-                together.setdefault((kind, shares.share_of(own, param)), []).append(place)
+                together.setdefault((kind, shares.share_of(own, param, state)), []).append(place)
         self._run = _run_of(optimizer.state, [params[place] for place in self.present])
         self.batches: list[Batch] = []
         for places in together.values():
