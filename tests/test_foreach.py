@@ -128,3 +128,14 @@ def test_temporaries_fit_in_a_bucket(case: Case, dtype: torch.dtype) -> None:
     whole = sum(param.numel() for param in params) * max(4, dtype.itemsize)
     assert temporaries.most <= 64 * 2**20 < whole / 2
     assert temporaries.most > 2**20
+
+
+@pytest.mark.parametrize("runner", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_numbers_beyond_the_range_of_elements_are_infinite(runner: dict[str, bool]) -> None:
+    """As kernels have it: torch would raise in the middle of the step."""
+    optimizer = steprule.Prodigy([nn.Parameter(torch.full((4,), 0.1))], **runner)
+    (param,) = flat(optimizer)
+    optimizer.param_groups[0]["d"] = 1e25  # its square
+    param.grad = torch.full((4,), 1e-3)
+    optimizer.step()
+    assert optimizer.state[param]["exp_avg_sq"].isposinf().all()

@@ -14,6 +14,7 @@ from rules import assert_same, assert_same_run, flat, numbers
 from torch import nn
 
 from steprule import Elementwise, Modifier, explain, hyper, slot
+from steprule.engine.program import sums
 from steprule.words import (
     columns,
     ema,
@@ -366,3 +367,12 @@ def test_a_tensor_lr_meets_values_per_row(options: dict[str, Any]) -> None:
         RowScaled([param], lr=lr, **options).step()
         moved.append(param.detach())
     assert_same(moved[0], moved[1])
+
+
+@pytest.mark.parametrize("shape", [(40, 30, 3, 3), (900, 3, 7), (50, 40, 5, 2), (70, 60, 1, 9)], ids=str)
+def test_norms_of_many_short_columns_are_those_of_torch(shape: tuple[int, ...]) -> None:
+    """torch.norm goes through them one by one, which took most of Adafactor's step on convolutions."""
+    x = numbers(shape, torch.float32, 3).exp() * numbers(shape, torch.float32, 4)
+    assert sums._many_short_columns(x, (-2,))
+    assert not sums._many_short_columns(x, (-1,))
+    assert_same(sums.as_torch("norm", x, (-2,)), torch.norm(x, dim=-2, keepdim=True))

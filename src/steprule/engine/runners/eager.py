@@ -6,6 +6,7 @@ to the parameter. Where it meets an element, it is rounded once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, Protocol, cast
@@ -65,6 +66,7 @@ def _clamp(x: Tensor, low: Any, high: Any) -> Tensor:
     return _smaller(_larger(x, low), high)
 
 
+MOST = torch.finfo(torch.float32).max
 WORDS: dict[str, Callable[..., Any]] = {
     "neg": torch.neg,
     "abs": torch.abs,
@@ -97,6 +99,12 @@ WORDS: dict[str, Callable[..., Any]] = {
     "not_equal": torch.ne,
     "as_stored": _as_stored,
 }
+
+
+def in_range(number: float, dtype: torch.dtype) -> float:
+    """A number as elements of this dtype have it: infinite beyond their range, where torch would raise."""
+    most = MOST if dtype == torch.float32 else math.inf
+    return math.copysign(math.inf, number) if abs(number) > most else number
 
 
 class Lined(NamedTuple):
@@ -246,7 +254,9 @@ class Eager:
         return float(value)
 
     def counted(self, value: Any) -> Any:
-        """A comparison as 1 or 0; anything else unchanged."""
+        """A comparison as 1 or 0, a number that elements cannot have as infinite; anything else unchanged."""
+        if isinstance(value, float):
+            return in_range(value, self.dtype)
         return value.to(self.dtype) if isinstance(value, Tensor) and value.dtype == torch.bool else value
 
     def where(self, condition: Any, a: Any, b: Any) -> Tensor:

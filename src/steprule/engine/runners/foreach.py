@@ -21,7 +21,7 @@ from steprule.engine.program.phases import Going, Part
 from steprule.engine.program.program import Instruction, Pass, Program, Reduction, Register, Scalar, Scalars
 from steprule.engine.program.sums import Partial
 from steprule.engine.runners import reference
-from steprule.engine.runners.eager import Eager
+from steprule.engine.runners.eager import Eager, in_range
 from steprule.engine.runners.reference import Work, compute_dtype, real
 from steprule.engine.sharding.parts import region_in, shape_of
 from steprule.plain import Double
@@ -153,6 +153,8 @@ def _carry_out(
     operands: list[Any] = []
     for place, x in enumerate(step.operands):
         value: Any = scalars[x.index] if isinstance(x, Scalar) else x
+        if isinstance(value, float):
+            value = in_range(value, machine.dtype)
         if isinstance(x, Register):
             value = values[x.index]
             # A comparison stays boolean as a condition, and counts as 1 or 0 elsewhere.
