@@ -148,7 +148,7 @@ def counted(entries: Sequence[Moved], replicas: int, shards: int) -> Counted:
         copy = slice(first, first + shards)
         # What later words of the same step need is kept for them.
         in_rounds = sum(stage is not None for stage in own.program.stages) == 1
-        share = shares[owner].share_of(own.program, own.param) if in_rounds else 0
+        share = shares[owner].share_of(own.program, own.param, {}) if in_rounds else 0
         # The shards of the owner's own copy come to it and go back from it; then they go to all copies.
         for like, dtype in own.out.values():
             room = _rooms(tuple(like.shape), dtype.itemsize, like.placements, shards)
