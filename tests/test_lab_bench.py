@@ -527,7 +527,7 @@ def test_the_estimate_counts_every_part(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_rule_measured_on_a_busy_machine_is_marked() -> None:
-    results = json.loads((SOURCE.parent / "benchmarks/results/epyc-2-cores/other-rules/gpt2.json").read_text())
+    results = json.loads((SOURCE.parent / "benchmarks/results/xeon-2-cores/all-rules/gpt2.json").read_text())
     results["rules"] = results["rules"][:2]
     for rule, unsteady in zip(results["rules"], (True, False), strict=True):
         rule["unsteady"] = unsteady
@@ -554,7 +554,7 @@ def test_samples_that_differ_are_called_unsteady(monkeypatch: pytest.MonkeyPatch
 
 
 def test_labels_of_the_chart_stay_right_of_the_floor(tmp_path: Path) -> None:
-    results = json.loads((SOURCE.parent / "benchmarks/results/epyc-2-cores/other-rules/gpt2.json").read_text())
+    results = json.loads((SOURCE.parent / "benchmarks/results/xeon-2-cores/all-rules/gpt2.json").read_text())
     for slowest in (1.0, 100.0):
         for number, rule in enumerate(results["rules"]):
             rule["step"][OURS]["times_floor"] = (0.4 + 0.1 * number) * (slowest if number == 0 else 1)

@@ -74,6 +74,8 @@ class Addresses:
         if len(tensors) >= LEAST and _loop() is not None:
             self.known = np.array(self.known, dtype=np.int64)
             self._found = np.empty_like(self.known)
+            # Asked once: numpy takes microseconds for each.
+            self._bytes, self._at = self.known.tobytes(), self._found.ctypes.data
 
     def of(self, tensors: list[Tensor]) -> Sequence[int] | NDArray[np.int64]:
         """The addresses of as many tensors of the same forms."""
@@ -81,13 +83,13 @@ class Addresses:
         if self._found is None or loop is None:
             return list(map(address, tensors))
         # The loop takes a list and nothing else; users may put a tuple into a group.
-        loop(tensors if type(tensors) is list else list(tensors), self._found.ctypes.data)
+        loop(tensors if type(tensors) is list else list(tensors), self._at)
         return self._found
 
     def hold(self, tensors: list[Tensor]) -> bool:
         """Whether as many tensors of the same forms are where these were."""
-        found = self.of(tensors)
-        return found == self.known if isinstance(found, list) else bool(np.array_equal(found, self.known))
+        found: Any = self.of(tensors)
+        return found == self.known if isinstance(found, list) else found.tobytes() == self._bytes
 
 
 @cache
