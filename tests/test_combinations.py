@@ -2,7 +2,7 @@
 
 There are some ten thousand combinations, each with a kernel of its own. An ordinary run takes one of each rule,
 always the same, with every modifier and every storage among them. `pytest -n auto --whole
-tests/test_combinations.py` takes all; on two cores that is about two hours. With `--whole`, `-k` finds single
+tests/test_combinations.py` takes all; on two cores that is about half an hour. With `--whole`, `-k` finds single
 ones.
 """
 
