@@ -137,4 +137,4 @@ def ms(value: float | None) -> str:
     """Milliseconds with three digits; a dash if there is no measurement."""
     if value is None:
         return "–"
-    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"

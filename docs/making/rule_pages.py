@@ -279,10 +279,13 @@ def _listings(found: listings.Listings) -> str:
 
 
 def _measured(name: str) -> str:
-    rows: dict[str, list[list[str]]] = {}
-    for bench in measured.benches():
+    latest: dict[tuple[str, str], measured.Bench] = {}
+    for bench in sorted(measured.benches(), key=lambda bench: bench.facts["date"]):
         if name in bench.rules:
-            rows.setdefault(measured.facts_of(bench.facts), []).append(_bench_row(bench, bench.rules[name]))
+            latest[bench.facts["processor"], bench.facts["model"]] = bench
+    rows: dict[str, list[list[str]]] = {}
+    for bench in sorted(latest.values(), key=lambda bench: -bench.facts["numbers"]):
+        rows.setdefault(measured.facts_of(bench.facts), []).append(_bench_row(bench, bench.rules[name]))
     introduction = (
         "Milliseconds of one step, parameters in fp32, medians. Floor: the bytes that an fp32 step must move, "
         "divided by the bandwidth measured alongside. torch: the fastest of its for-loop, foreach and fused."
