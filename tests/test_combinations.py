@@ -2,8 +2,8 @@
 
 There are some ten thousand combinations, each with a kernel of its own. An ordinary run takes one of each rule,
 always the same, with every modifier and every storage among them. `pytest -n auto --whole
-tests/test_combinations.py` takes all; on two cores that is about half an hour. With `--whole`, `-k` finds single
-ones.
+tests/test_combinations.py` takes all; on two cores that is about half an hour. With `--whole`, `-k` finds
+single ones.
 """
 
 from __future__ import annotations
