@@ -10,6 +10,7 @@ import torch
 from rules import assert_same, numbers
 from test_matrices import LOOP, RULES, Whitening, assert_close, looking, stepped
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import steprule
 from steprule import hyper, slot
@@ -184,3 +185,9 @@ def test_slots_may_take_what_others_had(runner: dict[str, Any], count: int) -> N
         assert_same(optimizer.state[param]["a"], a)
         assert_same(optimizer.state[param]["b"], b)
         optimizer.step()
+
+
+def test_fake_tensors_have_no_memory_to_look_at() -> None:
+    """torch warns of those who ask for it, and warnings are errors here."""
+    with FakeTensorMode():
+        stepped(steprule.Muon, 1, shapes=((4, 6),), **LOOP)

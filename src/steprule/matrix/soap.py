@@ -25,7 +25,7 @@ class SOAP(Matrix):
 
     State: 2 values per element (exp_avg, exp_avg_sq), 2·rows² + 2·columns² more for a matrix (left,
     left_basis, right, right_basis), without those of a side that is longer than max_side.
-    Differs: from the authors' code in M, which they keep as it is and turn in every step: the same but for
+    Differs: from the authors' code in M, which they keep as it is and turn in every step: the same except for
     rounding; in the decay, which comes before the step and in the first one, too; in vectors, which take the
     first step; and in the basis of what the first gradient has no part in.
     Source: Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson, Kakade 2024, "SOAP: Improving and

@@ -320,8 +320,9 @@ def _carry_out(machine: Eager, equal: _Equal, step: Step, scalars: _Together) ->
 
 
 def bytes_of(program: Program, param: Tensor, state: Mapping[str, Any]) -> int:
-    """What words are given of a parameter: as many bytes as the largest operand has."""
-    assert program.matrices is not None
+    """What words are given of a parameter: as many bytes as the largest operand has; 0 without matrices."""
+    if program.matrices is None:
+        return 0
     kept = [state[slot.key] for slot in program.matrices.slots.values() if slot.key in state]
     return max(x.numel() * max(4, x.element_size()) for x in (param, *kept))
 
@@ -346,8 +347,8 @@ class Shares:
 
 
 def memory_of(x: Tensor) -> int:
-    """Which memory a tensor is in, as a whole or in part."""
-    return x.untyped_storage().data_ptr()
+    """Which memory a tensor is in, as a whole or in part. Not by its address: fake tensors have none."""
+    return cast(Any, x.untyped_storage())._cdata
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, zip_longest
+from itertools import chain, repeat, zip_longest
 from operator import itemgetter
 from typing import Any, cast
 
@@ -98,9 +98,7 @@ class Batch:
             (id(program), params[0].device, *kinds) if self.work is not None and not self._split else None
         )
         self.most = most_at_once(params[0].device)
-        self.size = 0
-        if program.matrices is not None:
-            self.size = sum(bytes_of(program, p, state) for p, state in zip(params, states, strict=True))
+        self.size = sum(map(bytes_of, repeat(program), params, states))
         self.addresses = {letter: Addresses(column) for letter, column in columns.items()}
         self.addresses["g"] = Addresses(own)
         for letter in ("p", *self.keys):
